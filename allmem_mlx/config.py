@@ -1,0 +1,108 @@
+"""Every size and switch of the hybrid layer."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import SettingError
+
+POSITIONS = ("bounded", "absolute")
+
+
+@dataclass(frozen=True)
+class AllMemConfig:
+    """The ``allmem`` block of a model folder's ``config.json``.
+
+    Args:
+        heads (int): memory heads, n.
+        head_dim (int): width of a memory head, p.
+        hidden_dim (int): hidden units of a head's memory network, h.
+        window (int): tokens that attention sees: the query itself and ``window - 1``
+            older ones.
+        sinks (int): first tokens of the document that attention always sees, on top
+            of the window.
+        chunk (int): tokens between two updates of the memory, c, counted from the
+            first token read.
+        fold (int): tokens whose gradient is added at once; divides ``chunk``. It
+            bounds the work of one token and does not change the result.
+        positions (str): ``"bounded"`` rotates a token relative to the window, so that
+            no position exceeds ``sinks + window + chunk``; ``"absolute"`` rotates it
+            by its place in the document.
+        conv_kernel (int): taps of the causal convolution on q, k and v.
+        learning_rate (float): what the memory's learning rates are before training
+            moves them, softplus(lr_proj(u) + b0) at lr_proj(u) = 0.
+        max_update_norm (float): Theta, the largest Frobenius norm of one chunk's
+            gradient, for each matrix of each head.
+
+    Raises:
+        SettingError: if a value is impossible.
+    """
+
+    heads: int
+    head_dim: int
+    hidden_dim: int
+    window: int = 2048
+    sinks: int = 128
+    chunk: int = 512
+    fold: int = 64
+    positions: str = "bounded"
+    conv_kernel: int = 4
+    learning_rate: float = 0.2
+    max_update_norm: float = 3.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int:
+                smallest = 0 if field.name == "sinks" else 1
+                if type(value) is not int or value < smallest:
+                    raise SettingError(
+                        f"{field.name} is {value!r}; it must be a whole number of at "
+                        f"least {smallest}"
+                    )
+            elif field.type is float and not (
+                isinstance(value, int | float) and 0 < value < float("inf")
+            ):
+                raise SettingError(f"{field.name} is {value!r}; it must be above 0")
+        if self.chunk % self.fold:
+            raise SettingError(
+                f"chunk is {self.chunk}; it must be a multiple of fold, {self.fold}"
+            )
+        if self.positions not in POSITIONS:
+            raise SettingError(
+                f"positions is {self.positions!r}; it must be one of "
+                + ", ".join(POSITIONS)
+            )
+
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "AllMemConfig":
+        """Reads the block of a ``config.json``; an unknown name is an error."""
+        names = {field.name: field for field in fields(cls)}
+        if unknown := sorted(set(block) - set(names)):
+            raise SettingError(f"unknown allmem setting {', '.join(unknown)}")
+        if missing := sorted({"heads", "head_dim", "hidden_dim"} - set(block)):
+            raise SettingError(f"allmem setting {', '.join(missing)} is missing")
+        return cls(**block)
+
+    @classmethod
+    def for_base(cls, base: dict[str, Any], **settings: Any) -> "AllMemConfig":
+        """The memory's sizes for a base model.
+
+        Head width 64 and hidden width 128 as in the paper, one memory head for each
+        key-value head, or for each query head where those would be narrower than a
+        quarter of the model.
+
+        Args:
+            base (dict): the base model's ``config.json``.
+            settings: values that differ from the defaults.
+        """
+        heads = base.get("num_key_value_heads") or base["num_attention_heads"]
+        if heads * 64 < base["hidden_size"] / 4:
+            heads = base["num_attention_heads"]
+        return cls(**{"heads": heads, "head_dim": 64, "hidden_dim": 128, **settings})
+
+    def shift(self, token: int) -> int:
+        """How far the positions of the chunk that holds ``token`` are moved down."""
+        if self.positions == "absolute":
+            return 0
+        start = token // self.chunk * self.chunk
+        return max(0, start - self.window - self.sinks)

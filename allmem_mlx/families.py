@@ -1,0 +1,73 @@
+"""The base models whose attention layers can become hybrids.
+
+A family is a model file of mlx-lm. Supporting one more means naming it here, with the
+settings of its ``config.json`` that the hybrid layer does not carry over.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import AllMemError
+
+# A rotary embedding that only turns, so that turning back by a distance is exact. Yarn
+# and longrope also scale; "dynamic" depends on the length of what was read.
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an mlx-lm model file fits the hybrid layer.
+
+    Args:
+        refused (dict): a setting of the base's ``config.json`` -> whether its value is
+            one that the hybrid layer would ignore.
+    """
+
+    refused: dict[str, Callable[[Any], bool]]
+
+
+def _has_sliding_layers(layer_types: list[str] | None) -> bool:
+    return any(kind != "full_attention" for kind in layer_types or [])
+
+
+FAMILIES = {
+    "llama": Family(refused={"layer_types": _has_sliding_layers}),
+    "qwen3": Family(
+        refused={
+            "layer_types": _has_sliding_layers,
+            "use_sliding_window": bool,
+            "attention_bias": bool,
+        }
+    ),
+}
+
+
+def check_base(config: dict[str, Any]) -> None:
+    """Refuses, by name, a base model or a setting that would not be obeyed.
+
+    Args:
+        config (dict): the base's ``config.json``.
+
+    Raises:
+        AllMemError: if the base cannot be converted.
+    """
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise AllMemError(
+            f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    for name, ignored in FAMILIES[kind].refused.items():
+        if ignored(config.get(name)):
+            raise AllMemError(
+                f"{kind} with {name} = {config[name]!r} is not supported; the hybrid "
+                "layer would ignore it"
+            )
+    for block in ("rope_scaling", "rope_parameters"):
+        scaling = config.get(block) or {}
+        rope_type = scaling.get("rope_type") or scaling.get("type", "default")
+        if rope_type not in ROPE_TYPES:
+            raise AllMemError(
+                f"{block} of type {rope_type!r} is not supported; "
+                f"supported: {', '.join(ROPE_TYPES)}"
+            )

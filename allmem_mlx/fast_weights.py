@@ -1,0 +1,136 @@
+"""The memory network's mathematics: read, gradient and write as pure functions.
+
+One head's memory is a residual SwiGLU network whose three matrices, the fast weights,
+are trained while it reads (AllMem, arXiv 2602.13680, section 3). All arrays are
+float32 and may have any leading dimensions, here ``[B, n]`` for batch and heads; T
+tokens, head width p, hidden width h. The symbols are the paper's.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+EPS = 1e-5
+
+
+class FastWeights(NamedTuple):
+    """The three matrices of one memory network, or anything of their shapes.
+
+    Args:
+        gate (mx.array): ``[..., h, p]``.
+        up (mx.array): ``[..., h, p]``.
+        down (mx.array): ``[..., p, h]``.
+    """
+
+    gate: mx.array
+    up: mx.array
+    down: mx.array
+
+
+def _transpose(x: mx.array) -> mx.array:
+    return x.swapaxes(-1, -2)
+
+
+def read(weights: FastWeights, queries: mx.array) -> mx.array:
+    """Reads the memory: ``(SiLU(Q Wg^T) * (Q Wu^T)) Wd^T + Q``.
+
+    Args:
+        weights (FastWeights): W as the last write left it, not normalised.
+        queries (mx.array): Q, ``[..., T, p]``.
+
+    Returns:
+        mx.array: ``[..., T, p]``.
+    """
+    gate = queries @ _transpose(weights.gate)
+    hidden = gate * mx.sigmoid(gate) * (queries @ _transpose(weights.up))
+    return hidden @ _transpose(weights.down) + queries
+
+
+def row_norms(weights: FastWeights) -> FastWeights:
+    """L2 norms over the input dimension, kept as ``[..., rows, 1]``."""
+    return FastWeights(*(mx.sqrt(mx.square(w).sum(-1, keepdims=True)) for w in weights))
+
+
+def normalize(weights: FastWeights, norms: FastWeights) -> FastWeights:
+    """Scales every row to its initial norm: ``U[r] = W[r] N_r / (||W[r]|| + 1e-5)``.
+
+    Args:
+        weights (FastWeights): W.
+        norms (FastWeights): N, the :func:`row_norms` of the initial weights.
+    """
+    return FastWeights(
+        *(
+            w * (n / (length + EPS))
+            for w, n, length in zip(weights, norms, row_norms(weights), strict=True)
+        )
+    )
+
+
+def gradient(
+    weights: FastWeights, keys: mx.array, values: mx.array, rates: mx.array
+) -> FastWeights:
+    """Gradient of ``-sum_t <f(k_t), v_t>``, each token weighted by its learning rates.
+
+    Args:
+        weights (FastWeights): U, the normalised weights at which it is taken.
+        keys (mx.array): K, ``[..., T, p]``.
+        values (mx.array): V, ``[..., T, p]``.
+        rates (mx.array): eta for gate, up and down, ``[..., T, 3]``.
+
+    Returns:
+        FastWeights: the sum over the T tokens, not the mean.
+    """
+    gate = keys @ _transpose(weights.gate)
+    up = keys @ _transpose(weights.up)
+    sigmoid = mx.sigmoid(gate)
+    silu = gate * sigmoid
+    d_hidden = -(values @ weights.down)
+    d_gate = d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
+    d_up = d_hidden * silu
+    rate_gate, rate_up, rate_down = mx.split(rates, 3, axis=-1)
+    return FastWeights(
+        gate=_transpose(d_gate) @ (rate_gate * keys),
+        up=_transpose(d_up) @ (rate_up * keys),
+        down=_transpose(-values) @ (rate_down * silu * up),
+    )
+
+
+def clip(grads: FastWeights, max_norm: float) -> FastWeights:
+    """Limits the Frobenius norm: ``G min(1, Theta / ||G||)``, for each matrix alone."""
+
+    def clip_one(grad: mx.array) -> mx.array:
+        squared = mx.square(grad).sum((-2, -1), keepdims=True)
+        # Above Theta the norm is not 0, so neither it nor its derivative is infinite.
+        safe = mx.maximum(squared, max_norm**2)
+        return grad * (max_norm / mx.sqrt(safe))
+
+    return FastWeights(*(clip_one(g) for g in grads))
+
+
+def write(
+    weights: FastWeights,
+    momentum: FastWeights,
+    grads: FastWeights,
+    decay: mx.array,
+    max_norm: float,
+) -> tuple[FastWeights, FastWeights]:
+    """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``.
+
+    Args:
+        weights (FastWeights): U, the normalised weights.
+        momentum (FastWeights): M of the chunk before.
+        grads (FastWeights): G, the chunk's summed :func:`gradient`.
+        decay (mx.array): mu, the chunk's mean momentum decay, ``[...]``.
+        max_norm (float): Theta.
+
+    Returns:
+        tuple: the new W and M.
+    """
+    decay = decay[..., None, None]
+    momentum = FastWeights(
+        *(decay * m - g for m, g in zip(momentum, clip(grads, max_norm), strict=True))
+    )
+    return (
+        FastWeights(*(u + m for u, m in zip(weights, momentum, strict=True))),
+        momentum,
+    )

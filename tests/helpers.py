@@ -1,0 +1,123 @@
+"""What the tests share: one assertion on relative error, and tiny models."""
+
+import random
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from allmem_mlx.model import Model, ModelArgs
+
+# Sizes of the hybrid layer that make every boundary come up within a few hundred tokens.
+TINY_ALLMEM = {
+    "heads": 2,
+    "head_dim": 16,
+    "hidden_dim": 32,
+    "window": 48,
+    "sinks": 4,
+    "chunk": 32,
+    "fold": 8,
+}
+TINY_BASE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 128,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "rope_theta": 10000.0,
+}
+
+
+def relative_error(actual, expected) -> float:
+    """``||actual - expected|| / ||expected||`` in float64."""
+    actual = np.asarray(actual, dtype=np.float64)
+    expected = np.asarray(expected, dtype=np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    scale = np.linalg.norm(expected) or 1.0
+    return float(np.linalg.norm(actual - expected) / scale)
+
+
+def assert_close(name: str, actual, expected, tolerance: float) -> None:
+    error = relative_error(actual, expected)
+    assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
+
+
+def tiny_args(family: str = "qwen3", **allmem) -> ModelArgs:
+    """``allmem`` changes sizes of the hybrid layer."""
+    return ModelArgs.from_dict(
+        {
+            **TINY_BASE,
+            "model_type": "allmem",
+            "base_model_type": family,
+            "allmem": {**TINY_ALLMEM, **allmem},
+        }
+    )
+
+
+def tiny_model(family: str = "qwen3", seed: int = 0, trained: bool = True, **allmem):
+    """A random model of 2 layers; ``trained`` gives it an active memory."""
+    mx.random.seed(seed)
+    model = Model(tiny_args(family, **allmem))
+    if trained:
+        activate_memory(model)
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def activate_memory(model: Model) -> None:
+    """Random memory parameters of the size training leaves behind: alpha is not 0, the
+    rates depend on the token, the taps overlap."""
+
+    def perturb(path, x):
+        if path.endswith(".alpha"):
+            return mx.random.normal(x.shape, scale=0.5)
+        if path.endswith("in_proj.weight"):
+            return mx.random.normal(x.shape, scale=x.shape[-1] ** -0.5)
+        if path.endswith((".rate_bias", ".conv_weight")) or ".memory" in path:
+            return x + mx.random.normal(x.shape, scale=0.1)
+        return x
+
+    model.update(tree_map_with_path(perturb, model.parameters()))
+
+
+def random_tokens(batch: int, length: int, seed: int = 0, vocab: int = 128) -> mx.array:
+    return mx.array(np.random.default_rng(seed).integers(0, vocab, (batch, length)))
+
+
+def random_cuts(length: int, seed: int, sizes=(1, 1, 2, 7, 31, 33, 64, 100, 257)):
+    """Sizes that add up to ``length``."""
+    rng, cuts = random.Random(seed), []
+    while (left := length - sum(cuts)) > 0:
+        cuts.append(min(rng.choice(sizes), left))
+    return cuts
+
+
+def feed(model, tokens: mx.array, cuts, cache=None) -> tuple[mx.array, list]:
+    """Logits of all tokens, and the state after them."""
+    cache = cache or model.make_cache()
+    logits, start = [], 0
+    for size in cuts:
+        logits.append(model(tokens[:, start : start + size], cache=cache))
+        mx.eval(logits[-1], [c.state for c in cache])
+        start += size
+    assert start == tokens.shape[1]
+    return mx.concatenate(logits, axis=1), cache
+
+
+def state_arrays(cache) -> dict[str, mx.array]:
+    """Every array of a state, by its place in it."""
+    leaves = tree_flatten([c.state for c in cache])
+    return {path: x for path, x in leaves if isinstance(x, mx.array)}
+
+
+def assert_same_state(actual, expected, tolerance: float) -> None:
+    actual, expected = state_arrays(actual), state_arrays(expected)
+    assert actual.keys() == expected.keys()
+    for path, x in expected.items():
+        assert_close(f"state {path}", actual[path], x, tolerance)
