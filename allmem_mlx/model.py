@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.cache import ArraysCache, CacheList, RotatingKVCache
+from transformers import AutoConfig, PretrainedConfig
 
 from .attention import WindowAttention
 from .config import AllMemConfig
@@ -20,6 +21,14 @@ from .families import check_base
 from .memory import Memory, MemoryState
 
 MODEL_TYPE = "allmem"
+
+
+class _TransformersConfig(PretrainedConfig):
+    model_type = MODEL_TYPE
+
+
+# To load a tokenizer, transformers reads config.json, and warns of unknown types.
+AutoConfig.register(MODEL_TYPE, _TransformersConfig, exist_ok=True)
 
 
 @dataclass
@@ -94,6 +103,12 @@ class HybridAttention(WindowAttention):
         return super().__call__(x, ring) + (self.alpha * memory).astype(x.dtype)
 
 
+def _new_base(args: ModelArgs) -> nn.Module:
+    """mlx-lm's model for the base's configuration, with random weights."""
+    arch = importlib.import_module(f"mlx_lm.models.{args.base['model_type']}")
+    return arch.Model(arch.ModelArgs.from_dict(args.base))
+
+
 class Model(nn.Module):
     """A causal language model that reads any length with a state of fixed size.
 
@@ -105,8 +120,7 @@ class Model(nn.Module):
         super().__init__()
         self.args = args
         self.model_type = args.model_type
-        arch = importlib.import_module(f"mlx_lm.models.{args.base['model_type']}")
-        base = arch.Model(arch.ModelArgs.from_dict(args.base))
+        base = _new_base(args)
         dims = args.base["hidden_size"]
         for layer in base.layers:
             layer.self_attn = HybridAttention(layer.self_attn, dims, args.allmem)
@@ -184,3 +198,28 @@ class Model(nn.Module):
             return not (own and path.endswith(kept))
 
         return cast
+
+
+def base_model(model: Model) -> nn.Module:
+    """The model that was converted: full attention, no memory, the same weights.
+
+    Args:
+        model (Model): a hybrid; its weights are shared, not copied.
+
+    Returns:
+        nn.Module: mlx-lm's own model.
+    """
+    base = _new_base(model.args)
+    if "lm_head" in model:
+        base.lm_head = model.lm_head
+    for name, module in model.model.children().items():
+        if name != "layers":
+            setattr(base.model, name, module)
+    for layer, hybrid in zip(base.layers, model.layers, strict=True):
+        for name, module in hybrid.children().items():
+            if name != "self_attn":
+                setattr(layer, name, module)
+        for name in layer.self_attn.children():
+            setattr(layer.self_attn, name, hybrid.self_attn[name])
+    base.eval()
+    return base

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from allmem_mlx.model import Model, ModelArgs
 
-# Sizes of the hybrid layer that make every boundary come up within a few hundred tokens.
+# Small enough for every boundary to come up within a few hundred tokens.
 TINY_ALLMEM = {
     "heads": 2,
     "head_dim": 16,

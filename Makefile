@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all their own set-up, in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BOOK := .demo/alice.txt
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed $(BOOK)
+	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK)
+
+test: .venv/tested lint
+	$(BIN)/python -m pytest
+
+lint: .venv/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .demo build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev]'
+	touch $@
+
+$(BOOK): .venv/installed
+	$(BIN)/python examples/fetch_alice.py $@

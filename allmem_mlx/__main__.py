@@ -1,0 +1,23 @@
+"""List the commands."""
+
+import sys
+
+from .version import __version__
+
+COMMANDS = {
+    "allmem_mlx.generate": "read a document and go on from it, or answer about it",
+    "allmem_mlx.benchmark": "reading speed and memory beside full attention",
+    "allmem_mlx.convert": "convert a pretrained model",
+}
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--version"]:
+        print(__version__)
+        return
+    for name, purpose in COMMANDS.items():
+        print(f"python -m {name:<22} {purpose}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What every command shares: its parser, and how it ends."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .errors import AllMemError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with ``--debug`` for tracebacks."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.add_argument(
+            "--debug", action="store_true", help="Print a traceback with an error"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoReturn:
+    """Parses the command line, runs ``command(args)`` and exits.
+
+    The exit code is 0, 1 for a failure, 2 for a wrong use, 130 after Ctrl-C. An error
+    is one line on stderr.
+    """
+    args = parser.parse_args()
+    try:
+        command(args)
+        sys.stdout.flush()
+        code = 0
+    except BrokenPipeError:
+        # The reader of our output has left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if args.debug:
+            raise
+        if isinstance(error, AllMemError):
+            message, code = str(error), error.exit_code
+        else:
+            lines = str(error).splitlines() or [""]
+            message, code = f"{type(error).__name__}: {lines[0]}", 1
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    sys.exit(code)

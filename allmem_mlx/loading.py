@@ -1,0 +1,160 @@
+"""A model folder as a model and a tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import AllMemConfig
+from .errors import AllMemError, SettingError
+from .model import MODEL_TYPE, Model, ModelArgs
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads ``config.json``.
+
+    Raises:
+        AllMemError: if the folder has none, or it cannot be read.
+    """
+    from mlx_lm.utils import load_config
+
+    if not (folder / "config.json").is_file():
+        raise AllMemError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        config = load_config(folder)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AllMemError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
+    return config
+
+
+def check_weights(folder: Path) -> None:
+    """Refuses a folder whose safetensors are missing, truncated or not safetensors.
+
+    Raises:
+        AllMemError: naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise AllMemError(f"{folder} has no weights (model*.safetensors)")
+    for file in files:
+        try:
+            # Reads the header and compares it with the file's length.
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise AllMemError(
+                f"{file} is damaged or incomplete ({error}); get it again"
+            ) from None
+
+
+def load_weights(
+    folder: Path,
+    overrides: dict[str, Any],
+    model_class: type[Model] = Model,
+    lazy: bool = False,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """mlx-lm's ``load_model`` for our classes, without running code of the folder.
+
+    Args:
+        folder (Path): the model folder.
+        overrides (dict): values that replace those of ``config.json``.
+        model_class (type): the class to create.
+        lazy (bool): leave the weights on disk until they are used.
+
+    Returns:
+        tuple: the model and its configuration.
+
+    Raises:
+        AllMemError: if weights are missing, damaged or do not fit the configuration.
+    """
+    from mlx_lm.utils import load_model
+
+    check_weights(folder)
+    try:
+        return load_model(
+            folder,
+            lazy=lazy,
+            model_config=overrides,
+            get_model_classes=lambda config: (model_class, ModelArgs),
+        )
+    except AllMemError as error:
+        raise AllMemError(f"{folder}: {error}") from error
+    except KeyError as error:
+        raise AllMemError(f"{folder}: config.json has no {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        lines = str(error).splitlines()
+        raise AllMemError(f"{folder}: the weights do not fit: {lines[0]}") from error
+
+
+def load(
+    path: str | Path | None = None,
+    tokenizer_config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    adapter_path: str | None = None,
+    lazy: bool = False,
+    return_config: bool = False,
+) -> tuple:
+    """Loads an AllMem model folder, as ``mlx_lm.load`` does any other.
+
+    Args:
+        path (str | Path): the folder; ``None`` for the embedded default model.
+        tokenizer_config (dict): options of the tokenizer.
+        model_config (dict): values that replace those of the folder's ``allmem``
+            block: ``window``, ``sinks``, ``chunk``, ...
+        adapter_path (str): LoRA adapters to apply.
+        lazy (bool): leave the weights on disk until they are used.
+        return_config (bool): return the configuration too.
+
+    Returns:
+        tuple: the model, its tokenizer and, if asked for, the configuration.
+
+    Raises:
+        AllMemError: if the folder is not an AllMem model or is damaged.
+        SettingError: if ``model_config`` holds an impossible value.
+    """
+    from mlx_lm.utils import load_adapters, load_tokenizer
+
+    if path is None:
+        from .default_model import default_model
+
+        path = default_model()
+    folder = Path(path)
+    if not folder.exists():
+        raise AllMemError(f"{folder}: no such model folder")
+    config = read_config(folder)
+    if config.get("model_type") != MODEL_TYPE:
+        raise AllMemError(
+            f"{folder} is not an AllMem model (model_type "
+            f"{config.get('model_type')!r}); convert it first: "
+            f"python -m convert --hf-path {folder} --mlx-path NEW_FOLDER"
+        )
+    block = config.get("allmem")
+    try:
+        AllMemConfig.from_dict(block)
+    except (SettingError, TypeError) as error:
+        raise AllMemError(f"{folder / 'config.json'}: {error}") from None
+    block = {**block, **(model_config or {})}
+    AllMemConfig.from_dict(block)
+
+    overrides = {"allmem": block, "model_file": None}
+    model, config = load_weights(folder, overrides, lazy=lazy)
+    if adapter_path is not None:
+        model = load_adapters(model, adapter_path)
+        model.eval()
+    tokenizer = load_tokenizer(
+        folder, tokenizer_config, eos_token_ids=config.get("eos_token_id")
+    )
+    if return_config:
+        return model, tokenizer, config
+    return model, tokenizer
+
+
+def default_dtype() -> str:
+    """The type in which a small model runs best on this machine's default device."""
+    return "bfloat16" if mx.default_device() == mx.gpu else "float32"

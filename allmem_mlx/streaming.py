@@ -1,0 +1,219 @@
+"""Reading a prompt of any length and generating from it, as ``mlx_lm`` does."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .errors import SettingError
+
+Prompt = str | mx.array | Sequence[int] | Iterable[Sequence[int]]
+
+
+@dataclass
+class GenerationResponse:
+    """One step of :func:`stream_generate`: mlx-lm's fields, then ours.
+
+    Args:
+        text (str): the next segment of text, maybe empty.
+        token (int): the next token.
+        logprobs (mx.array): log-probabilities of the vocabulary.
+        from_draft (bool): always ``False``.
+        prompt_tokens (int): tokens of the prompt, the document included.
+        prompt_tps (float): tokens per second while reading the prompt.
+        generation_tokens (int): tokens generated.
+        generation_tps (float): tokens per second while generating.
+        peak_memory (float): peak memory so far, in GB (1e9 bytes).
+        finish_reason (str): ``"stop"``, ``"length"`` or ``None``.
+        state_bytes (int): size of the model's state, in bytes.
+        tokens_read (int): all tokens that went into the state.
+        tokens_in_window (int): those that attention still sees, sinks included.
+    """
+
+    text: str
+    token: int
+    logprobs: mx.array
+    from_draft: bool
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: str | None
+    state_bytes: int
+    tokens_read: int
+    tokens_in_window: int
+
+
+def tokens_read(cache: list[Any]) -> int:
+    """Tokens that went into a state."""
+    return cache[0][0].offset
+
+
+def state_bytes(cache: list[Any]) -> int:
+    """Size of a state in bytes."""
+    return sum(layer.nbytes for layer in cache)
+
+
+def _pieces(tokenizer: Any, prompt: Prompt) -> Iterable[Sequence[int]]:
+    """The prompt as pieces of token ids."""
+    if isinstance(prompt, str):
+        # As mlx-lm: the text of a chat template brings its own first token.
+        bos = tokenizer.bos_token
+        special = bos is None or not prompt.startswith(bos)
+        return [tokenizer.encode(prompt, add_special_tokens=special)]
+    if isinstance(prompt, mx.array):
+        return [prompt.tolist()]
+    if isinstance(prompt, Sequence) and (not prompt or isinstance(prompt[0], int)):
+        return [prompt]  # type: ignore[list-item]
+    return prompt  # type: ignore[return-value]
+
+
+def _blocks(
+    pieces: Iterable[Sequence[int]], step: int, start: int
+) -> Iterator[list[int]]:
+    """Pieces of any size as blocks that end at multiples of ``step``; the last token
+    comes alone, for the model to answer."""
+    waiting: list[int] = []
+    for piece in pieces:
+        waiting.extend(piece)
+        while len(waiting) > (size := step - start % step):
+            yield waiting[:size]
+            waiting = waiting[size:]
+            start += size
+    if not waiting:
+        raise ValueError("the prompt has no tokens")
+    if waiting[:-1]:
+        yield waiting[:-1]
+    yield waiting[-1:]
+
+
+def stream_generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Prompt,
+    max_tokens: int = 256,
+    *,
+    prompt_cache: list[Any] | None = None,
+    prefill_step_size: int | None = None,
+    prompt_progress_callback: Callable[[int], None] | None = None,
+    **kwargs: Any,
+) -> Iterator[GenerationResponse]:
+    """Reads a prompt, then generates; memory does not grow with either.
+
+    Args:
+        model (nn.Module): a model of :func:`allmem_mlx.load`.
+        tokenizer: its tokenizer.
+        prompt: a text, token ids, or an iterable of lists of token ids, which is read
+            as it comes: a :class:`~allmem_mlx.document.Document`, for one.
+        max_tokens (int): tokens to generate; -1 for no limit.
+        prompt_cache (list): a state of ``model.make_cache()`` to go on from, updated
+            in place.
+        prefill_step_size (int): tokens evaluated at once while reading. It does not
+            change the result. Default: the model's chunk.
+        prompt_progress_callback: called with the number of prompt tokens read so far.
+        kwargs: ``sampler`` and ``logits_processors``, as in mlx-lm.
+
+    Yields:
+        GenerationResponse: one for each token, the last one with ``finish_reason``.
+
+    Raises:
+        ValueError: if the prompt has no tokens or ``max_tokens`` is 0.
+        SettingError: for ``max_kv_size``, ``kv_bits`` and ``draft_model``, which a
+            state of fixed size cannot obey.
+    """
+    from mlx_lm.generate import generation_stream, wired_limit
+    from mlx_lm.generate import stream_generate as mlx_lm_stream_generate
+
+    for name in ("max_kv_size", "kv_bits", "draft_model"):
+        if kwargs.get(name) is not None:
+            raise SettingError(f"{name} is not supported: the state has a fixed size")
+    config = model.args.allmem
+    cache = model.make_cache() if prompt_cache is None else prompt_cache
+    progress = prompt_progress_callback or (lambda tokens: None)
+    step = prefill_step_size or config.chunk
+
+    start = time.perf_counter()
+    prompt_tokens = 0
+    blocks = _blocks(_pieces(tokenizer, prompt), step, tokens_read(cache))
+    block = next(blocks)
+    with wired_limit(model, [generation_stream]), mx.stream(generation_stream):
+        for following in blocks:
+            model(mx.array(block)[None], cache=cache)
+            mx.eval([c.state for c in cache])
+            mx.clear_cache()
+            prompt_tokens += len(block)
+            progress(prompt_tokens)
+            block = following
+    prompt_tokens += len(block)
+
+    prompt_tps = None
+    for response in mlx_lm_stream_generate(
+        model, tokenizer, block, max_tokens, prompt_cache=cache, **kwargs
+    ):
+        if prompt_tps is None:
+            prompt_tps = prompt_tokens / (time.perf_counter() - start)
+        read = tokens_read(cache)
+        yield GenerationResponse(
+            **{
+                **vars(response),
+                "prompt_tokens": prompt_tokens,
+                "prompt_tps": prompt_tps,
+                "state_bytes": state_bytes(cache),
+                "tokens_read": read,
+                "tokens_in_window": min(read, config.sinks + config.window),
+            }
+        )
+
+
+def print_statistics(response: GenerationResponse) -> None:
+    """mlx-lm's three lines about a generation, and one about the state."""
+    print(
+        f"Prompt: {response.prompt_tokens} tokens, "
+        f"{response.prompt_tps:.3f} tokens-per-sec"
+    )
+    print(
+        f"Generation: {response.generation_tokens} tokens, "
+        f"{response.generation_tps:.3f} tokens-per-sec"
+    )
+    print(f"Peak memory: {response.peak_memory:.3f} GB")
+    print(
+        f"State: {response.state_bytes / 1e6:.1f} MB, {response.tokens_read} tokens "
+        f"read ({response.tokens_in_window} in the window, the rest in memory)"
+    )
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Prompt,
+    verbose: bool = False,
+    **kwargs: Any,
+) -> str:
+    """Generates a complete response.
+
+    Args:
+        model (nn.Module): a model of :func:`allmem_mlx.load`.
+        tokenizer: its tokenizer.
+        prompt: as in :func:`stream_generate`.
+        verbose (bool): print the text as it comes, and statistics.
+        kwargs: passed to :func:`stream_generate`.
+
+    Returns:
+        str: the text generated.
+    """
+    if verbose:
+        print("=" * 10)
+    text = ""
+    for response in stream_generate(model, tokenizer, prompt, **kwargs):
+        if verbose:
+            print(response.text, end="", flush=True)
+        text += response.text
+    if verbose:
+        print()
+        print("=" * 10)
+        print_statistics(response)
+    return text

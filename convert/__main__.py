@@ -1,0 +1,59 @@
+"""Convert a pretrained model to an AllMem model folder."""
+
+import argparse
+
+from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.errors import SettingError
+
+DTYPES = ("float16", "bfloat16", "float32")
+Q_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+
+
+def configure_parser() -> argparse.ArgumentParser:
+    """The flags are mlx-lm's, where it has them."""
+    parser = ArgumentParser(prog="convert", description=__doc__)
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--hf-path",
+        "--model",
+        metavar="FOLDER",
+        help="Hugging Face or mlx-lm model folder",
+    )
+    source.add_argument("--gguf", metavar="FILE", help="GGUF file")
+    add("--mlx-path", default="mlx_model", help="Folder to create")
+    add("--dtype", choices=DTYPES, help="Type of the weights. Default: the source's")
+    add("-q", "--quantize", action="store_true", help="Quantise the base model")
+    add("--q-group-size", type=int, help="Group size for quantization")
+    add("--q-bits", type=int, help="Bits per weight for quantization")
+    add("--q-mode", default="affine", choices=Q_MODES, help="Quantization mode")
+    add("--window", type=int, help="Tokens that attention sees")
+    add("--sinks", type=int, help="First tokens that attention sees always")
+    add("--chunk", type=int, help="Tokens between two updates of the memory")
+    return parser
+
+
+def command(args: argparse.Namespace) -> None:
+    if not args.quantize and (args.q_bits or args.q_group_size):
+        raise SettingError("--q-bits and --q-group-size need -q")
+    from . import convert
+
+    settings = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
+    convert(
+        args.hf_path or args.gguf,
+        args.mlx_path,
+        dtype=args.dtype,
+        quantize=args.quantize,
+        q_bits=args.q_bits,
+        q_group_size=args.q_group_size,
+        q_mode=args.q_mode,
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+
+
+def main() -> None:
+    run(configure_parser(), command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,488 @@
+"""The memory branch and the hybrid layer against the specification, section 2."""
+
+import importlib
+import math
+from types import SimpleNamespace
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from helpers import (
+    TINY_ALLMEM,
+    TINY_BASE,
+    assert_close,
+    feed,
+    random_tokens,
+    relative_error,
+    tiny_args,
+    tiny_model,
+)
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import ArraysCache
+
+from allmem_mlx.config import AllMemConfig
+from allmem_mlx.errors import AllMemError, SettingError
+from allmem_mlx.families import FAMILIES, check_base
+from allmem_mlx.memory import Memory, MemoryState
+from allmem_mlx.model import Model
+
+DIMS = TINY_BASE["hidden_size"]
+CHUNK = TINY_ALLMEM["chunk"]
+KERNEL = 4
+SIZES = {"heads": 2, "head_dim": 16, "hidden_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def memory(model) -> Memory:
+    return model.layers[0].self_attn.memory
+
+
+def random_input(batch: int, length: int, seed: int = 0) -> mx.array:
+    """What a layer's input norm puts out: values of about 1."""
+    rng = np.random.default_rng(seed)
+    return mx.array(rng.normal(size=(batch, length, DIMS)), mx.float32)
+
+
+def new_cache() -> ArraysCache:
+    return ArraysCache(MemoryState.size())
+
+
+def state_of(cache: ArraysCache) -> MemoryState:
+    return MemoryState.from_arrays(cache.cache)
+
+
+def run_memory(memory: Memory, u: mx.array, cache=None) -> mx.array:
+    """The branch's output, ``[B, L, D]``, chunk by chunk."""
+    cache, outputs = cache or new_cache(), []
+    for start in range(0, u.shape[1], CHUNK):
+        outputs.append(memory(u[:, start : start + CHUNK], cache, start))
+        mx.eval(outputs[-1], cache.cache)
+    return mx.concatenate(outputs, axis=1)
+
+
+# An independent memory branch: numpy, float64, one row, one token after another
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def rms_norm(x, weight):
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * weight
+
+
+def l2_norm(x):
+    return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-5)
+
+
+def reference_memory(memory: Memory, u: mx.array, chunk: int | None) -> np.ndarray:
+    """Spec 2.2 to 2.4 for one row u ``[L, D]``; without a ``chunk`` nothing is ever
+    written, the memory is the static map of its initial weights."""
+    config = memory.config
+    n, p, theta = config.heads, config.head_dim, config.max_update_norm
+    parameters = {
+        name: np.asarray(x, np.float64) for name, x in tree_flatten(memory.parameters())
+    }
+    u = np.asarray(u, np.float64)
+    length = u.shape[0]
+    projected = u @ parameters["in_proj.weight"].T
+    qkv, scalars = projected[:, : 3 * n * p], projected[:, 3 * n * p :]
+    scalars = scalars + parameters["rate_bias"]
+
+    taps = parameters["conv_weight"]  # [3np, k], the last is the token's own
+    conv = np.zeros_like(qkv)
+    for t in range(length):
+        for back in range(min(t + 1, taps.shape[1])):
+            conv[t] += taps[:, -1 - back] * qkv[t - back]
+    q, k, v = silu(conv).reshape(length, 3, n, p).transpose(1, 0, 2, 3)
+    q = l2_norm(rms_norm(q, parameters["q_norm.weight"]))
+    k = l2_norm(rms_norm(k, parameters["k_norm.weight"]))
+    b0 = math.log(math.expm1(config.learning_rate))
+    eta = np.log1p(np.exp(scalars[:, : 3 * n] + b0)).reshape(length, n, 3)
+    m = sigmoid(scalars[:, 3 * n : 4 * n])
+    g = sigmoid(scalars[:, 4 * n :])
+
+    recalled = np.empty((length, n, p))
+    for head in range(n):
+        weights = [parameters[f"w0_{x}"][head] for x in ("gate", "up", "down")]
+        norms = [np.linalg.norm(w, axis=1, keepdims=True) for w in weights]
+        momentum = [np.zeros_like(w) for w in weights]
+        for start in range(0, length, chunk or length):
+            part = slice(start, min(start + (chunk or length), length))
+            gate, up, down = weights
+            recalled[part, head] = [
+                down @ (silu(gate @ x) * (up @ x)) + x for x in q[part, head]
+            ]
+            if chunk is None or part.stop - start < chunk:
+                break
+            weights = [
+                w * norm / (np.linalg.norm(w, axis=1, keepdims=True) + 1e-5)
+                for w, norm in zip(weights, norms, strict=True)
+            ]
+            gate, up, down = weights
+            grads = [np.zeros_like(w) for w in weights]
+            for t in range(start, part.stop):
+                key, value, rate = k[t, head], v[t, head], eta[t, head]
+                hg, hi = gate @ key, up @ key
+                d_hidden = -(down.T @ value)
+                slope = sigmoid(hg) * (1 + hg * (1 - sigmoid(hg)))
+                grads[0] += rate[0] * np.outer(d_hidden * hi * slope, key)
+                grads[1] += rate[1] * np.outer(d_hidden * silu(hg), key)
+                grads[2] -= rate[2] * np.outer(value, silu(hg) * hi)
+            mu = m[part, head].mean()
+            for i, grad in enumerate(grads):
+                grad *= min(1, theta / np.linalg.norm(grad))
+                momentum[i] = mu * momentum[i] - grad
+                weights[i] = weights[i] + momentum[i]
+    output = g[..., None] * rms_norm(recalled, parameters["o_norm.weight"])
+    return output.reshape(length, n * p) @ parameters["o_proj.weight"].T
+
+
+@pytest.mark.parametrize("theta", [0.5, 3.0, 100.0])
+def test_memory_is_the_specified_recurrence(theta):
+    """Three written chunks and one that is only read, two rows."""
+    memory = tiny_model(max_update_norm=theta).layers[1].self_attn.memory
+    u = random_input(2, 3 * CHUNK + 11)
+    actual = run_memory(memory, u)
+    for row in range(2):
+        expected = reference_memory(memory, u[row], CHUNK)
+        assert_close(f"row {row}", actual[row], expected, 1e-5)
+        static = reference_memory(memory, u[row], None)
+        assert relative_error(static[CHUNK:], expected[CHUNK:]) > 0.05
+
+
+# 6. A token reaches the memory's answers from the next chunk on
+
+
+@pytest.mark.parametrize("t", [0, 5, CHUNK - 1, CHUNK + 7, 2 * CHUNK - 2, 3 * CHUNK])
+def test_an_edited_token_is_recalled_from_the_next_chunk_on(memory, t):
+    u = random_input(1, 4 * CHUNK)
+    edited = u[...]
+    edited[:, t] = random_input(1, 1, seed=1)[:, 0]
+
+    before, after = run_memory(memory, u), run_memory(memory, edited)
+
+    changed = np.asarray(mx.any(before != after, axis=(0, 2)))
+    next_chunk = (t // CHUNK + 1) * CHUNK
+    seen_by_conv = range(t, min(t + KERNEL, next_chunk))
+    assert not changed[:t].any()
+    assert changed[seen_by_conv].all()
+    assert not changed[seen_by_conv.stop : next_chunk].any()
+    assert changed[next_chunk:].all()
+
+
+# 7. The first chunk is read with W0
+
+
+def test_the_first_chunk_is_read_with_the_initial_weights(memory):
+    u = random_input(2, CHUNK)
+    cache = new_cache()
+    output = memory(u, cache, 0)
+    for row in range(2):
+        expected = reference_memory(memory, u[row], None)
+        assert_close(f"row {row}", output[row], expected, 1e-6)
+
+
+def test_weights_are_w0_exactly_until_the_first_chunk_is_full(memory):
+    u = random_input(2, CHUNK)
+    cache = new_cache()
+    memory(u[:, :-1], cache, 0)
+    state = state_of(cache)
+    for weights, w0 in zip(state.weights, memory.initial_weights, strict=True):
+        assert mx.array_equal(weights, mx.broadcast_to(w0, weights.shape))
+    assert not any(mx.any(m) for m in state.momentum)
+
+    memory(u[:, -1:], cache, CHUNK - 1)
+    state = state_of(cache)
+    for weights, w0 in zip(state.weights, memory.initial_weights, strict=True):
+        assert relative_error(weights[0], w0) > 0.01
+    assert not any(mx.any(g) for g in state.grads)
+    assert not mx.any(state.decay) and not mx.any(state.block)
+
+
+# 8. Within the window and the first chunk: full attention + alpha * a static map
+
+
+def base_attention(layer, family: str, index: int):
+    """mlx-lm's own attention with the weights of a hybrid layer."""
+    arch = importlib.import_module(f"mlx_lm.models.{family}")
+    base = {**TINY_BASE, "model_type": family}
+    attention = arch.Model(arch.ModelArgs.from_dict(base)).layers[index].self_attn
+    own = attention.parameters()
+    attention.update({name: layer.parameters()[name] for name in own})
+    return attention
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_short_input_gets_full_attention_and_a_static_map(family, index):
+    model = tiny_model(family)
+    layer = model.layers[index].self_attn
+    u = random_input(2, CHUNK)
+
+    actual = layer(u, cache=model.make_cache()[index])
+
+    attention = base_attention(layer, family, index)(u, mask="causal")
+    static = np.stack([reference_memory(layer.memory, row, None) for row in u])
+    added = np.asarray(layer.alpha, np.float64) * static
+    expected = np.asarray(attention, np.float64) + added
+    assert_close("hybrid layer", actual, expected, 1e-6)
+    assert relative_error(attention, expected) > 0.05, "the memory adds nothing"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_with_alpha_zero_the_layer_is_full_attention_exactly(family):
+    layer = tiny_model(family, trained=False).layers[0].self_attn
+    u = random_input(1, CHUNK)
+    actual = layer(u, cache=tiny_model(family).make_cache()[0])
+    assert mx.array_equal(actual, base_attention(layer, family, 0)(u, mask="causal"))
+
+
+# 9. Padding and batches
+
+
+@pytest.mark.parametrize("length, padding", [(20, 5), (CHUNK, 1), (70, 60), (100, 200)])
+def test_right_padding_does_not_change_the_tokens_before_it(model, length, padding):
+    tokens = random_tokens(2, length + padding)
+    alone, _ = feed(model, tokens[:, :length], [length])
+    padded, _ = feed(model, tokens, [length + padding])
+    assert_close("logits", padded[:, :length], alone, 1e-6)
+
+
+def test_rows_of_a_batch_are_independent(model):
+    tokens = random_tokens(3, 5 * CHUNK + 9)
+    length = tokens.shape[1]
+    together, batch = feed(model, tokens, [length])
+    for row in range(3):
+        alone, cache = feed(model, tokens[row : row + 1], [length])
+        assert_close(f"logits of row {row}", together[row], alone[0], 1e-6)
+        for layer, (a, b) in enumerate(zip(batch, cache, strict=True)):
+            for part, (x, y) in enumerate(zip(a[1].cache, b[1].cache, strict=True)):
+                where = f"array {part} of layer {layer}, row {row}"
+                assert_close(where, x[row], y[0], 1e-6)
+
+
+def test_a_state_does_not_offer_to_be_batched(model):
+    cache = model.make_cache()
+    assert all(type(c).__name__ == "CacheList" for c in cache)
+    assert not any(hasattr(c, "merge") for c in cache)
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2, 3]], [[1, 2, 3, 4], [5, 6]]])
+def test_batched_generation_is_refused(model, prompts):
+    """Rows of different lengths would leave the chunk grid at different tokens."""
+    tokenizer = SimpleNamespace(eos_token_ids=[0], decode=str)
+    with pytest.raises(ValueError, match="batching"):
+        mlx_lm.batch_generate(model, tokenizer, prompts, max_tokens=2)
+    generator = BatchGenerator(model, max_tokens=2)
+    generator.insert(prompts)
+    with pytest.raises(ValueError, match="batching"):
+        generator.next()
+
+
+# 10. Rounding does not build up
+
+
+def cast(model: Model, dtype: mx.Dtype) -> Model:
+    """As a converter does it, with the model's own rule for what stays float32."""
+    keep = model.cast_predicate
+    model.update(
+        tree_map_with_path(
+            lambda path, x: x.astype(dtype) if keep(path) else x, model.parameters()
+        )
+    )
+    return model
+
+
+def test_bfloat16_does_not_drift_from_float32_over_64_updates():
+    """Both have the same weights, rounded to bfloat16; only the arithmetic differs."""
+    half = cast(tiny_model(), mx.bfloat16)
+    full = cast(tiny_model(), mx.bfloat16)
+    full.update(
+        tree_map_with_path(lambda _, x: x.astype(mx.float32), full.parameters())
+    )
+    length = 65 * CHUNK
+    tokens = random_tokens(1, length)
+    expected, _ = feed(full, tokens, [length])
+    actual, cache = feed(half, tokens, [length])
+
+    assert actual.dtype == mx.bfloat16
+    state = state_of(cache[0][1])
+    assert state.tail.dtype == mx.bfloat16
+    assert {x.dtype for x in state.arrays()[1:]} == {mx.float32}
+    actual = actual.astype(mx.float32)
+    assert mx.all(mx.isfinite(actual))
+    first, second = slice(CHUNK, 33 * CHUNK), slice(33 * CHUNK, length)
+    early = relative_error(actual[:, first], expected[:, first])
+    late = relative_error(actual[:, second], expected[:, second])
+    assert max(early, late) < 5e-2, (early, late)
+    assert late < 2 * early, (early, late)
+
+
+# Sizes and settings
+
+QWEN3 = {
+    # name: hidden_size, parameters of the base, of its memories, their share of all
+    "0.6B": (1024, 596_049_920, 65.58e6, 0.0991),
+    "1.7B": (2048, 1_720_574_976, 125.48e6, 0.0680),
+}
+
+
+@pytest.mark.parametrize("name", QWEN3)
+def test_memories_of_the_papers_models_have_the_papers_size(name):
+    """Spec 1.4: 66M or 9.9 % of Qwen3-0.6B-AllMem, 126M or 6.8 % of 1.7B."""
+    dims, base, added, share = QWEN3[name]
+    config = AllMemConfig.for_base(
+        {"hidden_size": dims, "num_attention_heads": 16, "num_key_value_heads": 8}
+    )
+    memory = Memory(dims, config)
+    alpha = dims
+    count = sum(x.size for _, x in tree_flatten(memory.parameters())) + alpha
+    assert 28 * count == pytest.approx(added, abs=0.01e6)
+    assert 28 * count / (base + 28 * count) == pytest.approx(share, abs=0.5e-4)
+
+
+def test_a_layer_has_one_memory_and_one_alpha(model):
+    names = {
+        name
+        for name, _ in tree_flatten(model.layers[0].self_attn.parameters())
+        if name.startswith(("memory.", "alpha"))
+    }
+    own = {
+        f"memory.{name}"
+        for name, _ in tree_flatten(Memory(8, AllMemConfig(**SIZES)).parameters())
+    }
+    assert names == own | {"alpha"}
+
+
+@pytest.mark.parametrize(
+    "hidden_size, heads, kv_heads, expected",
+    [
+        pytest.param(576, 9, 3, 3, id="SmolLM2-135M"),
+        pytest.param(640, 4, 1, 4, id="Gemma-3-270M"),
+        pytest.param(1024, 16, 8, 8, id="Qwen3-0.6B"),
+        pytest.param(512, 8, None, 8, id="without-kv-heads"),
+    ],
+)
+def test_heads_follow_the_base(hidden_size, heads, kv_heads, expected):
+    base = {"hidden_size": hidden_size, "num_attention_heads": heads}
+    if kv_heads:
+        base["num_key_value_heads"] = kv_heads
+    config = AllMemConfig.for_base(base, window=99)
+    assert config == AllMemConfig(expected, head_dim=64, hidden_dim=128, window=99)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("window", 0),
+        ("window", -1),
+        ("window", 2048.0),
+        ("window", True),
+        ("window", "2048"),
+        ("window", None),
+        ("chunk", 0),
+        ("chunk", True),
+        ("fold", 0),
+        ("fold", 48),  # does not divide the chunk of 512
+        ("fold", 1024),
+        ("sinks", -1),
+        ("sinks", 4.0),
+        ("heads", 0),
+        ("head_dim", 0),
+        ("hidden_dim", 0),
+        ("conv_kernel", 0),
+        ("positions", "x"),
+        ("positions", None),
+        ("learning_rate", 0),
+        ("learning_rate", -0.1),
+        ("learning_rate", float("nan")),
+        ("learning_rate", "0.2"),
+        ("max_update_norm", float("inf")),
+        ("max_update_norm", None),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(name, value):
+    with pytest.raises(SettingError) as refused:
+        AllMemConfig.from_dict({**SIZES, name: value})
+    message = str(refused.value)
+    assert name in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_missing_size_is_refused_by_name(name):
+    block = {key: value for key, value in SIZES.items() if key != name}
+    with pytest.raises(SettingError, match=f"^allmem setting {name} is missing$"):
+        AllMemConfig.from_dict(block)
+
+
+def test_an_unknown_setting_is_refused_by_name():
+    with pytest.raises(SettingError, match="^unknown allmem setting windw$"):
+        AllMemConfig.from_dict({**SIZES, "windw": 4096})
+
+
+def test_a_setting_at_its_bound_is_accepted():
+    block = {"window": 1, "sinks": 0, "chunk": 1, "fold": 1, "conv_kernel": 1}
+    config = AllMemConfig.from_dict(
+        {"heads": 1, "head_dim": 1, "hidden_dim": 1, **block, "learning_rate": 1}
+    )
+    assert (config.window, config.sinks, config.positions) == (1, 0, "bounded")
+
+
+def test_a_base_that_is_not_supported_is_told_which_are():
+    with pytest.raises(AllMemError) as refused:
+        check_base({"model_type": "mamba2"})
+    message = str(refused.value)
+    assert "mamba2" in message and "\n" not in message
+    assert {"llama", "qwen3"} <= set(FAMILIES)
+    assert all(family in message for family in FAMILIES)
+
+
+SLIDING = ["full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    "family, name, value",
+    [
+        ("llama", "layer_types", SLIDING),
+        ("qwen3", "layer_types", SLIDING),
+        ("qwen3", "use_sliding_window", True),
+        ("qwen3", "attention_bias", True),
+        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("qwen3", "rope_scaling", {"type": "yarn", "factor": 4.0}),
+        ("llama", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+        ("qwen3", "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
+    ],
+)
+def test_a_setting_of_the_base_that_would_be_ignored_is_refused(family, name, value):
+    with pytest.raises(AllMemError) as refused:
+        check_base({**TINY_BASE, "model_type": family, name: value})
+    message = str(refused.value)
+    assert name in message and "\n" not in message
+    if name.startswith("rope"):
+        assert value.get("rope_type", value.get("type")) in message
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_base_with_harmless_settings_is_accepted(family):
+    check_base(
+        {
+            "model_type": family,
+            "layer_types": ["full_attention"] * 2,
+            "use_sliding_window": False,
+            "attention_bias": False,
+            "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+        }
+    )
+    assert tiny_args(family).base["model_type"] == family

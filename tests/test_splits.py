@@ -1,0 +1,148 @@
+"""How the caller cuts the input does not change the result."""
+
+import random
+from dataclasses import dataclass
+
+import mlx.core as mx
+import pytest
+from helpers import (
+    assert_close,
+    assert_same_state,
+    feed,
+    random_cuts,
+    random_tokens,
+    state_arrays,
+    tiny_model,
+)
+from mlx_lm.generate import generate_step
+
+from allmem_mlx.model import Model
+
+LENGTH = 3_000
+TOLERANCE = 1e-5
+SEEDS = 10  # cuts per case, 50 in all
+
+# Sizes below, at and just beside fold (8), chunk (32), window and sinks; and large ones.
+SMALL_CUTS = (1, 1, 2, 7, 8, 9, 31, 32, 33, 64, 100, 257)
+LARGE_CUTS = (1, 5, 95, 129, 300, 1_024)
+
+
+@dataclass
+class Reading:
+    """A model, tokens, and what it makes of them when they come all at once."""
+
+    model: Model
+    tokens: mx.array
+    logits: mx.array
+    cache: list
+
+    def assert_same(self, logits: mx.array, cache: list) -> None:
+        assert_close("logits", logits, self.logits, TOLERANCE)
+        assert mx.array_equal(logits.argmax(-1), self.logits.argmax(-1))
+        assert_same_state(cache, self.cache, TOLERANCE)
+        for layer, expected in zip(cache, self.cache, strict=True):
+            assert layer[0].offset == expected[0].offset
+
+
+def read_at_once(family: str, batch: int, length: int, **allmem) -> Reading:
+    model = tiny_model(family, **allmem)
+    tokens = random_tokens(batch, length)
+    return Reading(model, tokens, *feed(model, tokens, [length]))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("llama", 1, {"window": 48}), id="llama-B1"),
+        pytest.param(("llama", 3, {"window": 20}), id="llama-B3-window<chunk"),
+        pytest.param(("qwen3", 1, {"window": 20}), id="qwen3-B1-window<chunk"),
+        pytest.param(("qwen3", 3, {"window": 48}), id="qwen3-B3"),
+        pytest.param(
+            ("qwen3", 1, {"window": 33, "sinks": 0, "positions": "absolute"}),
+            id="qwen3-B1-absolute-no-sinks",
+        ),
+    ],
+)
+def reading(request) -> Reading:
+    family, batch, allmem = request.param
+    return read_at_once(family, batch, LENGTH, **allmem)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_any_cuts_give_the_same_logits_and_state(reading, seed):
+    """Even seeds cut small, odd ones large."""
+    cuts = random_cuts(LENGTH, seed, LARGE_CUTS if seed % 2 else SMALL_CUTS)
+    logits, cache = feed(reading.model, reading.tokens, cuts)
+    reading.assert_same(logits, cache)
+
+
+@pytest.mark.parametrize("window", [20, 48])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_one_token_at_a_time_gives_the_same_logits_and_state(family, window):
+    reading = read_at_once(family, 1, 600, window=window)
+    logits, cache = feed(reading.model, reading.tokens, [1] * 600)
+    reading.assert_same(logits, cache)
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65])
+def test_a_length_at_the_chunk_grid_gives_the_same_state(length):
+    """A chunk is written when its last token comes, not when the next one does."""
+    reading = read_at_once("qwen3", 2, length)
+    for cuts in ([length - 1, 1], [1, length - 1], [1] * length, [24, length - 24]):
+        reading.assert_same(*feed(reading.model, reading.tokens, cuts))
+
+
+def test_the_fold_does_not_change_the_result():
+    """It only says how many tokens' gradients are added at once."""
+    tokens = random_tokens(2, 200)
+    expected, cache = feed(tiny_model(fold=32), tokens, [200])
+    for fold in (1, 4, 16):
+        logits, other = feed(tiny_model(fold=fold), tokens, random_cuts(200, fold))
+        assert_close(f"logits with fold {fold}", logits, expected, TOLERANCE)
+        for layer, same in zip(other, cache, strict=True):
+            # W, M and the open chunk's decay; G and the block hold other tokens.
+            for part in (*range(1, 7), 11):
+                where = f"array {part} with fold {fold}"
+                assert_close(where, layer[1][part], same[1][part], TOLERANCE)
+
+
+def test_two_states_of_one_model_do_not_touch_each_other():
+    """Two documents read in turns are read as each is alone."""
+    model, rng = tiny_model(), random.Random(0)
+    documents = [random_tokens(1, 300, seed) for seed in (1, 2)]
+    alone = [feed(model, tokens, [300]) for tokens in documents]
+    caches = [model.make_cache() for _ in documents]
+    read, logits = [0, 0], [[], []]
+    while min(read) < 300:
+        i = rng.randrange(2)
+        step = documents[i][:, read[i] : read[i] + rng.randint(1, 50)]
+        if step.size:
+            logits[i].append(model(step, cache=caches[i]))
+            read[i] += step.size
+    for i, (expected, cache) in enumerate(alone):
+        together = mx.concatenate(logits[i], axis=1)
+        assert_close(f"document {i}", together, expected, TOLERANCE)
+        assert_same_state(caches[i], cache, TOLERANCE)
+        assert state_arrays(caches[i])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_prefill_step_size_does_not_change_the_greedy_tokens(family):
+    model = tiny_model(family)
+    prompt = random_tokens(1, 300)[0]
+
+    def generate(prefill_step_size: int) -> list[int]:
+        steps = generate_step(
+            prompt, model, max_tokens=80, prefill_step_size=prefill_step_size
+        )
+        return [token for token, _ in steps]
+
+    expected = []
+    logits, cache = feed(model, prompt[None], [300])
+    for _ in range(80):
+        expected.append(logits[0, -1].argmax().item())
+        logits = model(mx.array([[expected[-1]]]), cache=cache)
+    assert len(set(expected)) > 5, "the tokens say too little"
+    assert generate(2048) == expected
+    assert generate(50) == expected
+    assert generate(7) == expected
