@@ -24,7 +24,8 @@ FOREIGN_MARKS = {
 }
 
 # Where text may be cut, and what a vocabulary token that stretches over such a place
-# looks like. A token may hold a part of a character, which decodes to U+FFFD.
+# looks like. No place is inside a run of white space, which added tokens may take as a
+# whole. A token may hold a part of a character, which decodes to U+FFFD.
 BOUNDARIES = (
     # the space before a word
     (r"(?<=[!-~\w])(?= [^\W_])", r"[!-~\w\ufffd] ([^\W_]|\ufffd|\Z)"),
@@ -34,8 +35,8 @@ BOUNDARIES = (
     (r"(?<=\n)(?=\u3000{1,4}\S|[“‘「『（])", r"\n[\u3000“‘「『（\ufffd]"),
 )
 
-# Characters that must follow a cut, so that the tokens before it are decided: regular
-# expressions of pre-tokenizers look one or two characters ahead.
+# Characters that must be known after a cut, so that the tokens before it are decided:
+# the regular expressions of pre-tokenizers look one or two ahead.
 LOOKAHEAD = 64
 
 
@@ -140,8 +141,9 @@ class Document:
             ) from error
 
     def _blocks(self) -> Iterator[bytes]:
-        for start in range(0, len(self._head), self.piece):
-            yield self._head[start : start + self.piece]
+        head, self._head = self._head, b""
+        for start in range(0, len(head), self.piece):
+            yield head[start : start + self.piece]
         while block := self._read(self.piece):
             yield block
 
@@ -152,22 +154,21 @@ class Document:
                     f"{self.name} is {encoding} text; convert it to UTF-8, for example "
                     f"with: iconv -f {encoding} -t UTF-8 OLD > NEW"
                 )
+        if b"\0" in self._head:
+            raise self._binary()
         text = self._head.decode("utf-8-sig", "replace")
         if not text:
             raise AllMemError(f"{self.name} is empty; give a text of at least one word")
-        if "\0" in text:
-            raise self._binary()
-        if (replaced := text.count("\ufffd")) > 0.1 * len(text):
+        if text.count("\ufffd") > 0.1 * len(text):
             raise AllMemError(
-                f"{self.name} is not UTF-8 text ({replaced / len(text):.0%} of its first "
-                "characters cannot be decoded); convert it, for example with: iconv -f "
-                "WINDOWS-1252 -t UTF-8 OLD > NEW"
+                f"{self.name} is not UTF-8 text; if it is text in another encoding, "
+                "convert it, for example with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
             )
 
     def _binary(self) -> AllMemError:
         return AllMemError(
-            f"{self.name} has NUL characters, as binary files and UTF-16 have; save or "
-            "convert it as UTF-8 text"
+            f"{self.name} has NUL characters, so that it is binary or not UTF-8; save "
+            "or convert it as UTF-8 text"
         )
 
 
@@ -175,28 +176,28 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
     """The tokens of ``"".join(texts)``, in memory that does not grow with the text.
 
     They are exactly those of ``tokenizer.encode(text, add_special_tokens=False)``. The
-    text is cut where no token of the vocabulary can stretch over the cut, and a cut is
-    made only if encoding anew from a few words before it gives the same tokens after
-    it. Text without such a place is kept until there is one. A tokenizer that is not a
-    fast one, or whose vocabulary allows no cut, gets the whole text at once.
+    text is cut where no token of the vocabulary can stretch over the cut, and only if
+    encoding anew from a few words before the cut gives the same tokens. Text without
+    such a place is kept until one comes. A tokenizer that is not a fast one, or whose
+    vocabulary allows no cut, gets the whole text at once.
 
     Args:
         texts: pieces of text.
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
 
     Raises:
-        AllMemError: if later text changed tokens that are already out.
+        AllMemError: if text far behind a cut changed the tokens before it.
     """
     boundary = _boundary(tokenizer)
     if boundary is None:
         yield tokenizer.encode("".join(texts), add_special_tokens=False)
         return
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-    # A normalizer may compose up to four characters of the text into one of the token.
+    # A normalizer may compose up to four characters into one of an added token.
     margin = LOOKAHEAD + 4 * max((len(token.content) for token in added), default=0)
-    # buffer[:done] is context whose tokens are out; those of buffer[seam:done] must
-    # come out again as they did.
-    buffer, seam, done, seam_ids, wanted = "", 0, 0, [], 0
+    # The tokens of buffer[:done] are out. Those of buffer[seam:done] must come again.
+    buffer, seam, done, wanted = "", 0, 0, 0
+    seam_ids: list[int] = []
     for text in chain(texts, [""]):
         buffer += text
         if text and len(buffer) < wanted:
@@ -220,12 +221,12 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
         if fresh:
             cut, end = fresh[-1]
             context = max((at for at, _ in cuts if at <= cut - margin), default=0)
-            # The first word of the context may be encoded as the first of a text is.
-            after, index = min(pair for pair in cuts if pair[0] > context)
+            # The first word of a text may be encoded differently from the others.
+            second, index = next(pair for pair in cuts if pair[0] > context)
             again, offsets = _encode(tokenizer, buffer[context:])
-            if again[_first_token(offsets, after - context) :] == ids[index:]:
+            if again[_first_token(offsets, second - context) :] == ids[index:]:
                 yield ids[start:end]
-                buffer, seam, done = buffer[context:], after - context, cut - context
+                buffer, seam, done = buffer[context:], second - context, cut - context
                 seam_ids, wanted = ids[index:end], 0
                 continue
         wanted = 2 * len(buffer)

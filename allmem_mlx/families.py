@@ -43,6 +43,30 @@ FAMILIES = {
 }
 
 
+# Sizes that every base states in its config.json.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the rotary embedding, where every model file of mlx-lm reads them.
+
+    transformers >= 5 nests them in ``rope_parameters``.
+
+    Args:
+        config (dict): the base's ``config.json``.
+
+    Returns:
+        dict: ``rope_theta`` and ``rope_scaling``, as far as they are nested.
+    """
+    nested = dict(config.get("rope_parameters") or {})
+    settings = {}
+    if "rope_theta" in nested:
+        settings["rope_theta"] = nested.pop("rope_theta")
+    if nested.get("rope_type", "default") != "default":
+        settings["rope_scaling"] = nested
+    return settings
+
+
 def check_base(config: dict[str, Any]) -> None:
     """Refuses, by name, a base model or a setting that would not be obeyed.
 
@@ -57,6 +81,11 @@ def check_base(config: dict[str, Any]) -> None:
         raise AllMemError(
             f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
+    for name in SIZES:
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise AllMemError(
+                f"{name} is {config.get(name)!r}; it must be a whole number above 0"
+            )
     for name, ignored in FAMILIES[kind].refused.items():
         if ignored(config.get(name)):
             raise AllMemError(

@@ -1,6 +1,5 @@
 """A model folder as a model and a tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AllMemError(f"{folder} is not a model folder: it has no config.json")
     try:
         config = load_config(folder)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise AllMemError(f"{folder / 'config.json'} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
@@ -88,8 +87,8 @@ def load_weights(
     except KeyError as error:
         raise AllMemError(f"{folder}: config.json has no {error}") from error
     except (ValueError, TypeError, RuntimeError) as error:
-        lines = str(error).splitlines()
-        raise AllMemError(f"{folder}: the weights do not fit: {lines[0]}") from error
+        reason = " ".join(str(error).split())
+        raise AllMemError(f"{folder}: the weights do not fit: {reason}") from error
 
 
 def load(

@@ -24,10 +24,15 @@ MODEL_TYPE = "allmem"
 
 
 class _TransformersConfig(PretrainedConfig):
+    """To load a tokenizer, transformers reads config.json, and warns of a model type
+    that it does not know. It needs nothing else of it."""
+
     model_type = MODEL_TYPE
 
+    def __init__(self, **kwargs):
+        super().__init__()
 
-# To load a tokenizer, transformers reads config.json, and warns of unknown types.
+
 AutoConfig.register(MODEL_TYPE, _TransformersConfig, exist_ok=True)
 
 

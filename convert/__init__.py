@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.families import check_base
+from allmem_mlx.families import check_base, rope_settings
 from allmem_mlx.loading import load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model
 
@@ -159,8 +159,12 @@ def _convert_folder(
     base = read_config(source)
     if base.get("model_type") == MODEL_TYPE:
         raise AllMemError(f"{source} is an AllMem model already")
-    check_base(base)
+    try:
+        check_base(base)
+    except AllMemError as error:
+        raise AllMemError(f"{source}: {error}") from None
     overrides = {
+        **rope_settings(base),
         "model_type": MODEL_TYPE,
         "base_model_type": base["model_type"],
         "model_file": None,

@@ -1,12 +1,21 @@
-"""What the tests share: one assertion on relative error, and tiny models."""
+"""What the tests share: assertions, tiny models and folders, and running commands."""
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from allmem_mlx.model import Model, ModelArgs
+
+ROOT = Path(__file__).parents[1]
 
 # Small enough for every boundary to come up within a few hundred tokens.
 TINY_ALLMEM = {
@@ -121,3 +130,62 @@ def assert_same_state(actual, expected, tolerance: float) -> None:
     assert actual.keys() == expected.keys()
     for path, x in expected.items():
         assert_close(f"state {path}", actual[path], x, tolerance)
+
+
+def run(*command: str, stdin: str | bytes | None = None, **env: str):
+    """Runs ``python -m command`` in a process of its own, as a user would."""
+    stdin = stdin.encode() if isinstance(stdin, str) else stdin
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, **env},
+    )
+
+
+def assert_refused(result, code: int, *words: str) -> None:
+    """One line on stderr that has the words, nothing on stdout, and the exit code."""
+    message = result.stderr.decode()
+    assert result.returncode == code, message
+    assert message.endswith("\n") and message.count("\n") == 1, message
+    assert not result.stdout
+    for word in words:
+        assert str(word) in message, message
+
+
+def tiny_tokenizer(folder: Path) -> None:
+    """Writes a byte-level tokenizer of 128 tokens with a chat template."""
+    vocab = {token: i for i, token in enumerate(bytes_to_unicode().values())}
+    vocab = dict(list(vocab.items())[:124]) | {"He": 124}
+    specials = ["<|im_start|>", "<|im_end|>", "<pad>"]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("H", "e")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=specials[0],
+        eos_token=specials[1],
+        pad_token=specials[2],
+        chat_template=template,
+    ).save_pretrained(folder)
+
+
+def tiny_base_folder(folder: Path, family: str = "qwen3", **config) -> Path:
+    """A base model's folder as Hugging Face writes it, with random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, **{**TINY_BASE, "eos_token_id": 126, "bos_token_id": 125, **config}
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer(folder)
+    return folder

@@ -4,14 +4,15 @@ import random
 from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from helpers import (
+    TINY_BASE,
     assert_close,
     assert_same_state,
     feed,
     random_cuts,
     random_tokens,
-    state_arrays,
     tiny_model,
 )
 from mlx_lm.generate import generate_step
@@ -20,11 +21,21 @@ from allmem_mlx.model import Model
 
 LENGTH = 3_000
 TOLERANCE = 1e-5
+NEAR_TIE = 2e-5  # logits are about 1 in size, and equal to 7e-6 between cuts
 SEEDS = 10  # cuts per case, 50 in all
 
-# Sizes below, at and just beside fold (8), chunk (32), window and sinks; and large ones.
+# At and beside fold (8), chunk (32) and window; and large ones.
 SMALL_CUTS = (1, 1, 2, 7, 8, 9, 31, 32, 33, 64, 100, 257)
 LARGE_CUTS = (1, 5, 95, 129, 300, 1_024)
+
+
+def assert_same_greedy(actual: mx.array, expected: mx.array) -> None:
+    """The same next token everywhere, unless the two best are equal up to rounding, as
+    happens once in 24,000 tokens."""
+    chosen = actual.argmax(-1, keepdims=True)
+    lost = expected.max(-1) - mx.take_along_axis(expected, chosen, axis=-1)[..., 0]
+    assert lost.max().item() < NEAR_TIE
+    assert (lost > 0).sum().item() <= 1
 
 
 @dataclass
@@ -38,7 +49,7 @@ class Reading:
 
     def assert_same(self, logits: mx.array, cache: list) -> None:
         assert_close("logits", logits, self.logits, TOLERANCE)
-        assert mx.array_equal(logits.argmax(-1), self.logits.argmax(-1))
+        assert_same_greedy(logits, self.logits)
         assert_same_state(cache, self.cache, TOLERANCE)
         for layer, expected in zip(cache, self.cache, strict=True):
             assert layer[0].offset == expected[0].offset
@@ -123,26 +134,27 @@ def test_two_states_of_one_model_do_not_touch_each_other():
         together = mx.concatenate(logits[i], axis=1)
         assert_close(f"document {i}", together, expected, TOLERANCE)
         assert_same_state(caches[i], cache, TOLERANCE)
-        assert state_arrays(caches[i])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_prefill_step_size_does_not_change_the_greedy_tokens(family):
     model = tiny_model(family)
+    # A head of its own: with the embedding's, the best next token is the last one.
+    model.lm_head = nn.Linear(TINY_BASE["hidden_size"], TINY_BASE["vocab_size"])
     prompt = random_tokens(1, 300)[0]
 
     def generate(prefill_step_size: int) -> list[int]:
         steps = generate_step(
-            prompt, model, max_tokens=80, prefill_step_size=prefill_step_size
+            prompt, model, max_tokens=100, prefill_step_size=prefill_step_size
         )
         return [token for token, _ in steps]
 
     expected = []
     logits, cache = feed(model, prompt[None], [300])
-    for _ in range(80):
+    for _ in range(100):
         expected.append(logits[0, -1].argmax().item())
         logits = model(mx.array([[expected[-1]]]), cache=cache)
-    assert len(set(expected)) > 5, "the tokens say too little"
+    assert len(set(expected)) > 5, "tokens that are all alike show nothing"
     assert generate(2048) == expected
     assert generate(50) == expected
     assert generate(7) == expected

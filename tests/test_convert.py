@@ -1,0 +1,367 @@
+"""Conversion: from a folder, from GGUF, quantised, and everything refused."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers import (
+    ROOT,
+    assert_close,
+    assert_refused,
+    random_tokens,
+    run,
+    tiny_base_folder,
+)
+from mlx.utils import tree_flatten
+
+from allmem_mlx import load
+from allmem_mlx.convert import convert, gguf
+from allmem_mlx.errors import AllMemError, SettingError
+from allmem_mlx.model import base_model
+
+SIZES = {"window": 48, "sinks": 4, "chunk": 64}
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def base_folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    return tiny_base_folder(folder, request.param)
+
+
+def transformers_logits(folder, tokens) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor(np.array(tokens))).logits.numpy()
+
+
+def test_a_hugging_face_folder(base_folder, tmp_path):
+    convert(base_folder, tmp_path / "new", **SIZES)
+    model, tokenizer = load(tmp_path / "new")
+    tokens = random_tokens(1, 52)
+    assert_close(
+        "logits", model(tokens), transformers_logits(base_folder, tokens), 1e-5
+    )
+    config = model.args.allmem
+    assert (config.window, config.sinks, config.chunk) == (48, 4, 64)
+    assert tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
+    assert tokenizer.has_chat_template
+    assert "window of 48 tokens" in (tmp_path / "new" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500.0},
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rope_settings_are_carried_over(tmp_path, rope):
+    base = tiny_base_folder(tmp_path / "base", "llama", rope_parameters=rope)
+    convert(base, tmp_path / "new", **SIZES)
+    tokens = random_tokens(1, 52)
+    expected = transformers_logits(base, tokens)
+    assert_close("logits", load(tmp_path / "new")[0](tokens), expected, 1e-5)
+
+
+def test_the_same_folder_twice_is_the_same_model(base_folder, tmp_path):
+    for name in ("one", "two"):
+        convert(base_folder, tmp_path / name, **SIZES)
+    one, two = (
+        mx.load(str(tmp_path / name / "model.safetensors")) for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert all(mx.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype_is_the_base_s_and_the_memory_keeps_its_own(base_folder, tmp_path, dtype):
+    convert(base_folder, tmp_path / "new", dtype=dtype, **SIZES)
+    model, _ = load(tmp_path / "new")
+    kept = ("alpha", "_norm.weight", "rate_bias", "w0_gate", "w0_up", "w0_down")
+    for name, x in tree_flatten(model.parameters()):
+        own = ".memory." in name or name.endswith("alpha")
+        float32 = own and name.endswith(kept)
+        assert x.dtype == (mx.float32 if float32 else getattr(mx, dtype)), name
+    assert model(random_tokens(1, 200)).dtype == getattr(mx, dtype)
+
+
+def test_quantised(base_folder, tmp_path):
+    convert(base_folder, tmp_path / "new", quantize=True, q_bits=8, q_group_size=32)
+    model, _ = load(tmp_path / "new")
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    assert "model.layers.0.self_attn.q_proj.scales" in names
+    assert not any("memory" in name and "scales" in name for name in names)
+    tokens = random_tokens(1, 52)
+    expected = base_model(model)(tokens)
+    assert mx.array_equal(model(tokens), expected)
+    assert_close("8 bits", expected, transformers_logits(base_folder, tokens), 0.1)
+
+
+def test_a_quantised_base(base_folder, tmp_path):
+    """An mlx-lm folder of 4 bits converts as it is, and is not quantised again."""
+    from mlx_lm.convert import convert as mlx_lm_convert
+
+    quantised = tmp_path / "quantised"
+    mlx_lm_convert(str(base_folder), str(quantised), quantize=True, q_group_size=32)
+    convert(quantised, tmp_path / "new", **SIZES)
+    model, _ = load(tmp_path / "new")
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    assert sum("scales" in name for name in names) == 15  # 7 in a layer, and one
+    assert mx.array_equal(
+        model(random_tokens(1, 52)), base_model(model)(random_tokens(1, 52))
+    )
+    with pytest.raises(AllMemError, match="quantised already"):
+        convert(quantised, tmp_path / "again", quantize=True)
+
+
+def save_gguf(base_folder, path, **changed):
+    """The tiny base as llama.cpp stores it: its names, rows permuted for llama."""
+    config = json.loads((base_folder / "config.json").read_text())
+    kind, d = config["model_type"], config["head_dim"]
+    names = {hf: name for name, hf in gguf.TENSORS.items()}
+    tensors = {}
+    for name, x in mx.load(str(base_folder / "model.safetensors")).items():
+        parts = name.removesuffix(".weight").split(".")
+        if "layers" in parts:
+            stem = f"blk.{parts[2]}." + names[".".join(parts[3:])]
+        else:
+            stem = names[".".join(parts)]
+        if kind == "llama" and ("attn_q" in stem or "attn_k" in stem):
+            # Halves of a head's rows, interleaved.
+            x = x.reshape(-1, 2, d // 2, x.shape[-1]).swapaxes(1, 2)
+            x = x.reshape(-1, x.shape[-1])
+        tensors[f"{stem}.weight"] = x
+    tokenizer = json.loads((base_folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"] | {
+        token["content"]: token["id"] for token in tokenizer["added_tokens"]
+    }
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    metadata = {
+        "general.architecture": kind,
+        f"{kind}.embedding_length": mx.array(config["hidden_size"]),
+        f"{kind}.block_count": mx.array(config["num_hidden_layers"]),
+        f"{kind}.feed_forward_length": mx.array(config["intermediate_size"]),
+        f"{kind}.attention.head_count": mx.array(config["num_attention_heads"]),
+        f"{kind}.attention.head_count_kv": mx.array(config["num_key_value_heads"]),
+        f"{kind}.attention.key_length": mx.array(d),
+        f"{kind}.attention.layer_norm_rms_epsilon": mx.array(1e-6),
+        f"{kind}.rope.freq_base": mx.array(10000.0),
+        f"{kind}.context_length": mx.array(4096),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": sorted(vocab, key=vocab.get),
+        "tokenizer.ggml.merges": ["H e"],
+        "tokenizer.ggml.token_type": mx.array(
+            [3 if i in special else 1 for i in range(len(vocab))], mx.int32
+        ),
+        "tokenizer.ggml.eos_token_id": mx.array(126),
+        "tokenizer.chat_template": "{{ messages[0].content }}",
+        **changed,
+    }
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    mx.save_gguf(str(path), tensors, metadata)
+
+
+def test_a_tiny_gguf(base_folder, tmp_path):
+    save_gguf(base_folder, tmp_path / "tiny.gguf")
+    convert(tmp_path / "tiny.gguf", tmp_path / "new", dtype="float32", **SIZES)
+    model, tokenizer = load(tmp_path / "new")
+    tokens = random_tokens(1, 52)
+    assert_close(
+        "logits", model(tokens), transformers_logits(base_folder, tokens), 1e-5
+    )
+    assert tokenizer.encode("Hello<|im_end|>!")[0] == 124  # the merge
+    assert tokenizer.encode("Hello<|im_end|>!")[-2:] == [126, 0]
+    assert tokenizer.eos_token_ids == {126}
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+
+
+def test_a_gguf_that_asks_for_bos(base_folder, tmp_path):
+    bos = {
+        "tokenizer.ggml.add_bos_token": mx.array(True),
+        "tokenizer.ggml.bos_token_id": mx.array(125),
+    }
+    save_gguf(base_folder, tmp_path / "tiny.gguf", **bos)
+    convert(tmp_path / "tiny.gguf", tmp_path / "new", **SIZES)
+    assert load(tmp_path / "new")[1].encode("!") == [125, 0]
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"general.architecture": "mamba"}, ["'mamba'", "llama, qwen3"]),
+        ({"general.architecture": None}, ["general.architecture"]),
+        ({"qwen3.block_count": None}, ["qwen3.block_count"]),
+        ({"qwen3.block_count": mx.array(5)}, ["do not fit"]),
+        ({"qwen3.rope.scaling.type": "yarn"}, ["'yarn'"]),
+        ({"qwen3.rope.dimension_count": mx.array(8)}, ["partial RoPE"]),
+        ({"tokenizer.ggml.pre": "klingon"}, ["'klingon'", "smollm"]),
+        ({"tokenizer.ggml.model": "llama"}, ["'llama'", "'gpt2'"]),
+        ({"tokenizer.ggml.tokens": None}, ["tokenizer.ggml.tokens"]),
+    ],
+    ids=str,
+)
+def test_refused_gguf(tmp_path_factory, tmp_path, changed, words):
+    base = tiny_base_folder(tmp_path_factory.mktemp("base"), "qwen3")
+    save_gguf(base, tmp_path / "tiny.gguf", **changed)
+    with pytest.raises(AllMemError) as error:
+        convert(tmp_path / "tiny.gguf", tmp_path / "new")
+    for word in words:
+        assert word in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+@pytest.fixture(scope="module")
+def qwen3_folder(tmp_path_factory):
+    return tiny_base_folder(tmp_path_factory.mktemp("qwen3"), "qwen3")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def edited(path, **changed):
+    config = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps(config))
+
+
+# What is done to a good folder, and what the message must name.
+DAMAGE = {
+    "no config": (lambda f: (f / "config.json").unlink(), ["config.json"]),
+    "config not JSON": (lambda f: (f / "config.json").write_text("{"), ["config.json"]),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), ["config.json"]),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        ["model*.safetensors"],
+    ),
+    "truncated weights": (
+        lambda f: truncated(f / "model.safetensors"),
+        ["model.safetensors", "incomplete"],
+    ),
+    "text as weights": (
+        lambda f: (f / "model.safetensors").write_text("hello"),
+        ["model.safetensors", "damaged"],
+    ),
+    "a layer too many": (
+        lambda f: edited(f / "config.json", num_hidden_layers=3),
+        ["do not fit", "layers.2"],
+    ),
+    "another width": (
+        lambda f: edited(f / "config.json", intermediate_size=64),
+        ["do not fit"],
+    ),
+    "no hidden_size": (
+        lambda f: edited(f / "config.json", hidden_size="wide"),
+        ["hidden_size"],
+    ),
+    "another family": (
+        lambda f: edited(f / "config.json", model_type="mamba"),
+        ["'mamba'", "llama, qwen3"],
+    ),
+    "yarn": (
+        lambda f: edited(
+            f / "config.json", rope_parameters={"rope_type": "yarn", "factor": 4.0}
+        ),
+        ["'yarn'"],
+    ),
+    "already converted": (
+        lambda f: edited(f / "config.json", model_type="allmem"),
+        ["already"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage, words", DAMAGE.values(), ids=DAMAGE)
+def test_refused_folder(qwen3_folder, tmp_path, damage, words):
+    shutil.copytree(qwen3_folder, tmp_path / "base")
+    damage(tmp_path / "base")
+    with pytest.raises(AllMemError) as error:
+        convert(tmp_path / "base", tmp_path / "new")
+    for word in [tmp_path / "base", *words]:
+        assert str(word) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_refused_commands(qwen3_folder, tmp_path):
+    new = tmp_path / "new"
+    to = ["--mlx-path", new]
+    base = ["--hf-path", qwen3_folder]
+    refused = [
+        ([*to], 2, ["--hf-path", "--gguf"]),
+        (["--hf-path", tmp_path / "nowhere", *to], 1, ["nowhere", "no such"]),
+        (["--gguf", tmp_path / "nowhere", *to], 1, ["nowhere", "no such"]),
+        (["--gguf", ROOT / "LICENSE", *to], 1, ["LICENSE", "not a GGUF file"]),
+        ([*base, "--mlx-path", tmp_path], 1, [tmp_path, "already exists"]),
+        ([*base, *to, "--window", "0"], 2, ["window"]),
+        ([*base, *to, "--sinks", "-1"], 2, ["sinks"]),
+        ([*base, *to, "--chunk", "100"], 2, ["chunk", "fold"]),
+        ([*base, *to, "--q-bits", "4"], 2, ["-q"]),
+    ]
+    for flags, code, words in refused:
+        assert_refused(run("convert", *flags), code, *words)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command(qwen3_folder, tmp_path):
+    """As `python -m convert` in a checkout and as an installed module."""
+    for name in ("convert", "allmem_mlx.convert"):
+        result = run(name, "--hf-path", qwen3_folder, "--mlx-path", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        load(tmp_path / name)
+
+
+def test_a_full_disk_leaves_nothing(qwen3_folder, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlx_lm.utils.save_model", full)
+    with pytest.raises(OSError):
+        convert(qwen3_folder, tmp_path / "new")
+    assert not any(tmp_path.iterdir())
+
+
+def test_impossible_settings(qwen3_folder, tmp_path):
+    with pytest.raises(SettingError, match="window"):
+        convert(qwen3_folder, tmp_path / "new", window=0)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.real_model
+class TestRealGGUF:
+    def test_tokens(self, smollm2, gguf_file, book):
+        """The tokenizer built from the metadata cuts like the model's own: digits one
+        by one, words with the space before them, special tokens whole."""
+        _, tokenizer = smollm2
+        text = "<|im_start|>user\nIn 1865, naïve  Alice\tdidn't sleep.\n\n<|im_end|>"
+        tokens = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+        assert "".join(tokens[:-1]).count("1") == 1 and "1865" not in tokens
+        assert tokens[0] == "<|im_start|>" and tokens[-1] == "<|im_end|>"
+        assert " Alice" in tokens
+        whole = book.read_text()
+        assert tokenizer.decode(tokenizer.encode(whole)) == whole
+
+    def test_it_answers(self, smollm2):
+        from allmem_mlx import generate
+
+        model, tokenizer = smollm2
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "What is the capital of France?"}],
+            add_generation_prompt=True,
+        )
+        text = generate(model, tokenizer, prompt, max_tokens=20)
+        assert text == "The capital of France is Paris."
