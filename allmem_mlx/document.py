@@ -8,7 +8,7 @@ import stat
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, BinaryIO
 
 from .errors import AllMemError, SettingError
@@ -190,7 +190,7 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
     """
     boundary = _boundary(tokenizer)
     if boundary is None:
-        yield tokenizer.encode("".join(texts), add_special_tokens=False)
+        yield _ids(tokenizer, "".join(texts))
         return
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     # A normalizer may compose up to four characters into one of an added token.
@@ -202,9 +202,9 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
         buffer += text
         if text and len(buffer) < wanted:
             continue
-        ids, offsets = _encode(tokenizer, buffer)
-        start = _first_token(offsets, done)
-        if start is None or ids[_first_token(offsets, seam) : start] != seam_ids:
+        ids, spans = _encode(tokenizer, buffer)
+        start = _first_token(spans, done)
+        if start is None or ids[_first_token(spans, seam) : start] != seam_ids:
             raise AllMemError(
                 "this model's tokenizer changes tokens by what comes much later in the "
                 "text, so that a document cannot be read piece by piece"
@@ -215,7 +215,7 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
         cuts = [
             (match.start(), index)
             for match in boundary.finditer(buffer)
-            if (index := _first_token(offsets, match.start())) is not None
+            if (index := _first_token(spans, match.start())) is not None
         ]
         fresh = [cut for cut in cuts if done < cut[0] <= len(buffer) - margin]
         if fresh:
@@ -223,8 +223,8 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
             context = max((at for at, _ in cuts if at <= cut - margin), default=0)
             # The first word of a text may be encoded differently from the others.
             second, index = next(pair for pair in cuts if pair[0] > context)
-            again, offsets = _encode(tokenizer, buffer[context:])
-            if again[_first_token(offsets, second - context) :] == ids[index:]:
+            again, spans = _encode(tokenizer, buffer[context:])
+            if again[_first_token(spans, second - context) :] == ids[index:]:
                 yield ids[start:end]
                 buffer, seam, done = buffer[context:], second - context, cut - context
                 seam_ids, wanted = ids[index:end], 0
@@ -233,17 +233,30 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    # mlx-lm's wrapper forwards attributes but cannot be called itself.
-    encoding = tokenizer.__call__(
-        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    return encoding["input_ids"], encoding["offset_mapping"]
+    """The tokens of ``text``, and for each the characters that it begins and ends at.
+
+    Tokens before it end no later, and tokens after it begin no earlier.
+    """
+    ids = _ids(tokenizer, text)
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    if encoding.ids != ids:
+        # The tokenizer changes the text before it encodes it: nowhere to cut.
+        return ids, [(0, len(text))] * len(ids)
+    # Offsets run backwards where a pre-tokenizer adds a space.
+    starts, ends = zip(*encoding.offsets, strict=True) if ids else ((), ())
+    starts = tuple(accumulate(reversed(starts), min))
+    return ids, [*zip(reversed(starts), accumulate(ends, max), strict=True)]
 
 
-def _first_token(offsets: list[tuple[int, int]], at: int) -> int | None:
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    # Silences the warning that the text is longer than the model can read.
+    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+
+def _first_token(spans: list[tuple[int, int]], at: int) -> int | None:
     """The first token at or after character ``at``; None if one stretches over it."""
-    index = bisect_left(offsets, (at,))
-    return None if index and offsets[index - 1][1] > at else index
+    index = bisect_left(spans, (at,))
+    return None if index and spans[index - 1][1] > at else index
 
 
 def _boundary(tokenizer: Any) -> re.Pattern[str] | None:

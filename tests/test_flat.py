@@ -1,0 +1,70 @@
+"""Memory does not grow with what was read."""
+
+import resource
+
+import mlx.core as mx
+import pytest
+from helpers import random_tokens, state_arrays, tiny_model, tiny_tokenizer
+
+from allmem_mlx.streaming import state_bytes, stream_generate
+
+
+def assert_flat(model, tokenizer, tokens: list[int], short: int) -> None:
+    """MLX's peak, the process's largest size and the state after all tokens are within
+    2 % of what they were after the first ``short``."""
+    cache, marks = model.make_cache(), []
+
+    def mark(read: int) -> None:
+        if not marks and read >= short:
+            rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            marks.append((mx.get_peak_memory(), rss, state_bytes(cache)))
+
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    list(
+        stream_generate(
+            model,
+            tokenizer,
+            tokens,
+            1,
+            prompt_cache=cache,
+            prompt_progress_callback=mark,
+        )
+    )
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    long = (mx.get_peak_memory(), rss, state_bytes(cache))
+    assert cache[0][0].offset == len(tokens)
+    for name, before, after in zip(
+        ("peak memory", "process size", "state"), marks[0], long, strict=True
+    ):
+        assert after <= 1.02 * before, f"{name}: {before} after {short}, then {after}"
+
+
+def test_tiny(tmp_path):
+    from transformers import AutoTokenizer
+
+    tiny_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = tiny_model(chunk=256, window=256, fold=64)
+    assert_flat(model, tokenizer, random_tokens(1, 65536)[0].tolist(), 8192)
+
+
+@pytest.mark.real_model
+def test_real(smollm2, book):
+    model, tokenizer = smollm2
+    assert_flat(model, tokenizer, tokenizer.encode(book.read_text())[:8192], 3072)
+
+
+def test_a_state_has_its_size_from_the_start():
+    """After one token as after many, and no array of it depends on the chunk."""
+    sizes = {}
+    for chunk in (32, 1024):
+        model = tiny_model(chunk=chunk)
+        cache = model.make_cache()
+        model(random_tokens(1, 1), cache=cache)
+        first = state_bytes(cache)
+        model(random_tokens(1, 777), cache=cache)
+        sizes[chunk] = state_bytes(cache)
+        assert first == sizes[chunk]
+        assert first == sum(x.nbytes for x in state_arrays(cache).values())
+    assert sizes[32] == sizes[1024]
