@@ -137,7 +137,7 @@ class WindowAttention(nn.Module):
         ring.values = self._write(old_values, values, token)
         ring.offset = token + T
 
-        mask = None
+        mask: Any = None
         if T == 1:
             # The slot it was written to is the one that just left the window.
             keys = ring.keys[:, :, : token + 1]

@@ -60,7 +60,7 @@ class AllMemConfig:
                         f"least {smallest}"
                     )
             elif field.type is float and not (
-                isinstance(value, int | float) and 0 < value < float("inf")
+                type(value) in (int, float) and 0 < value < float("inf")
             ):
                 raise SettingError(f"{field.name} is {value!r}; it must be above 0")
         if self.chunk % self.fold:
@@ -74,8 +74,14 @@ class AllMemConfig:
             )
 
     @classmethod
-    def from_dict(cls, block: dict[str, Any]) -> "AllMemConfig":
-        """Reads the block of a ``config.json``; an unknown name is an error."""
+    def from_dict(cls, block: Any) -> "AllMemConfig":
+        """Reads the block of a ``config.json``.
+
+        Raises:
+            SettingError: if a name is unknown or missing, or a value impossible.
+        """
+        if not isinstance(block, dict):
+            raise SettingError(f"the allmem block is {block!r}; it must be an object")
         names = {field.name: field for field in fields(cls)}
         if unknown := sorted(set(block) - set(names)):
             raise SettingError(f"unknown allmem setting {', '.join(unknown)}")

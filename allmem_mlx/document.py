@@ -264,6 +264,9 @@ def _boundary(tokenizer: Any) -> re.Pattern[str] | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         return None
+    words = backend.pre_tokenizer
+    if words is not None and b'"FixedLength"' in words.__getstate__():
+        return None  # counts characters from the start of the text
     decode = backend.decoder.decode
     vocabulary = [decode([token]) for token in backend.get_vocab(False)]
     usable = [

@@ -77,7 +77,7 @@ def check_base(config: dict[str, Any]) -> None:
         AllMemError: if the base cannot be converted.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise AllMemError(
             f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
@@ -94,6 +94,8 @@ def check_base(config: dict[str, Any]) -> None:
             )
     for block in ("rope_scaling", "rope_parameters"):
         scaling = config.get(block) or {}
+        if not isinstance(scaling, dict):
+            raise AllMemError(f"{block} is {scaling!r}; it must be an object")
         rope_type = scaling.get("rope_type") or scaling.get("type", "default")
         if rope_type not in ROPE_TYPES:
             raise AllMemError(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 EPS = 1e-5
+NORM_FLOOR = 1e-6
 
 
 class FastWeights(NamedTuple):
@@ -100,9 +101,9 @@ def clip(grads: FastWeights, max_norm: float) -> FastWeights:
 
     def clip_one(grad: mx.array) -> mx.array:
         squared = mx.square(grad).sum((-2, -1), keepdims=True)
-        # Above Theta the norm is not 0, so neither it nor its derivative is infinite.
-        safe = mx.maximum(squared, max_norm**2)
-        return grad * (max_norm / mx.sqrt(safe))
+        # The derivative of a square root is infinite at 0.
+        norm = mx.sqrt(mx.maximum(squared, NORM_FLOOR**2))
+        return grad * mx.minimum(1, max_norm / norm)
 
     return FastWeights(*(clip_one(g) for g in grads))
 

@@ -133,10 +133,10 @@ def load(
             f"{config.get('model_type')!r}); convert it first: "
             f"python -m convert --hf-path {folder} --mlx-path NEW_FOLDER"
         )
-    block = config.get("allmem")
+    block: Any = config.get("allmem")
     try:
         AllMemConfig.from_dict(block)
-    except (SettingError, TypeError) as error:
+    except SettingError as error:
         raise AllMemError(f"{folder / 'config.json'}: {error}") from None
     block = {**block, **(model_config or {})}
     AllMemConfig.from_dict(block)

@@ -184,7 +184,8 @@ class Memory(nn.Module):
 
         rates = rates.astype(mx.float32) + self.rate_bias
         rates, decay, gate = mx.split(rates, [3 * n, 4 * n], axis=-1)
-        offset = math.log(math.expm1(c.learning_rate))
+        # b0 = softplus^-1(learning_rate)
+        offset = c.learning_rate + math.log(-math.expm1(-c.learning_rate))
         rates = nn.softplus(rates + offset).reshape(B, T, n, 3).transpose(0, 2, 1, 3)
         decay = mx.sigmoid(decay).transpose(0, 2, 1)
         gate = mx.sigmoid(gate).transpose(0, 2, 1)[..., None]

@@ -58,7 +58,7 @@ class ModelArgs(BaseModelArgs):
         """
         base = {**params, "model_type": params.get("base_model_type")}
         check_base(base)
-        return cls(base=base, allmem=AllMemConfig.from_dict(params["allmem"]))
+        return cls(base=base, allmem=AllMemConfig.from_dict(params.get("allmem")))
 
 
 class HybridCache(CacheList):

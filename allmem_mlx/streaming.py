@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -66,10 +66,10 @@ def _pieces(tokenizer: Any, prompt: Prompt) -> Iterable[Sequence[int]]:
         special = bos is None or not prompt.startswith(bos)
         return [tokenizer.encode(prompt, add_special_tokens=special)]
     if isinstance(prompt, mx.array):
-        return [prompt.tolist()]
+        prompt = cast(list[int], prompt.tolist())
     if isinstance(prompt, Sequence) and (not prompt or isinstance(prompt[0], int)):
-        return [prompt]  # type: ignore[list-item]
-    return prompt  # type: ignore[return-value]
+        return [cast(Sequence[int], prompt)]
+    return cast(Iterable[Sequence[int]], prompt)
 
 
 def _blocks(
@@ -140,7 +140,8 @@ def stream_generate(
     prompt_tokens = 0
     blocks = _blocks(_pieces(tokenizer, prompt), step, tokens_read(cache))
     block = next(blocks)
-    with wired_limit(model, [generation_stream]), mx.stream(generation_stream):
+    streams: Any = [generation_stream]
+    with wired_limit(model, streams), mx.stream(generation_stream):
         for following in blocks:
             model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])

@@ -157,8 +157,8 @@ def assert_refused(result, code: int, *words: str) -> None:
 
 def tiny_tokenizer(folder: Path) -> None:
     """Writes a byte-level tokenizer of 128 tokens with a chat template."""
-    vocab = {token: i for i, token in enumerate(bytes_to_unicode().values())}
-    vocab = dict(list(vocab.items())[:124]) | {"He": 124}
+    letters = [*bytes_to_unicode().values()][:122] + ["Ġ", "Ċ"]  # space and newline
+    vocab = {token: i for i, token in enumerate([*letters, "He"])}
     specials = ["<|im_start|>", "<|im_end|>", "<pad>"]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("H", "e")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

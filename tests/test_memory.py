@@ -294,6 +294,12 @@ def test_batched_generation_is_refused(model, prompts):
 # 10. Rounding does not build up
 
 
+def test_a_new_state_is_float32_whatever_the_model_is(memory):
+    state = memory.initial_state(2, mx.bfloat16)
+    assert state.tail.dtype == mx.bfloat16
+    assert {x.dtype for x in state.arrays()[1:]} == {mx.float32}
+
+
 def cast(model: Model, dtype: mx.Dtype) -> Model:
     """As a converter does it, with the model's own rule for what stays float32."""
     keep = model.cast_predicate
@@ -478,6 +484,7 @@ def test_a_setting_of_the_base_that_would_be_ignored_is_refused(family, name, va
 def test_a_base_with_harmless_settings_is_accepted(family):
     check_base(
         {
+            **TINY_BASE,
             "model_type": family,
             "layer_types": ["full_attention"] * 2,
             "use_sliding_window": False,
