@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 import time
+import types
 from typing import Any
 
 from .command import ArgumentParser, run
@@ -287,6 +288,19 @@ def statistics(response: Any) -> dict[str, Any]:
 
 def warn(text: str) -> None:
     print(f"[WARNING] {text}", file=sys.stderr)
+
+
+class _Module(types.ModuleType):
+    """Where this module was imported it stands in front of the function of its name,
+    ``allmem_mlx.generate``, so it can be called like that."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        from .streaming import generate
+
+        return generate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Module
 
 
 def main() -> None:

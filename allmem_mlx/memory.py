@@ -206,7 +206,7 @@ class Memory(nn.Module):
         keys, values, rates = mx.split(
             rows[:, :, :full], [c.head_dim, 2 * c.head_dim], axis=-1
         )
-        grads = fast_weights.gradient(self._unified(state), keys, values, rates)
+        grads = fast_weights.gradient(self._normalized(state), keys, values, rates)
         grads = FastWeights(
             *(g + new for g, new in zip(state.grads, grads, strict=True))
         )
@@ -214,7 +214,7 @@ class Memory(nn.Module):
         block = mx.pad(left, [(0, 0), (0, 0), (0, c.fold - left.shape[2]), (0, 0)])
         return state._replace(grads=grads, block=block)
 
-    def _unified(self, state: MemoryState) -> FastWeights:
+    def _normalized(self, state: MemoryState) -> FastWeights:
         """U, the weights with the row norms they started with."""
         norms = fast_weights.row_norms(self.initial_weights)
         return fast_weights.normalize(state.weights, norms)
@@ -243,7 +243,7 @@ class Memory(nn.Module):
         state = state._replace(tail=tail, decay=state.decay + decay.sum(-1))
         if (token + T) % c.chunk == 0:
             weights, momentum = fast_weights.write(
-                self._unified(state),
+                self._normalized(state),
                 state.momentum,
                 state.grads,
                 state.decay / c.chunk,

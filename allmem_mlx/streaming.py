@@ -85,7 +85,7 @@ def _blocks(
             waiting = waiting[size:]
             start += size
     if not waiting:
-        raise ValueError("the prompt has no tokens")
+        raise SettingError("the prompt has no tokens")
     if waiting[:-1]:
         yield waiting[:-1]
     yield waiting[-1:]
@@ -121,9 +121,9 @@ def stream_generate(
         GenerationResponse: one for each token, the last one with ``finish_reason``.
 
     Raises:
-        ValueError: if the prompt has no tokens or ``max_tokens`` is 0.
-        SettingError: for ``max_kv_size``, ``kv_bits`` and ``draft_model``, which a
-            state of fixed size cannot obey.
+        SettingError: if the prompt has no tokens; for ``max_kv_size``, ``kv_bits`` and
+            ``draft_model``, which a state of fixed size cannot obey.
+        ValueError: if ``max_tokens`` is 0.
     """
     from mlx_lm.generate import generation_stream, wired_limit
     from mlx_lm.generate import stream_generate as mlx_lm_stream_generate

@@ -57,6 +57,15 @@ def command(folder, *flags, **options):
 
 
 class TestAPI:
+    def test_names(self):
+        """`allmem_mlx.generate` is the function, also after its module was imported."""
+        code = (
+            "import allmem_mlx; assert callable(allmem_mlx.generate)\n"
+            "import allmem_mlx.generate; assert callable(allmem_mlx.generate)\n"
+            "from allmem_mlx import generate, load, stream_generate"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_a_stream_is_read_like_a_list(self, tiny, document):
         """Text, ids, an array and a document give the same tokens and counts."""
         model, tokenizer = tiny
@@ -137,7 +146,7 @@ class TestAPI:
             next(stream_generate(*tiny, "HOW", **{name: 4}))
 
     def test_an_empty_prompt_is_refused(self, tiny):
-        with pytest.raises(ValueError, match="no tokens"):
+        with pytest.raises(SettingError, match="no tokens"):
             generate(*tiny, [])
 
     def test_overrides(self, folder):
@@ -266,6 +275,7 @@ class TestCommand:
             ([*read, "--prefill-step-size", "0"], 2, ["--prefill-step-size"]),
             ([*read, "--system-prompt", "x"], 2, ["--system-prompt", "--prompt"]),
             (["--prompt-file", "-", "--prompt", "-"], 2, ["stdin"]),
+            (["-p", "", "--ignore-chat-template"], 2, ["no tokens"]),
             (["-p", "x", "--chat-template-config", "{"], 2, ["--chat-template-config"]),
             ([*read, "--no-such-flag"], 2, ["--no-such-flag"]),
         ]

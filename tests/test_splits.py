@@ -1,10 +1,12 @@
 """How the caller cuts the input does not change the result."""
 
+import copy
 import random
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from helpers import (
     TINY_BASE,
@@ -13,6 +15,7 @@ from helpers import (
     feed,
     random_cuts,
     random_tokens,
+    state_arrays,
     tiny_model,
 )
 from mlx_lm.generate import generate_step
@@ -158,3 +161,25 @@ def test_prefill_step_size_does_not_change_the_greedy_tokens(family):
     assert generate(2048) == expected
     assert generate(50) == expected
     assert generate(7) == expected
+
+
+def test_a_copied_state_goes_its_own_way():
+    """As mlx-lm's server copies one to reuse a prompt."""
+    model = tiny_model()
+    tokens = random_tokens(1, 400)
+    _, cache = feed(model, tokens[:, :200], [200])
+    copied = copy.deepcopy(cache)
+    feed(model, random_tokens(1, 77, seed=1), [77], copied)
+    logits, _ = feed(model, tokens[:, 200:], [200], cache)
+    expected, _ = feed(model, tokens, [200, 200])
+    assert mx.array_equal(logits, expected[:, 200:])
+
+
+def test_a_state_kept_by_its_arrays_does_not_change():
+    """A step makes new arrays; whoever holds the old ones has the old state."""
+    model = tiny_model()
+    _, cache = feed(model, random_tokens(1, 205), [205])
+    held = state_arrays(cache)
+    before = {path: np.array(x) for path, x in held.items()}
+    feed(model, random_tokens(1, 100), [1, 1, 1, 97], cache)
+    assert all(np.array_equal(before[path], np.array(held[path])) for path in held)
