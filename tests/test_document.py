@@ -47,7 +47,6 @@ ADDED = [
     AddedToken("né", normalized=True),
     AddedToken(" " * 8, normalized=False),
     AddedToken("<in two>", normalized=False),
-    AddedToken(f"<{'as long as a token may be ' * 4}>", normalized=False),
 ]
 
 
@@ -276,11 +275,11 @@ def test_awkward_texts(make):
         "one character": "a",
         "special tokens on every cut": "word <|im_start|>user\nhello<|im_start|>" * 9,
         "special tokens alone": "<|im_start|>" * 40,
-        "special tokens of several words": f"a <in two> b {ADDED[-1].content} c " * 9,
+        "special tokens of several words": "a <in two> b " * 20,
         "a long run of spaces": "word " + " " * 700 + "word again" * 3,
         "a long run of newlines": "word\n" + "\n" * 700 + "word again" * 3,
         "a token that takes the space before it": "a\n"
-        + "\n\u3000\u3000" * 90
+        + "\n\u3000\u3000" * 300
         + "<mask>",
         "a token that takes the space after it": "a <end>" + " \n" * 300 + "a b c" * 50,
         "marks that a normalizer composes": "cafe\u0301 ne\u0301 e\u0301e " * 60,
@@ -359,6 +358,15 @@ def test_a_tokenizer_that_allows_no_cut_gets_the_whole_text(make, encoded):
     assert not encoded
 
 
+def test_an_added_token_longer_than_the_lookahead():
+    token = f"<{'many words ' * 12}>"
+    backend = gpt2()
+    backend.add_tokens([token])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    for length in range(40):
+        check(tokenizer, "a " * length + f"some words {token} and more " * 20, 7)
+
+
 def test_a_tokenizer_that_changes_the_text_first(encoded):
     class Newlines(PreTrainedTokenizerFast):
         def encode(self, text, **kwargs):
@@ -410,7 +418,7 @@ def test_spans_do_not_run_backwards(make, text):
 
 def test_tokenizer_of_mlx_lm(encoded):
     check(TokenizerWrapper(build(gpt2)), PROSE[:5000], 100)
-    assert max(encoded) < 5000
+    assert max(encoded) < 1000
 
 
 def test_truncation_of_the_tokenizer_file_is_not_obeyed():
@@ -589,6 +597,8 @@ def test_utf16_and_utf32(tmp_path, encoding, end):
 
 
 def test_binary_file(tmp_path):
+    with pytest.raises(AllMemError, match="NUL"):
+        Document(write(tmp_path, b"a\0b"))
     assert "NUL" in refusal(write(tmp_path, b"\x7fELF\0\0\1"))
     assert "NUL" in refusal(write(tmp_path, "some words".encode("UTF-16LE")))
 
