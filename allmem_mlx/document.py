@@ -198,7 +198,7 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
     # The tokens of buffer[:done] are out. Those of buffer[seam:done] must come again.
     buffer, seam, done, wanted = "", 0, 0, 0
     seam_ids: list[int] = []
-    for text in chain(texts, [""]):
+    for text in chain(filter(None, texts), [""]):
         buffer += text
         if text and len(buffer) < wanted:
             continue
@@ -242,7 +242,8 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     if encoding.ids != ids:
         # The tokenizer changes the text before it encodes it: nowhere to cut.
         return ids, [(0, len(text))] * len(ids)
-    # Offsets run backwards where a pre-tokenizer adds a space.
+    # Offsets run backwards where a pre-tokenizer adds a space, and where two added
+    # tokens take the same one.
     starts, ends = zip(*encoding.offsets, strict=True) if ids else ((), ())
     starts = tuple(accumulate(reversed(starts), min))
     return ids, [*zip(reversed(starts), accumulate(ends, max), strict=True)]

@@ -21,6 +21,7 @@ from .fast_weights import FastWeights
 
 QK_NORM_EPS = 1e-6
 L2_EPS = 1e-5
+NORM_FLOOR = 1e-10
 
 
 class MemoryState(NamedTuple):
@@ -75,7 +76,11 @@ class MemoryState(NamedTuple):
 
 
 def _unit(x: mx.array) -> mx.array:
-    return x / (mx.linalg.norm(x, axis=-1, keepdims=True) + L2_EPS)
+    """``L2(x) = x / (||x|| + 1e-5)``."""
+    # The first token has no key when keys are of the token before; the derivative of
+    # a norm is not a number at 0.
+    squared = mx.maximum(mx.square(x).sum(-1, keepdims=True), NORM_FLOOR**2)
+    return x / (mx.sqrt(squared) + L2_EPS)
 
 
 def _zeros_like(weights: FastWeights) -> FastWeights:

@@ -338,6 +338,11 @@ def test_a_boundary_that_a_token_stretches_over_is_not_used():
     assert document._boundary(build(anything)).search("word word\nword") is None
 
 
+def test_pieces_that_are_empty():
+    pieces = tokenize(["", "some ", "", "", "words", ""], build(gpt2))
+    assert sum(pieces, []) == build(gpt2).encode("some words")
+
+
 def test_a_tokenizer_that_is_not_fast_gets_the_whole_text():
     class Slow:
         def encode(self, text, add_special_tokens, **kwargs):
