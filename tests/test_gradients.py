@@ -1,4 +1,4 @@
-"""Gradients through what the memory learned while reading, as distillation needs them."""
+"""Gradients through what was learned while reading, as distillation needs them."""
 
 import mlx.core as mx
 import mlx.nn as nn
