@@ -656,3 +656,13 @@ def test_refused_file_is_closed(tmp_path, monkeypatch):
 def test_impossible_piece(tmp_path, piece):
     with pytest.raises(SettingError, match="at least 1"):
         Document(write(tmp_path, b"text"), piece)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("piece", [257, 8192])
+def test_a_real_book(smollm2, book, piece):
+    _, tokenizer = smollm2
+    pieces = [*Document(book, piece=piece).pieces(tokenizer)]
+    text = book.read_bytes().decode().replace("\r\n", "\n")
+    assert sum(pieces, []) == tokenizer.encode(text, add_special_tokens=False)
+    assert len(pieces) > 50_000 // max(piece, 2 * 64)
