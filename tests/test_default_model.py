@@ -62,6 +62,22 @@ def test_no_room_for_the_cache(tmp_path):
     assert result.returncode == 1 and "cannot be written" in message
 
 
+@pytest.mark.parametrize(
+    "stderr, reason",
+    [
+        ("WARNING: a\nERROR: b\nERROR: No such package\n", "No such package"),
+        (
+            "ERROR: Exception:\nTraceback:\n  File x\nOSError: [Errno 28] No space\n",
+            "OSError: [Errno 28] No space",
+        ),
+        ("python: No module named pip\n", "python: No module named pip"),
+        ("", "pip gave no reason"),
+    ],
+)
+def test_pip_s_reason(stderr, reason):
+    assert default_model._reason(stderr) == reason
+
+
 def test_settings_are_checked_first(tmp_path):
     """A wrong setting does not cost a download."""
     result = first_use(tmp_path / "cache", tmp_path, "--kv-bits", "8")
