@@ -91,6 +91,36 @@ def load_weights(
         raise AllMemError(f"{folder}: the weights do not fit: {reason}") from error
 
 
+def load_tokenizer(
+    folder: Path, config: dict[str, Any], options: dict[str, Any] | None = None
+) -> Any:
+    """mlx-lm's ``load_tokenizer``.
+
+    Args:
+        folder (Path): the model folder.
+        config (dict): its ``config.json``.
+        options (dict): passed to the tokenizer.
+
+    Raises:
+        AllMemError: if the folder has none, or it cannot be read.
+    """
+    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
+
+    # Without any of these, transformers makes up an empty tokenizer for some families.
+    files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
+    if not any(True for pattern in files for _ in folder.glob(pattern)):
+        raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
+    try:
+        return mlx_lm_load_tokenizer(
+            folder, options, eos_token_ids=config.get("eos_token_id")
+        )
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        reason = " ".join(str(error).split())
+        raise AllMemError(
+            f"{folder}: the tokenizer cannot be read: {reason}"
+        ) from error
+
+
 def load(
     path: str | Path | None = None,
     tokenizer_config: dict[str, Any] | None = None,
@@ -117,7 +147,7 @@ def load(
         AllMemError: if the folder is not an AllMem model or is damaged.
         SettingError: if ``model_config`` holds an impossible value.
     """
-    from mlx_lm.utils import load_adapters, load_tokenizer
+    from mlx_lm.utils import load_adapters
 
     if path is None:
         from .default_model import default_model
@@ -146,9 +176,7 @@ def load(
     if adapter_path is not None:
         model = load_adapters(model, adapter_path)
         model.eval()
-    tokenizer = load_tokenizer(
-        folder, tokenizer_config, eos_token_ids=config.get("eos_token_id")
-    )
+    tokenizer = load_tokenizer(folder, config, tokenizer_config)
     if return_config:
         return model, tokenizer, config
     return model, tokenizer

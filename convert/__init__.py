@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.families import check_base, rope_settings
-from allmem_mlx.loading import load_weights, read_config
+from allmem_mlx.loading import load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model
 
 from . import gguf
@@ -155,7 +155,7 @@ def _convert_folder(
     quantization: tuple[int | None, int | None, str] | None,
     settings: dict[str, Any],
 ) -> None:
-    from mlx_lm.utils import load_tokenizer, quantize_model, save_config, save_model
+    from mlx_lm.utils import quantize_model, save_config, save_model
 
     base = read_config(source)
     if base.get("model_type") == MODEL_TYPE:
@@ -183,7 +183,7 @@ def _convert_folder(
             raise AllMemError(f"{source} is quantised already; leave out -q")
         group_size, bits, mode = quantization
         model, config = quantize_model(model, config, group_size, bits, mode=mode)
-    tokenizer = load_tokenizer(source, eos_token_ids=config.get("eos_token_id"))
+    tokenizer = load_tokenizer(source, config)
 
     config["model_file"] = MODEL_FILE
     try:

@@ -268,6 +268,16 @@ DAMAGE = {
         lambda f: edited(f / "config.json", hidden_size="wide"),
         ["hidden_size"],
     ),
+    "no tokenizer": (
+        lambda f: [
+            (f / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")
+        ],
+        ["no tokenizer"],
+    ),
+    "tokenizer not JSON": (
+        lambda f: (f / "tokenizer.json").write_text("{"),
+        ["the tokenizer cannot be read"],
+    ),
     "another family": (
         lambda f: edited(f / "config.json", model_type="mamba"),
         ["'mamba'", "llama, qwen3"],
