@@ -256,8 +256,6 @@ def generate(args: argparse.Namespace) -> None:
     before, after = around_document(tokenizer, args, template_config)
     pieces = [before], [] if document is None else document.pieces(tokenizer), [after]
     progress = Progress(document)
-    if args.verbose:
-        print("=" * 10)
     for response in stream_generate(
         model,
         tokenizer,
@@ -269,6 +267,8 @@ def generate(args: argparse.Namespace) -> None:
     ):
         if response.generation_tokens == 1:
             progress.close()
+            if args.verbose:
+                print("=" * 10)
         print(response.text, end="", flush=True)
     print()
     if document is not None and document.replaced:

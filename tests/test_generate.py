@@ -257,8 +257,11 @@ class TestCommand:
         empty.write_bytes(b"")
         binary.write_bytes(bytes(range(256)) * 10)
         read = ["--prompt-file", document]
+        late = tmp_path / "late"
+        late.write_bytes(TEXT.encode() * 100 + b"\0")
         refused = [
             ([], 2, ["--prompt-file"]),
+            (["--prompt-file", late], 1, [late, "NUL"]),
             (["--prompt-file", nowhere], 1, [nowhere]),
             (["--prompt-file", empty], 1, [empty, "empty"]),
             (["--prompt-file", binary], 1, [binary, "NUL"]),
