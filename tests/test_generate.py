@@ -258,7 +258,7 @@ class TestCommand:
         binary.write_bytes(bytes(range(256)) * 10)
         read = ["--prompt-file", document]
         late = tmp_path / "late"
-        late.write_bytes(TEXT.encode() * 100 + b"\0")
+        late.write_bytes(TEXT.encode() * 60 + b"\0")
         refused = [
             ([], 2, ["--prompt-file"]),
             (["--prompt-file", late], 1, [late, "NUL"]),
