@@ -9,7 +9,7 @@ import argparse
 import time
 from typing import Any
 
-from .command import ArgumentParser, run
+from .command import ArgumentParser, add_sizes, run, sizes
 from .errors import SettingError
 
 
@@ -26,9 +26,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Lengths to read",
     )
     add("--generation-tokens", "-g", type=int, default=32, help="Tokens to decode")
-    add("--window", type=int, help="Tokens that attention sees")
-    add("--sinks", type=int, help="First tokens that attention sees always")
-    add("--chunk", type=int, help="Tokens between two updates of the memory")
+    add_sizes(parser)
     add(
         "--no-full-attention",
         dest="full_attention",
@@ -85,10 +83,7 @@ def benchmark(args: argparse.Namespace) -> None:
     from .loading import load
     from .model import base_model
 
-    settings = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
-    model, _ = load(
-        args.model, model_config={k: v for k, v in settings.items() if v is not None}
-    )
+    model, _ = load(args.model, model_config=sizes(args))
     config = model.args.allmem
     print(
         f"window {config.window}, sinks {config.sinks}, chunk {config.chunk}, "

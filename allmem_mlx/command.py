@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import AllMemError
 
@@ -20,6 +20,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for sizes of the hybrid layer."""
+    add = parser.add_argument
+    add("--window", type=int, help="Tokens that attention sees")
+    add("--sinks", type=int, help="First tokens that attention sees always")
+    add("--chunk", type=int, help="Tokens between two updates of the memory")
+
+
+def sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The sizes that the command line gives, by their name in ``AllMemConfig``."""
+    given = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoReturn:

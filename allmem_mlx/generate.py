@@ -8,7 +8,7 @@ import time
 import types
 from typing import Any
 
-from .command import ArgumentParser, run
+from .command import ArgumentParser, add_sizes, run, sizes
 from .document import Document
 from .errors import AllMemError, SettingError
 
@@ -40,9 +40,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Message to the model, after the document if there is one ('-' reads "
         "stdin)",
     )
-    add("--window", type=int, help="Tokens that attention sees")
-    add("--sinks", type=int, help="First tokens that attention sees always")
-    add("--chunk", type=int, help="Tokens between two updates of the memory")
+    add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=100, help="Tokens to generate")
     add("--temp", type=float, default=0.0, help="Sampling temperature")
     add("--top-p", type=float, default=1.0, help="Sampling top-p")
@@ -225,11 +223,10 @@ def generate(args: argparse.Namespace) -> None:
     from .loading import load
     from .streaming import print_statistics, stream_generate
 
-    settings = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
     model, tokenizer = load(
         args.model,
         tokenizer_config={"trust_remote_code": args.trust_remote_code},
-        model_config={k: v for k, v in settings.items() if v is not None},
+        model_config=sizes(args),
         adapter_path=args.adapter_path,
     )
     for token in args.extra_eos_token:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.command import ArgumentParser, add_sizes, run, sizes
 from allmem_mlx.errors import SettingError
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -27,9 +27,7 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--q-group-size", type=int, help="Group size for quantization")
     add("--q-bits", type=int, help="Bits per weight for quantization")
     add("--q-mode", default="affine", choices=Q_MODES, help="Quantization mode")
-    add("--window", type=int, help="Tokens that attention sees")
-    add("--sinks", type=int, help="First tokens that attention sees always")
-    add("--chunk", type=int, help="Tokens between two updates of the memory")
+    add_sizes(parser)
     return parser
 
 
@@ -38,7 +36,6 @@ def command(args: argparse.Namespace) -> None:
         raise SettingError("--q-bits and --q-group-size need -q")
     from . import convert
 
-    settings = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
     convert(
         args.hf_path or args.gguf,
         args.mlx_path,
@@ -47,7 +44,7 @@ def command(args: argparse.Namespace) -> None:
         q_bits=args.q_bits,
         q_group_size=args.q_group_size,
         q_mode=args.q_mode,
-        **{name: value for name, value in settings.items() if value is not None},
+        **sizes(args),
     )
 
 
