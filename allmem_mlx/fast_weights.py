@@ -52,19 +52,23 @@ def row_norms(weights: FastWeights) -> FastWeights:
     return FastWeights(*(mx.sqrt(mx.square(w).sum(-1, keepdims=True)) for w in weights))
 
 
-def normalize(weights: FastWeights, norms: FastWeights) -> FastWeights:
-    """Scales every row to its initial norm: ``U[r] = W[r] N_r / (||W[r]|| + 1e-5)``.
+def row_scales(weights: FastWeights, norms: FastWeights) -> FastWeights:
+    """What gives every row its initial norm: ``N_r / (||W[r]|| + 1e-5)``.
 
     Args:
         weights (FastWeights): W.
         norms (FastWeights): N, the :func:`row_norms` of the initial weights.
+
+    Returns:
+        FastWeights: ``[..., rows, 1]``.
     """
-    return FastWeights(
-        *(
-            w * (n / (length + EPS))
-            for w, n, length in zip(weights, norms, row_norms(weights), strict=True)
-        )
-    )
+    lengths = row_norms(weights)
+    return FastWeights(*(n / (x + EPS) for n, x in zip(norms, lengths, strict=True)))
+
+
+def normalize(weights: FastWeights, scales: FastWeights) -> FastWeights:
+    """``U[r] = scale_r W[r]``, with the :func:`row_scales` of W."""
+    return FastWeights(*(w * s for w, s in zip(weights, scales, strict=True)))
 
 
 def gradient(

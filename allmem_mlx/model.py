@@ -7,6 +7,7 @@ with ``"model_type": "allmem"``, ``base_model_type`` and an ``allmem`` block.
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -78,6 +79,12 @@ class HybridCache(CacheList):
 HybridCache.__name__ = "CacheList"
 
 
+@partial(mx.compile, shapeless=True)
+def _mix(attended: mx.array, alpha: mx.array, recalled: mx.array) -> mx.array:
+    """One launch for the three operations that join the branches."""
+    return attended + (alpha * recalled).astype(attended.dtype)
+
+
 class HybridAttention(WindowAttention):
     """``TokenMixer(u) = SWA(u) + alpha AllMem(u)`` (AllMem, section 3).
 
@@ -104,8 +111,8 @@ class HybridAttention(WindowAttention):
             cache (HybridCache): the layer's state, updated in place.
         """
         ring, state = cache[0], cache[1]
-        memory = self.memory(x, state, ring.offset)
-        return super().__call__(x, ring) + (self.alpha * memory).astype(x.dtype)
+        recalled = self.memory(x, state, ring.offset)
+        return _mix(super().__call__(x, ring), self.alpha, recalled)
 
 
 def _new_base(args: ModelArgs) -> nn.Module:

@@ -38,6 +38,7 @@ class MemoryState(NamedTuple):
 
     tail: Tensor
     weights: Matrices
+    scales: Matrices
     momentum: Matrices
     grads: Matrices
     block: Tensor
@@ -113,12 +114,17 @@ class Memory(nn.Module):
         gate, up, down = weights
         return (F.silu(x @ gate.mT) * (x @ up.mT)) @ down.mT + x
 
-    def normalize(self, weights: Matrices) -> Matrices:
-        """2: U, the weights with the row norms of W0."""
+    def scales(self, weights: Matrices) -> Matrices:
+        """2: what gives the weights the row norms of W0."""
         return tuple(
-            unit(w) * w0.norm(dim=-1, keepdim=True)
+            w0.norm(dim=-1, keepdim=True) / (w.norm(dim=-1, keepdim=True) + 1e-5)
             for w, w0 in zip(weights, self.initial_weights, strict=True)
         )
+
+    def normalize(self, weights: Matrices) -> Matrices:
+        """2: U."""
+        scales = self.scales(weights)
+        return tuple(w * s for w, s in zip(weights, scales, strict=True))
 
     def gradient(self, weights: Matrices, tokens: Tokens) -> Matrices:
         """3: of ``-sum_t eta_t <f(k_t), v_t>``, for each matrix with its own eta."""
@@ -174,14 +180,18 @@ class Memory(nn.Module):
         start = L // chunk * chunk
         folded = L // fold * fold
         waiting = tokens.cut(folded, L)
-        block = torch.cat([waiting.keys, waiting.values, waiting.rates], dim=-1)
+        block = torch.cat(
+            [waiting.keys, waiting.values, waiting.rates, waiting.decay[..., None]],
+            dim=-1,
+        )
         return y, MemoryState(
             tail=tail,
             weights=weights,
+            scales=self.scales(weights),
             momentum=momentum,
             grads=self.gradient(self.normalize(weights), tokens.cut(start, folded)),
             block=F.pad(block, (0, 0, 0, fold - block.shape[2])),
-            decay=tokens.cut(start, L).decay.sum(dim=-1),
+            decay=tokens.cut(start, folded).decay.sum(dim=-1),
         )
 
 

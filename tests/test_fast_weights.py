@@ -181,12 +181,18 @@ def test_row_norms_are_over_the_input_dimension():
         assert_close(name, norm[..., 0], expected, 1e-6)
 
 
+def normalize(weights: FastWeights, norms: FastWeights) -> FastWeights:
+    """U of W, by way of the scales that a state keeps."""
+    scales = fast_weights.row_scales(weights, norms)
+    return fast_weights.normalize(weights, scales)
+
+
 def test_normalize_divides_by_the_norm_plus_epsilon():
     rng = np.random.default_rng(7)
     weights, norms = random_weights(rng), random_weights(rng)
     norms = fast_weights.row_norms(norms)
     small = FastWeights(*(1e-4 * w for w in weights))  # so that epsilon matters
-    actual = fast_weights.normalize(small, norms)
+    actual = normalize(small, norms)
     for i, name in enumerate(FastWeights._fields):
         w, n = to_numpy((small[i], norms[i]))
         expected = w * n / (np.linalg.norm(w, axis=-1, keepdims=True) + EPS)
@@ -199,7 +205,7 @@ def test_rows_keep_their_initial_norms_while_chunks_are_written():
     norms = fast_weights.row_norms(weights)
     momentum = zeros_like(weights)
     for chunk in range(10):
-        unified = fast_weights.normalize(weights, norms)
+        unified = normalize(weights, norms)
         lengths = fast_weights.row_norms(unified)
         for i, name in enumerate(FastWeights._fields):
             # The epsilon of 1e-5 shortens a row of norm 1 by as much.
@@ -214,7 +220,7 @@ def test_rows_keep_their_initial_norms_while_chunks_are_written():
 
 def test_normalizing_the_initial_weights_changes_nothing():
     weights = random_weights(np.random.default_rng(9), p=64, h=128)
-    unified = fast_weights.normalize(weights, fast_weights.row_norms(weights))
+    unified = normalize(weights, fast_weights.row_norms(weights))
     for name in FastWeights._fields:
         assert_close(name, getattr(unified, name), getattr(weights, name), 1e-4)
 
@@ -321,13 +327,13 @@ def write_and_normalize(initial: FastWeights, chunks) -> list[FastWeights]:
     """U_0, and U_j after each chunk of keys, values, rates and decays."""
     norms = fast_weights.row_norms(initial)
     momentum = zeros_like(initial)
-    unified = [fast_weights.normalize(initial, norms)]
+    unified = [normalize(initial, norms)]
     for keys, values, rates, decays in chunks:
         grads = fast_weights.gradient(unified[-1], keys, values, rates)
         weights, momentum = fast_weights.write(
             unified[-1], momentum, grads, decays.mean(-1), OFF
         )
-        unified.append(fast_weights.normalize(weights, norms))
+        unified.append(normalize(weights, norms))
     return unified
 
 
@@ -401,7 +407,7 @@ def read_back(weights: FastWeights, eta: float, theta: float) -> dict[str, float
     rates = mx.full((heads, tokens, 3), eta)
     chunks = [(random_units(), random_units()) for _ in range(16)]
     for keys, values in chunks:
-        unified = fast_weights.normalize(weights, norms)
+        unified = normalize(weights, norms)
         grads = fast_weights.gradient(unified, keys, values, rates)
         weights, momentum = fast_weights.write(
             unified, momentum, grads, mx.full((heads,), 0.5), theta

@@ -87,7 +87,7 @@ def state_parts(state: oracle.LayerState) -> dict:
         "open block": memory.block,
         "decay sum": memory.decay,
     }
-    for name in ("weights", "momentum", "grads"):
+    for name in ("weights", "scales", "momentum", "grads"):
         gate, up, down = getattr(memory, name)
         parts |= {f"{name} gate": gate, f"{name} up": up, f"{name} down": down}
     return parts

@@ -24,6 +24,10 @@ from allmem_mlx.model import Model
 
 LENGTH = 3_000
 TOLERANCE = 1e-5
+# Fast weights are a recurrence, and can multiply a difference in the last bits while
+# they read: after 3,000 tokens one head of twelve differed by 4e-5 with one BLAS, and
+# by 2e-6 with another.
+STATE_TOLERANCE = 1e-4
 NEAR_TIE = 2e-5  # logits are about 1 in size, and equal to 7e-6 between cuts
 SEEDS = 10  # cuts per case, 50 in all
 
@@ -53,7 +57,7 @@ class Reading:
     def assert_same(self, logits: mx.array, cache: list) -> None:
         assert_close("logits", logits, self.logits, TOLERANCE)
         assert_same_greedy(logits, self.logits)
-        assert_same_state(cache, self.cache, TOLERANCE)
+        assert_same_state(cache, self.cache, STATE_TOLERANCE)
         for layer, expected in zip(cache, self.cache, strict=True):
             assert layer[0].offset == expected[0].offset
 
@@ -114,8 +118,8 @@ def test_the_fold_does_not_change_the_result():
         logits, other = feed(tiny_model(fold=fold), tokens, random_cuts(200, fold))
         assert_close(f"logits with fold {fold}", logits, expected, TOLERANCE)
         for layer, same in zip(other, cache, strict=True):
-            # W, M and the open chunk's decay; G and the block hold other tokens.
-            for part in (*range(1, 7), 11):
+            # W, its scales and M; G, the decay and the block hold other tokens.
+            for part in range(1, 10):
                 where = f"array {part} with fold {fold}"
                 assert_close(where, layer[1][part], same[1][part], TOLERANCE)
 

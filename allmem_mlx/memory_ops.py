@@ -1,0 +1,169 @@
+"""The memory's four operations in MLX's own operations: the reference for the kernels.
+
+B documents, n heads of width p, h hidden units, T tokens. A *row* is what one token
+leaves for learning: k, v, eta for gate, up and down, and the momentum decay m, 2p + 4
+numbers in float32. ``kernels.py`` has the same functions on Metal.
+"""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import fast_weights
+from .fast_weights import FastWeights
+
+RMS_EPS = 1e-6
+L2_EPS = 1e-5
+NORM_FLOOR = 1e-10
+
+
+def rate_offset(learning_rate: float) -> float:
+    """b0, where ``softplus(b0)`` is the learning rate."""
+    return learning_rate + math.log(-math.expm1(-learning_rate))
+
+
+def _unit(x: mx.array) -> mx.array:
+    """``L2(x) = x / (||x|| + 1e-5)``."""
+    # The first token has no key when keys are of the token before; the derivative of
+    # a norm is not a number at 0.
+    squared = mx.maximum(mx.square(x).sum(-1, keepdims=True), NORM_FLOOR**2)
+    return x / (mx.sqrt(squared) + L2_EPS)
+
+
+def memory_inputs(
+    *,
+    projected: mx.array,
+    tail: mx.array,
+    conv_weight: mx.array,
+    rate_bias: mx.array,
+    q_norm: mx.array,
+    k_norm: mx.array,
+    learning_rate: float,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """What the memory takes from T tokens (AllMem, section 3):
+
+        q, k = L2(RMSNorm(SiLU(conv(x)))),  v = SiLU(conv(x))
+        eta = softplus(x + bias + b0),  m, g = sigmoid(x + bias)
+
+    Args:
+        projected (mx.array): x for q, k, v, eta, m and g, ``[B, T, 3np + 5n]``.
+        tail (mx.array): q, k and v of the ``taps - 1`` tokens before,
+            ``[B, taps - 1, 3np]``.
+        conv_weight (mx.array): ``[3np, taps]``.
+        rate_bias (mx.array): of eta (3n), m (n) and g (n), ``[5n]``.
+        q_norm (mx.array): RMSNorm weight, ``[p]``.
+        k_norm (mx.array): the same for k.
+        learning_rate (float): ``softplus(b0)``.
+
+    Returns:
+        tuple: in float32, queries ``[B, n, T, p]``, rows ``[B, n, T, 2p + 4]`` and
+        gates ``[B, n, T]``; and the new tail.
+    """
+    B, T, _ = projected.shape
+    n, p = rate_bias.size // 5, q_norm.size
+    taps = conv_weight.shape[1]
+    qkv, rates = mx.split(projected, [3 * n * p], axis=-1)
+    qkv = mx.concatenate([tail, qkv], axis=1)
+    tail = qkv[:, T:]
+
+    qkv, taps_of = qkv.astype(mx.float32), conv_weight.astype(mx.float32)
+    mixed = sum(taps_of[:, i] * qkv[:, i : i + T] for i in range(taps))
+    mixed = nn.silu(mixed).reshape(B, T, 3, n, p).transpose(2, 0, 3, 1, 4)
+    queries, keys, values = mixed
+    queries = _unit(mx.fast.rms_norm(queries, q_norm, RMS_EPS))
+    keys = _unit(mx.fast.rms_norm(keys, k_norm, RMS_EPS))
+
+    rates = rates.astype(mx.float32) + rate_bias
+    eta, decay, gates = mx.split(rates, [3 * n, 4 * n], axis=-1)
+    eta = nn.softplus(eta + rate_offset(learning_rate))
+    eta = eta.reshape(B, T, n, 3).transpose(0, 2, 1, 3)
+    decay = mx.sigmoid(decay).swapaxes(1, 2)[..., None]
+    gates = mx.sigmoid(gates).swapaxes(1, 2)
+    rows = mx.concatenate([keys, values, eta, decay], axis=-1)
+    return queries, rows, gates, tail
+
+
+def memory_read(
+    *,
+    weights: FastWeights,
+    queries: mx.array,
+    gates: mx.array,
+    norm: mx.array,
+    dtype: mx.Dtype,
+) -> mx.array:
+    """Reads the memory: ``g RMSNorm((SiLU(Q Wg^T) * (Q Wu^T)) Wd^T + Q)``.
+
+    Args:
+        weights (FastWeights): W, not normalised.
+        queries (mx.array): Q, ``[B, n, T, p]``.
+        gates (mx.array): g, ``[B, n, T]``.
+        norm (mx.array): RMSNorm weight, ``[p]``.
+        dtype (mx.Dtype): of the result.
+
+    Returns:
+        mx.array: the heads side by side, ``[B, T, np]``.
+    """
+    B, n, T, p = queries.shape
+    values = mx.fast.rms_norm(fast_weights.read(weights, queries), norm, RMS_EPS)
+    values = (gates[..., None] * values).transpose(0, 2, 1, 3)
+    return values.reshape(B, T, n * p).astype(dtype)
+
+
+def memory_fold(
+    *,
+    weights: FastWeights,
+    scales: FastWeights,
+    grads: FastWeights,
+    decay: mx.array,
+    rows: mx.array,
+) -> tuple[FastWeights, mx.array]:
+    """Adds the gradient of T tokens to G, and their m to the sum of decays.
+
+    Args:
+        weights (FastWeights): W.
+        scales (FastWeights): what makes U of it, :func:`fast_weights.row_scales`.
+        grads (FastWeights): G, the open chunk's gradient so far.
+        decay (mx.array): the open chunk's sum of m so far, ``[B, n]``.
+        rows (mx.array): ``[B, n, T, 2p + 4]``.
+
+    Returns:
+        tuple: the new G and sum.
+    """
+    p = weights.gate.shape[-1]
+    keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
+    unified = fast_weights.normalize(weights, scales)
+    added = fast_weights.gradient(unified, keys, values, rates)
+    grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
+    return grads, decay + decays.sum((-2, -1))
+
+
+def memory_write(
+    *,
+    weights: FastWeights,
+    scales: FastWeights,
+    momentum: FastWeights,
+    grads: FastWeights,
+    decay: mx.array,
+    norms: FastWeights,
+    max_norm: float,
+) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights]:
+    """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``, ``G <- 0``.
+
+    Args:
+        weights (FastWeights): W.
+        scales (FastWeights): what makes U of it.
+        momentum (FastWeights): M of the chunk before.
+        grads (FastWeights): G of the whole chunk.
+        decay (mx.array): mu, the chunk's mean m, ``[B, n]``.
+        norms (FastWeights): N, :func:`fast_weights.row_norms` of the initial weights,
+            ``[n, rows, 1]``.
+        max_norm (float): Theta.
+
+    Returns:
+        tuple: the new W, its scales, M and G.
+    """
+    unified = fast_weights.normalize(weights, scales)
+    weights, momentum = fast_weights.write(unified, momentum, grads, decay, max_norm)
+    grads = FastWeights(*(mx.zeros_like(g) for g in grads))
+    return weights, fast_weights.row_scales(weights, norms), momentum, grads

@@ -1,0 +1,43 @@
+// Shared by the memory's kernels. B documents, n heads of width P, H hidden units, T tokens.
+#include <metal_simdgroup_matrix>
+
+namespace allmem {
+
+constant constexpr float RMS_EPS = 1e-6f;
+constant constexpr float L2_EPS = 1e-5f;
+constant constexpr float SQUARED_FLOOR = 1e-20f;
+constant constexpr float CLIP_FLOOR = 1e-12f;
+
+inline float sigmoid(float x) {
+  return 1.0f / (1.0f + metal::precise::exp(-x));
+}
+
+inline float softplus(float x) {
+  return metal::max(x, 0.0f) + log1p(metal::precise::exp(-metal::abs(x)));
+}
+
+// Of an 8x8 matrix a lane holds the elements (row, column) and (row, column + 1).
+inline short tile_row(uint lane) {
+  return (lane / 16) * 4 + (lane / 2) % 4;
+}
+
+inline short tile_column(uint lane) {
+  return (lane / 8) % 2 * 4 + lane % 2 * 2;
+}
+
+// tile[t][c] = rows[t][c] for TOKENS tokens, of which `valid` exist; the others are 0.
+template <int TOKENS, int WIDTH, int ROW, int LD>
+inline void stage(
+    threadgroup float* tile,
+    const device float* rows,
+    int valid,
+    uint thread_index,
+    uint threads) {
+  for (int i = thread_index; i < TOKENS * WIDTH; i += threads) {
+    const int t = i / WIDTH;
+    const int c = i % WIDTH;
+    tile[t * LD + c] = t < valid ? rows[t * ROW + c] : 0.0f;
+  }
+}
+
+} // namespace allmem
