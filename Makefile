@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BOOK := .demo/alice.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels clean
 
 demo: .venv/installed $(BOOK)
 	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK)
@@ -16,6 +16,9 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+kernels: .venv/tested
+	$(BIN)/python tests/kernel_account.py
 
 clean:
 	rm -rf .venv .demo build *.egg-info

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -36,13 +37,22 @@ def sizes(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a command that is told to end does so as after Ctrl-C."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
 def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoReturn:
     """Parses the command line, runs ``command(args)`` and exits.
 
-    The exit code is 0, 1 for a failure, 2 for a wrong use, 130 after Ctrl-C. An error
-    is one line on stderr.
+    The exit code is 0, 1 for a failure, 2 for a wrong use, 130 after Ctrl-C, 143 after
+    SIGTERM. An error is one line on stderr.
     """
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         command(args)
         sys.stdout.flush()
@@ -51,9 +61,9 @@ def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoRetu
         # The reader of our output has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
-        code = 130
+        code = 143 if isinstance(error, Terminated) else 130
     except Exception as error:
         if args.debug:
             raise

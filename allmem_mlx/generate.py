@@ -3,19 +3,19 @@
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 import types
+from collections.abc import Iterable
 from typing import Any
 
 from .command import ArgumentParser, add_sizes, run, sizes
 from .document import Document
-from .errors import AllMemError, SettingError
+from .errors import SettingError
 
 # Bytes tokenised at a time: small enough for the progress bar to move steadily.
 PIECE = 8192
-# Stands for the document while the chat template is rendered.
-DOCUMENT_MARK = "<<7f4e0c1a document 9b2d>>"
 
 
 def str2bool(string: str) -> bool:
@@ -37,8 +37,32 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add(
         "--prompt",
         "-p",
+        action="append",
         help="Message to the model, after the document if there is one ('-' reads "
-        "stdin)",
+        "stdin). Each of several starts from the same state",
+    )
+    add(
+        "--questions",
+        metavar="FILE",
+        help="File with a message in each line, as if given by --prompt",
+    )
+    add(
+        "--save-state",
+        metavar="FILE",
+        help="Save what was read, before any message. If FILE has a part of the "
+        "document already, reading goes on from there",
+    )
+    add("--load-state", metavar="FILE", help="Start from what was read before")
+    add(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="Also save after each N tokens read",
+    )
+    add(
+        "--half-window",
+        action="store_true",
+        help="Save keys and values of the window in half precision",
     )
     add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=100, help="Tokens to generate")
@@ -102,15 +126,29 @@ def check_args(args: argparse.Namespace) -> None:
     }.items():
         if getattr(args, flag[2:].replace("-", "_")) is not None:
             raise SettingError(f"{flag} is not supported: {reason}")
-    if args.prompt is None and args.prompt_file is None:
-        raise SettingError("nothing to read: give --prompt-file, --prompt or both")
-    if args.prompt == "-" and args.prompt_file == "-":
-        raise SettingError("--prompt and --prompt-file cannot both read stdin")
+    sources = (args.prompt, args.questions, args.prompt_file, args.load_state)
+    if all(source is None for source in sources):
+        raise SettingError(
+            "nothing to read: give --prompt-file, --prompt or both, or --load-state"
+        )
+    if [*(args.prompt or []), args.prompt_file, args.questions].count("-") > 1:
+        raise SettingError(
+            "only one of --prompt, --prompt-file and --questions can read stdin"
+        )
+    if args.save_state is None:
+        for flag in ("checkpoint_every", "half_window"):
+            if getattr(args, flag):
+                raise SettingError(f"--{flag.replace('_', '-')} needs --save-state")
+    elif not os.path.isdir(os.path.dirname(args.save_state) or "."):
+        raise SettingError(f"the folder of {args.save_state!r} does not exist")
+    if args.checkpoint_every is not None and args.checkpoint_every < 1:
+        raise SettingError("--checkpoint-every must be at least 1")
     if args.max_tokens == 0 or args.max_tokens < -1:
         raise SettingError("--max-tokens must be above 0, or -1 for no limit")
     if args.prefill_step_size is not None and args.prefill_step_size < 1:
         raise SettingError("--prefill-step-size must be at least 1")
-    if args.prompt is None or args.ignore_chat_template:
+    asked = args.prompt is not None or args.questions is not None
+    if not (asked or args.save_state) or args.ignore_chat_template:
         for flag in ("system_prompt", "prefill_response", "chat_template_config"):
             if getattr(args, flag) is not None:
                 raise SettingError(
@@ -129,51 +167,18 @@ def chat_template_config(text: str | None) -> dict[str, Any]:
     return config
 
 
-def around_document(
-    tokenizer: Any, args: argparse.Namespace, template_config: dict[str, Any]
-) -> tuple[list[int], list[int]]:
-    """Token ids before and after the document; without one, their sum is the prompt.
-
-    The document and ``--prompt`` are one user message, a blank line between them. With
-    no chat template, or nothing asked, the document is read as it stands.
-    """
-    question = args.prompt
-    if question == "-":
-        question = sys.stdin.read()
-    elif question is not None:
-        question = question.replace("\\n", "\n").replace("\\t", "\t")
-    parts = [DOCUMENT_MARK] if args.prompt_file else []
-    text = "\n\n".join(parts + ([] if question is None else [question]))
-
-    if question is None or args.ignore_chat_template or not tokenizer.has_chat_template:
-        before, _, after = text.rpartition(DOCUMENT_MARK)
-        # What the tokenizer puts before every text, a BOS for one.
-        start = tokenizer.encode("")
-    else:
-        messages = [{"role": "user", "content": text}]
-        if args.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": args.system_prompt})
-        prefill = args.prefill_response is not None
-        if prefill:
-            messages.append({"role": "assistant", "content": args.prefill_response})
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not prefill,
-            continue_final_message=prefill,
-            **template_config,
-        )
-        if rendered.count(DOCUMENT_MARK) != len(parts):
-            raise AllMemError(
-                "the chat template does not repeat the message as it is; use "
-                "--ignore-chat-template"
-            )
-        before, _, after = rendered.rpartition(DOCUMENT_MARK)
-        start = []
-    return (
-        start + tokenizer.encode(before, add_special_tokens=False),
-        tokenizer.encode(after, add_special_tokens=False),
-    )
+def questions(args: argparse.Namespace) -> list[str]:
+    """What is to be asked, in order."""
+    asked = []
+    for prompt in args.prompt or []:
+        if prompt == "-":
+            asked.append(sys.stdin.read())
+        else:
+            asked.append(prompt.replace("\\n", "\n").replace("\\t", "\t"))
+    if args.questions is not None:
+        text = "".join(Document(args.questions).text())
+        asked += [line for line in text.split("\n") if line.strip()]
+    return asked
 
 
 class Progress:
@@ -213,6 +218,7 @@ class Progress:
 def generate(args: argparse.Namespace) -> None:
     check_args(args)
     template_config = chat_template_config(args.chat_template_config)
+    asked = questions(args)
     document = None
     if args.prompt_file is not None:
         document = Document(args.prompt_file, piece=PIECE)
@@ -220,8 +226,10 @@ def generate(args: argparse.Namespace) -> None:
     import mlx.core as mx
     from mlx_lm.sample_utils import make_sampler
 
+    from . import state as states
+    from .conversation import Conversation, Template
     from .loading import load
-    from .streaming import print_statistics, stream_generate
+    from .session import Session
 
     model, tokenizer = load(
         args.model,
@@ -250,28 +258,113 @@ def generate(args: argparse.Namespace) -> None:
         xtc_special_tokens=tokenizer.encode("\n") + list(tokenizer.eos_token_ids),
     )
 
-    before, after = around_document(tokenizer, args, template_config)
-    pieces = [before], [] if document is None else document.pieces(tokenizer), [after]
+    state = starting_state(args, model)
+    chat = (
+        tokenizer.has_chat_template
+        and not args.ignore_chat_template
+        and bool(asked or args.save_state)
+    )
+    if chat:
+        template = Template.of_chat(
+            tokenizer, args.system_prompt, args.prefill_response, template_config
+        )
+    else:
+        template = Template.plain(tokenizer)
+    session = Session(model, tokenizer, state)
+    if document is not None:
+        state.notes["turn"] = "user" if chat else "text"
+        opening = tokenizer.encode(template.opening, add_special_tokens=False)
+        whole = itertools.chain([template.start + opening], document.pieces(tokenizer))
+        read(args, session, states.unread(whole, state), document)
+    elif state.tokens and args.system_prompt is not None:
+        raise SettingError("--system-prompt comes before everything that was read")
+    if args.save_state is not None:
+        states.save(session.state, args.save_state, model, args.half_window)
+        if not asked:
+            tell(session.reading(), args)
+            return
+
+    turns: list[str | None] = [*asked] or [None]
+    for question in turns:
+        answering = session.fork()
+        if question is None:
+            responses = answering.generate(max_tokens=args.max_tokens, sampler=sampler)
+        else:
+            responses = Conversation(answering, template).ask(
+                question, max_tokens=args.max_tokens, sampler=sampler
+            )
+        first = next(responses)
+        if args.verbose:
+            print("=" * 10)
+            if len(asked) > 1:
+                print(f"{question}\n")
+        for response in itertools.chain([first], responses):
+            print(response.text, end="", flush=True)
+        print()
+        if args.verbose:
+            print("=" * 10)
+        tell(response, args)
+
+
+def starting_state(args: argparse.Namespace, model: Any) -> Any:
+    """What was read before this command, or a new state."""
+    from . import state as states
+
+    begun = args.save_state is not None and os.path.exists(args.save_state)
+    if args.load_state is not None:
+        if begun and not os.path.samefile(args.save_state, args.load_state):
+            raise SettingError(f"{args.save_state!r} exists already; name another file")
+        return states.load(args.load_state, model)
+    if begun:
+        if args.prompt_file is None:
+            raise SettingError(f"{args.save_state!r} exists already; name another file")
+        return states.load(args.save_state, model)
+    return states.new(model)
+
+
+def read(
+    args: argparse.Namespace,
+    session: Any,
+    pieces: Iterable[list[int]],
+    document: Document,
+) -> None:
+    """Reads a document and saves the state as often as was asked for.
+
+    Ctrl-C and SIGTERM save what was read until then.
+    """
+    from . import state as states
+
+    def save() -> None:
+        states.save(session.state, args.save_state, session.model, args.half_window)
+
     progress = Progress(document)
-    for response in stream_generate(
-        model,
-        tokenizer,
-        itertools.chain(*pieces),
-        args.max_tokens,
-        sampler=sampler,
-        prefill_step_size=args.prefill_step_size,
-        prompt_progress_callback=progress,
-    ):
-        if response.generation_tokens == 1:
-            progress.close()
-            if args.verbose:
-                print("=" * 10)
-        print(response.text, end="", flush=True)
-    print()
-    if document is not None and document.replaced:
+    saved = 0
+    try:
+        for done in session.read(pieces, args.prefill_step_size):
+            progress(done)
+            if args.checkpoint_every and done - saved >= args.checkpoint_every:
+                save()
+                saved = done
+    except KeyboardInterrupt:
+        progress.close()
+        if args.save_state is not None:
+            save()
+            print(
+                f"\n{session.state.tokens} tokens are in {args.save_state!r}; the same "
+                "command goes on from there",
+                file=sys.stderr,
+            )
+        raise
+    progress.close()
+    if document.replaced:
         warn(f"{document.name}: {document.replaced} characters were not UTF-8")
+
+
+def tell(response: Any, args: argparse.Namespace) -> None:
+    """The statistics, as they were asked for."""
+    from .streaming import print_statistics
+
     if args.verbose:
-        print("=" * 10)
         print_statistics(response)
     if args.json:
         print(json.dumps(statistics(response)))

@@ -20,7 +20,7 @@ from .fast_weights import FastWeights
 HEAD_DIMS = (32, 64, 96, 128)
 MAX_EXPANSION = 4  # hidden units for each channel of a head
 MAX_TAPS = 8
-SEGMENT = 32  # tokens a simdgroup of memory_inputs walks through
+SEGMENT = 64  # tokens a simdgroup of memory_inputs walks through
 MAX_UNITS = 128  # hidden units of a threadgroup of memory_fold, 8 a simdgroup
 THREADGROUP_BYTES = 32768
 
@@ -39,13 +39,14 @@ class Operations(NamedTuple):
 def operations(config: AllMemConfig, training: bool) -> Operations:
     """The operations to use now.
 
-    The kernels need a GPU and the head widths they are written for, and have no
+    The kernels need an Apple GPU and the head widths they are written for, and have no
     gradient. ``ALLMEM_KERNELS=0`` turns them off, to compare, or to get on with work
     where one of them should fail.
     """
     if (
         training
-        or not _on_metal()
+        or mx.default_device() != mx.gpu
+        or not metal_has_simdgroups()
         or os.environ.get("ALLMEM_KERNELS") == "0"
         or config.head_dim not in HEAD_DIMS
         or config.hidden_dim % config.head_dim
@@ -56,8 +57,13 @@ def operations(config: AllMemConfig, training: bool) -> Operations:
     return METAL
 
 
-def _on_metal() -> bool:
-    return mx.default_device() == mx.gpu and mx.metal.is_available()
+@cache
+def metal_has_simdgroups() -> bool:
+    """Whether there is a GPU that can run the kernels. That of a virtual machine has
+    Metal, but no sums and no matrices of a simdgroup."""
+    if not mx.metal.is_available():
+        return False
+    return "Paravirtual" not in str(mx.device_info(mx.gpu).get("device_name"))
 
 
 def _text(name: str) -> str:

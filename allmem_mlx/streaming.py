@@ -91,6 +91,23 @@ def _blocks(
     yield waiting[-1:]
 
 
+def read_block(model: nn.Module, block: list[int], cache: list[Any]) -> None:
+    """Reads tokens into a state and evaluates it.
+
+    Args:
+        model (nn.Module): a model of :func:`allmem_mlx.load`.
+        block (list): token ids.
+        cache (list): the state, updated in place.
+    """
+    from mlx_lm.generate import generation_stream, wired_limit
+
+    streams: Any = [generation_stream]
+    with wired_limit(model, streams), mx.stream(generation_stream):
+        model(mx.array(block)[None], cache=cache)
+        mx.eval([c.state for c in cache])
+    mx.clear_cache()
+
+
 def stream_generate(
     model: nn.Module,
     tokenizer: Any,
@@ -125,7 +142,6 @@ def stream_generate(
             ``draft_model``, which a state of fixed size cannot obey.
         ValueError: if ``max_tokens`` is 0.
     """
-    from mlx_lm.generate import generation_stream, wired_limit
     from mlx_lm.generate import stream_generate as mlx_lm_stream_generate
 
     for name in ("max_kv_size", "kv_bits", "draft_model"):
@@ -140,15 +156,11 @@ def stream_generate(
     prompt_tokens = 0
     blocks = _blocks(_pieces(tokenizer, prompt), step, tokens_read(cache))
     block = next(blocks)
-    streams: Any = [generation_stream]
-    with wired_limit(model, streams), mx.stream(generation_stream):
-        for following in blocks:
-            model(mx.array(block)[None], cache=cache)
-            mx.eval([c.state for c in cache])
-            mx.clear_cache()
-            prompt_tokens += len(block)
-            progress(prompt_tokens)
-            block = following
+    for following in blocks:
+        read_block(model, block, cache)
+        prompt_tokens += len(block)
+        progress(prompt_tokens)
+        block = following
     prompt_tokens += len(block)
 
     prompt_tps = None
@@ -176,10 +188,11 @@ def print_statistics(response: GenerationResponse) -> None:
         f"Prompt: {response.prompt_tokens} tokens, "
         f"{response.prompt_tps:.3f} tokens-per-sec"
     )
-    print(
-        f"Generation: {response.generation_tokens} tokens, "
-        f"{response.generation_tps:.3f} tokens-per-sec"
-    )
+    if response.generation_tokens:
+        print(
+            f"Generation: {response.generation_tokens} tokens, "
+            f"{response.generation_tps:.3f} tokens-per-sec"
+        )
     print(f"Peak memory: {response.peak_memory:.3f} GB")
     print(
         f"State: {response.state_bytes / 1e6:.1f} MB, {response.tokens_read} tokens "

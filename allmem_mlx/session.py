@@ -1,0 +1,318 @@
+"""Reading, generating and going back: a model and the state of what it has read.
+
+A state is replaced as a whole after each step, never changed, so that whatever stops a
+session, Ctrl-C for one, its state is that after some number of tokens.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from . import state as states
+from .errors import AllMemError, SettingError
+from .model import Model
+from .state import State
+from .streaming import GenerationResponse, read_block, stream_generate
+
+TURNS = 4  # snapshots where turns begin
+CHUNKS = 2  # snapshots at the last ends of chunks
+
+
+class Snapshots:
+    """States to go back to, a bounded number: where the last turns began, and the last
+    ends of chunks with the tokens that came after.
+
+    Args:
+        state (State): what was read before, the first state to go back to.
+    """
+
+    def __init__(self, state: State):
+        self.turns: list[State] = []
+        self.chunks = [_without_waiting(state)]
+        self.tokens = list(state.waiting)  # since the first of the chunks
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes; arrays that several snapshots share are counted once."""
+        arrays = {
+            id(x): x.nbytes
+            for state in (*self.turns, *self.chunks)
+            for x in state.arrays.values()
+        }
+        return sum(arrays.values())
+
+    def turn(self, state: State) -> None:
+        """Keeps the beginning of a turn."""
+        self.turns = [*self.turns, state][-TURNS:]
+
+    def chunk(self, state: State) -> None:
+        """Keeps the end of a chunk."""
+        first = self.chunks[0].read
+        self.chunks = [*self.chunks, _without_waiting(state)][-CHUNKS:]
+        self.tokens = self.tokens[self.chunks[0].read - first :]
+
+    def until(self, state: State) -> "Snapshots":
+        """Those that come before a state, which is one of them or made of them."""
+        kept = Snapshots(state)
+        kept.turns = [turn for turn in self.turns if turn.tokens <= state.tokens]
+        first = self.chunks[0].read
+        if earlier := [chunk for chunk in self.chunks if chunk.read <= state.read]:
+            kept.chunks = earlier
+            kept.tokens = self.tokens[: state.tokens - first]
+        return kept
+
+    def at(self, tokens: int) -> State:
+        """The state after ``tokens`` tokens, of which less than a chunk wait.
+
+        Raises:
+            AllMemError: if that is further back than the snapshots go.
+        """
+        first = self.chunks[0].read
+        earlier = [state for state in self.chunks if state.read <= tokens]
+        if not earlier or tokens > first + len(self.tokens):
+            raise AllMemError(
+                f"cannot go back to token {tokens}; {first} to "
+                f"{first + len(self.tokens)} are possible"
+            )
+        state = earlier[-1].fork()
+        state.waiting = self.tokens[state.read - first : tokens - first]
+        return state
+
+
+def _without_waiting(state: State) -> State:
+    state = state.fork()
+    state.waiting, state.logprobs = [], None
+    return state
+
+
+class Session:
+    """A model, its tokenizer, and the state of what it has read.
+
+    Args:
+        model (Model): a model of :func:`allmem_mlx.load`.
+        tokenizer: its tokenizer.
+        state (State): to go on from; a new one if ``None``.
+        snapshots (bool): keep states to go back to; see :class:`Snapshots`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Any,
+        state: State | None = None,
+        snapshots: bool = False,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.state = states.new(model) if state is None else state
+        self.snapshots = Snapshots(self.state) if snapshots else None
+        self._tokens, self._seconds = 0, 0.0  # read, and not yet told in a response
+
+    def read(
+        self, pieces: Iterable[Sequence[int]], step: int | None = None
+    ) -> Iterator[int]:
+        """Reads token ids; whoever iterates may stop after any block.
+
+        Only whole blocks are read, and the last token of all waits, so that the result
+        does not depend on where reading stopped and went on.
+
+        Args:
+            pieces: lists of token ids, of any size.
+            step (int): blocks end at multiples of it. Default: the model's chunk.
+
+        Yields:
+            int: the tokens read since ``read`` was called, after each block.
+        """
+        step = step or self.model.args.allmem.chunk
+        began = time.perf_counter()
+        done = 0
+        for piece in pieces:
+            self._take(piece)
+            while len(self.state.waiting) > (size := step - self.state.read % step):
+                state = self.state.fork()
+                block, state.waiting = state.waiting[:size], state.waiting[size:]
+                read_block(self.model, block, state.cache)
+                state.count(block)
+                self.state = state
+                self._snapshot(state)
+                done += size
+                self._tokens += size
+                self._seconds += time.perf_counter() - began
+                yield done
+                began = time.perf_counter()
+
+    def _take(self, tokens: Sequence[int]) -> None:
+        state = self.state.fork()
+        state.waiting += tokens
+        state.logprobs = None
+        self.state = state
+        if self.snapshots is not None:
+            self.snapshots.tokens += tokens
+
+    def _snapshot(self, state: State) -> None:
+        if self.snapshots is not None:
+            if state.read % self.model.args.allmem.chunk == 0:
+                self.snapshots.chunk(state)
+
+    def generate(
+        self, prompt: Sequence[int] = (), max_tokens: int = 256, **options: Any
+    ) -> Iterator[GenerationResponse]:
+        """Generates after what was read and a prompt.
+
+        Args:
+            prompt (list): token ids; none to go on where the model is.
+            max_tokens (int): tokens to generate; -1 for no limit.
+            options: passed to :func:`allmem_mlx.stream_generate`.
+
+        Yields:
+            GenerationResponse: one for each token; its prompt is all that was read
+            since the last response. Whoever iterates may stop after any of them: the
+            state then has the tokens that were yielded, and knows the next one.
+
+        Raises:
+            SettingError: if there is nothing to go on from.
+        """
+        for _ in self.read([prompt] if prompt else []):
+            pass
+        choose = options.pop("sampler", None) or (lambda x: mx.argmax(x, axis=-1))
+        said = 0
+        if not self.state.waiting:
+            said = 1
+            response = self._resume(choose, max_tokens)
+            yield response
+            if response.finish_reason is not None:
+                return
+
+        state = self.state.fork()
+        block, state.waiting = state.waiting, []
+
+        def sampler(logprobs: mx.array) -> mx.array:
+            state.logprobs = logprobs
+            return choose(logprobs)
+
+        responses = stream_generate(
+            self.model,
+            self.tokenizer,
+            block,
+            max_tokens if max_tokens < 0 else max_tokens - said,
+            prompt_cache=state.cache,
+            sampler=sampler,
+            **options,
+        )
+        read, seconds = self._tokens, self._seconds
+        try:
+            for response in responses:
+                # The model has read the token that it says: its answer is on the way.
+                state.count([*block, response.token])
+                block = []
+                if self.snapshots is not None:
+                    self.snapshots.tokens.append(response.token)
+                self._snapshot(state)
+                here = response.prompt_tokens
+                response.generation_tokens += said
+                response.prompt_tokens = here + read - said
+                response.prompt_tps = response.prompt_tokens / (
+                    seconds + here / response.prompt_tps
+                )
+                yield response
+        except GeneratorExit:
+            self._said(state)
+            raise
+        self._said(state)
+
+    def _said(self, state: State) -> None:
+        self.state = state
+        self._tokens, self._seconds = 0, 0.0
+
+    def _resume(self, choose: Any, max_tokens: int) -> GenerationResponse:
+        """Says the token that the model was about to say when it was stopped."""
+        if self.state.logprobs is None:
+            raise SettingError("the prompt has no tokens, and nothing was read before")
+        logprobs = self.state.logprobs
+        token: Any = choose(logprobs).item()
+        before = self.state.recent
+        if stop := token in self.tokenizer.eos_token_ids:
+            text = ""
+        else:
+            text = self.tokenizer.decode([*before, token])
+            text = text.removeprefix(self.tokenizer.decode(before))
+        self._take([token])
+        return self._response(
+            text=text,
+            token=token,
+            logprobs=logprobs.squeeze(0),
+            generation_tokens=1,
+            finish_reason="stop" if stop else "length" if max_tokens == 1 else None,
+        )
+
+    def reading(self) -> GenerationResponse:
+        """The numbers of what was read, before anything was generated."""
+        tokens = self._tokens + len(self.state.waiting)
+        speed = self._tokens / self._seconds if self._tokens else 0.0
+        return self._response(prompt_tokens=tokens, prompt_tps=speed)
+
+    def _response(self, **numbers: Any) -> GenerationResponse:
+        config, read = self.model.args.allmem, self.state.tokens
+        defaults: dict[str, Any] = {
+            "text": "",
+            "token": None,
+            "logprobs": None,
+            "from_draft": False,
+            "prompt_tokens": 0,
+            "prompt_tps": 0.0,
+            "generation_tokens": 0,
+            "generation_tps": 0.0,
+            "peak_memory": mx.get_peak_memory() / 1e9,
+            "finish_reason": None,
+            "state_bytes": self.state.nbytes,
+            "tokens_read": read,
+            "tokens_in_window": min(read, config.sinks + config.window),
+        }
+        return GenerationResponse(**{**defaults, **numbers})
+
+    def fork(self) -> "Session":
+        """A session of its own that goes on from here. What was read is told there."""
+        other = Session(
+            self.model, self.tokenizer, self.state, self.snapshots is not None
+        )
+        other._tokens, other._seconds = self._tokens, self._seconds
+        self._tokens, self._seconds = 0, 0.0
+        return other
+
+    def go_back(self, tokens: int) -> None:
+        """Forgets all but the first tokens of what was read.
+
+        Args:
+            tokens (int): how many to keep; less than a chunk of them is read again.
+
+        Raises:
+            AllMemError: if that is further back than the snapshots go.
+        """
+        self.restore(self._kept().at(tokens))
+
+    def turn(self) -> None:
+        """Marks the beginning of a turn, to which :meth:`undo` goes back."""
+        self._kept().turn(self.state)
+
+    def undo(self) -> None:
+        """Goes back to the beginning of the last turn, as if it had not been.
+
+        Raises:
+            AllMemError: if none is kept.
+        """
+        kept = self._kept()
+        if not kept.turns:
+            raise AllMemError("there is nothing to undo")
+        self.restore(kept.turns.pop())
+
+    def restore(self, state: State) -> None:
+        """Goes on from an earlier state of the session."""
+        self.state = state
+        if self.snapshots is not None:
+            self.snapshots = self.snapshots.until(state)
+
+    def _kept(self) -> Snapshots:
+        if self.snapshots is None:
+            raise AllMemError("this session keeps no snapshots")
+        return self.snapshots

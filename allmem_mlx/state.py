@@ -1,0 +1,381 @@
+"""What a model has read, as a value: create, fork, save, load, describe.
+
+A state file is one safetensors file: the arrays of every layer, and the rest in its
+metadata. It is written to a temporary file, synced and renamed, so that a file of its
+name is always whole; a checksum covers every byte of it.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .errors import AllMemError
+from .memory import MemoryState
+from .model import HybridCache, Model
+
+FORMAT = "allmem-state"
+VERSION = 1
+RECENT = 64  # last tokens that a file tells
+UNSIGNED = "0" * 64  # stands for the checksum while it is computed
+START = hashlib.sha256(FORMAT.encode()).hexdigest()
+
+
+@dataclass
+class State:
+    """What one model has read of one document or conversation.
+
+    Args:
+        cache (list): the state of every layer, from ``model.make_cache()``.
+        waiting (list): last tokens, not yet read: reading goes in whole blocks, and the
+            last token waits for what comes after it.
+        logprobs (mx.array): of the token to come, ``[1, vocabulary]``, where a
+            generation was stopped; else ``None``.
+        digest (str): running SHA-256 over the ids of the tokens read.
+        recent (list): the last 64 tokens read.
+        notes (dict): what a command wants to find again; JSON.
+    """
+
+    cache: list[HybridCache]
+    waiting: list[int] = field(default_factory=list)
+    logprobs: mx.array | None = None
+    digest: str = START
+    recent: list[int] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        """Tokens that the model has read."""
+        return self.cache[0][0].offset
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, those that wait included."""
+        return self.read + len(self.waiting)
+
+    def count(self, tokens: Sequence[int]) -> None:
+        """Notes which tokens the cache has read."""
+        self.digest = digest(tokens, self.digest)
+        self.recent = [*self.recent, *tokens][-RECENT:]
+
+    def fork(self) -> "State":
+        """A state of its own, equal to this one. Arrays are shared: none is ever
+        changed."""
+        cache = []
+        for layer in self.cache:
+            ring, memory = copy.copy(layer[0]), copy.copy(layer[1])
+            memory.cache = list(memory.cache)
+            cache.append(HybridCache(ring, memory))
+        return replace(
+            self,
+            cache=cache,
+            waiting=list(self.waiting),
+            recent=list(self.recent),
+            notes=copy.deepcopy(self.notes),
+        )
+
+    @property
+    def arrays(self) -> dict[str, mx.array]:
+        """Every array by its name in a file; none before the first block was read."""
+        if self.read == 0:
+            return {}
+        last = {} if self.logprobs is None else {"logprobs": self.logprobs}
+        return last | {
+            name: x
+            for i, layer in enumerate(self.cache)
+            for name, x in zip(
+                _names(i),
+                [layer[0].keys, layer[0].values, *layer[1].cache],
+                strict=True,
+            )
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays in bytes."""
+        return sum(x.nbytes for x in self.arrays.values())
+
+
+def new(model: Model) -> State:
+    """A state that has read nothing."""
+    return State(model.make_cache())
+
+
+def digest(tokens: Iterable[int], start: str = START) -> str:
+    """Running SHA-256 over token ids; it does not depend on how they were cut."""
+    running = bytes.fromhex(start)
+    for token in tokens:
+        running = hashlib.sha256(running + token.to_bytes(4, "little")).digest()
+    return running.hex()
+
+
+def unread(pieces: Iterable[list[int]], state: State) -> Iterator[list[int]]:
+    """What is left of a document of which a state has read the beginning.
+
+    Raises:
+        AllMemError: if the state was not read from this document, or it has changed.
+    """
+    left, running = state.tokens, START
+    for piece in pieces:
+        known, piece = piece[:left], piece[left:]
+        running = digest(known, running)
+        left -= len(known)
+        if known and not left and running != digest(state.waiting, state.digest):
+            break
+        if piece:
+            yield piece
+    else:
+        if not left:
+            return
+    raise AllMemError(
+        "the state was not read from this document, or what was read of it has changed "
+        "since, or the system prompt has"
+    )
+
+
+@dataclass
+class _Fingerprint:
+    """Kept with the arrays it was made of: a model whose weights are replaced gets
+    another."""
+
+    arrays: list[mx.array]
+    value: str
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over a model's base configuration and every byte of its weights."""
+    weights: Any = sorted(tree_flatten(model.parameters()))
+    known = getattr(model, "_fingerprint", None)
+    if known is None or any(
+        x is not y for (_, x), y in zip(weights, known.arrays, strict=True)
+    ):
+        running = hashlib.sha256(json.dumps(model.args.base, sort_keys=True).encode())
+        for name, x in weights:
+            running.update(f"{name} {x.dtype} {x.shape}".encode())
+            running.update(memoryview(x.reshape(-1).view(mx.uint8)))
+        known = _Fingerprint([x for _, x in weights], running.hexdigest())
+        model._fingerprint = known
+    return known.value
+
+
+def save(
+    state: State, path: str | Path, model: Model, half_window: bool = False
+) -> None:
+    """Writes a state to a file, whole or not at all.
+
+    Args:
+        state (State): what to save.
+        path (str | Path): the file; one that exists is replaced.
+        model (Model): the model that has read it.
+        half_window (bool): keys and values of the window in float16, for size; what is
+            read on then differs in the last bits. The memory stays as it is.
+
+    Raises:
+        AllMemError: if it cannot be written; a file that was there is still as it was.
+    """
+    path = Path(path)
+    arrays = state.arrays
+    if half_window:
+        arrays = {
+            name: x.astype(mx.float16) if _of_window(name) else x
+            for name, x in arrays.items()
+        }
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "checksum": UNSIGNED,
+        "fingerprint": fingerprint(model),
+        "allmem": json.dumps(asdict(model.args.allmem)),
+        "dtype": str(_dtype(model)),
+        "half_window": json.dumps(half_window),
+        "read": str(state.read),
+        "digest": state.digest,
+        "waiting": json.dumps(state.waiting),
+        "recent": json.dumps(state.recent),
+        "notes": json.dumps(state.notes),
+    }
+    try:
+        with _replacing(path) as temporary:
+            mx.save_safetensors(str(temporary), arrays, metadata)
+            with open(temporary, "r+b") as file:
+                at, checksum = _checksum(file)
+                file.seek(at)
+                file.write(checksum.encode())
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AllMemError(
+            f"the state cannot be saved to {str(path)!r} ({reason}); a file that was "
+            "there is as it was"
+        ) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, which takes its place once it is on disk."""
+    handle, name = tempfile.mkstemp(".safetensors", f".{path.name}.", path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: str | Path, model: Model) -> State:
+    """Opens a state file, to go on where it was saved.
+
+    Args:
+        path (str | Path): the file.
+        model (Model): the model that has read what is in it.
+
+    Raises:
+        AllMemError: naming what is wrong, if it is not a state file, is damaged, comes
+            from a newer version or belongs to another model or other settings.
+    """
+    metadata = describe(path)
+    for name, setting in asdict(model.args.allmem).items():
+        saved = metadata["allmem"].get(name)
+        if saved != setting:
+            raise AllMemError(
+                f"{str(path)!r} was saved with {name} {saved}; the model has {setting}"
+            )
+    if metadata["dtype"] != str(_dtype(model)):
+        raise AllMemError(
+            f"{str(path)!r} was saved by a model in {metadata['dtype']}; this one is "
+            f"in {_dtype(model)}"
+        )
+    if metadata["fingerprint"] != fingerprint(model):
+        raise AllMemError(
+            f"{str(path)!r} was saved by another model: its weights or configuration "
+            "are not those of this one"
+        )
+    parts = ("waiting", "digest", "recent", "notes")
+    state = State(model.make_cache(), **{part: metadata[part] for part in parts})
+    if metadata["read"] == 0:
+        return state
+    arrays: Any = mx.load(str(path), format="safetensors")
+    dtype = _dtype(model)
+    for i, layer in enumerate(state.cache):
+        keys, values, *memory = (arrays[name] for name in _names(i))
+        layer[0].keys, layer[0].values = keys.astype(dtype), values.astype(dtype)
+        layer[0].offset = metadata["read"]
+        layer[1].cache = memory
+    state.logprobs = arrays.get("logprobs")
+    mx.eval(state.arrays)
+    return state
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a state file says of itself, once its checksum was found right.
+
+    Returns:
+        dict: ``version``, ``fingerprint``, ``allmem`` (settings), ``dtype``,
+        ``half_window``, ``read``, ``digest``, ``waiting``, ``recent``, ``notes`` and
+        ``bytes``, the size of the file.
+
+    Raises:
+        AllMemError: if it is not a state file, is damaged or from a newer version.
+    """
+    try:
+        with open(path, "rb") as file:
+            metadata = _metadata(file)
+            if int(metadata["version"]) > VERSION:
+                raise AllMemError(
+                    f"{str(path)!r} has format version {metadata['version']}; this "
+                    f"version of allmem_mlx reads up to {VERSION}"
+                )
+            if _checksum(file)[1] != metadata["checksum"]:
+                raise ValueError("the checksum is wrong")
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise AllMemError(
+            f"{str(path)!r} cannot be read ({error.strerror or error})"
+        ) from error
+    except _NotAState:
+        raise AllMemError(f"{str(path)!r} is not a state file of allmem_mlx") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise AllMemError(
+            f"{str(path)!r} is damaged or incomplete ({error}); use another copy"
+        ) from None
+    texts = ("fingerprint", "dtype", "digest")
+    return {
+        **{name: metadata[name] for name in texts},
+        **{
+            name: json.loads(value)
+            for name, value in metadata.items()
+            if name not in (*texts, "format", "checksum")
+        },
+        "bytes": size,
+    }
+
+
+class _NotAState(ValueError):
+    """Something else than a state file, or one whose beginning is lost."""
+
+
+def _metadata(file: Any) -> dict[str, str]:
+    """The metadata of a safetensors file, if it is one of ours."""
+    size = int.from_bytes(file.read(8), "little")
+    if size > os.fstat(file.fileno()).st_size - 8:
+        raise _NotAState
+    try:
+        metadata = json.loads(file.read(size))["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _NotAState from None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise _NotAState
+    return metadata
+
+
+def _checksum(file: Any) -> tuple[int, str]:
+    """Where the checksum stands, and what it should be: SHA-256 of the file with
+    zeros in its place."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b'"checksum":"', 0, 8 + int.from_bytes(content[:8], "little"))
+        if at < 0:
+            raise ValueError("it has no checksum")
+        at += len(b'"checksum":"')
+        running = hashlib.sha256(content[:at])
+        running.update(UNSIGNED.encode())
+        with memoryview(content) as view, view[at + len(UNSIGNED) :] as rest:
+            running.update(rest)
+    return at, running.hexdigest()
+
+
+def _names(layer: int) -> list[str]:
+    """Names of a layer's arrays, in their order in the cache."""
+    parts = []
+    for name, kind in MemoryState.__annotations__.items():
+        if kind is mx.array:
+            parts.append(f"memory.{name}")
+        else:
+            parts += [f"memory.{name}.{matrix}" for matrix in kind._fields]
+    return [f"layers.{layer}.{part}" for part in ("keys", "values", *parts)]
+
+
+def _of_window(name: str) -> bool:
+    return name.endswith((".keys", ".values"))
+
+
+def _dtype(model: Model) -> mx.Dtype:
+    """The type of the activations."""
+    return model.model.norm.weight.dtype
