@@ -51,3 +51,15 @@ def test_commands(installed):
 
 def test_typed(installed):
     assert (installed / "allmem_mlx" / "py.typed").exists()
+
+
+def test_kernels(installed):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from allmem_mlx import kernels\n"
+        "assert kernels.__file__.startswith(sys.argv[1])\n"
+        "for name in ('inputs', 'read', 'fold', 'write'):\n"
+        "    assert 'simdgroup' in kernels._text(f'memory_{name}.metal')\n"
+        "assert 'namespace allmem' in kernels._text('memory.h')"
+    )
+    check(sys.executable, "-I", "-c", code, str(installed), cwd=installed)

@@ -1,0 +1,349 @@
+"""The Metal kernels, executed on the CPU, against the reference and float64."""
+
+import dataclasses
+
+import mlx.core as mx
+import numpy as np
+import oracle
+import pytest
+import torch
+from helpers import assert_close, tiny_model
+from kernel_cases import (
+    CASES,
+    MODELS,
+    NAMES,
+    TAPS,
+    TOLERANCE,
+    Case,
+    Inputs,
+    arrays,
+    device_bytes,
+    emulated_kernels,
+    floor_bytes,
+    launches,
+)
+from metal_host import lint
+from mlx.utils import tree_flatten, tree_unflatten
+
+from allmem_mlx import kernels, memory_ops
+from allmem_mlx import model as model_module
+from allmem_mlx.config import AllMemConfig
+from allmem_mlx.fast_weights import FastWeights
+
+BYTES_PER_FLOOR = 1.1
+LAUNCHES = 6
+
+
+def run(name: str, arguments: dict, **options):
+    """The arrays that a kernel computes, and its launch."""
+    with emulated_kernels(**options) as ran:
+        result = arrays(getattr(kernels, name)(**arguments))
+    (launch,) = ran
+    return result, launch
+
+
+def pretend_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Where the operations are picked, nowhere else."""
+    patch.setattr(mx, "default_device", lambda: mx.gpu)
+    patch.setattr(kernels, "metal_has_simdgroups", lambda: True)
+
+
+def reference(name: str, arguments: dict) -> list[mx.array]:
+    return arrays(getattr(memory_ops, name)(**arguments))
+
+
+def assert_agree(name: str, actual: list, expected: list) -> None:
+    assert len(actual) == len(expected)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.dtype == e.dtype
+        same = (x.astype(mx.float32) for x in (a, e))
+        assert_close(f"{name}, array {i}", *same, TOLERANCE[e.dtype])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kernel_is_right_and_clean(name, case):
+    """Numbers as the reference's; no race, no access out of bounds or to memory that
+    nothing was written to, no divergent barrier; no mixed address spaces."""
+    arguments = Inputs(case).of(name)
+    actual, launch = run(name, arguments, mode="check")
+    assert_agree(name, actual, reference(name, arguments))
+    assert launch.diagnostics == []
+    assert lint(launch.source) == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_that_are_not_contiguous(name):
+    case = Case(2, 2, 32, 64, 11)
+    arguments = Inputs(case).of(name)
+
+    def strided(x):
+        if isinstance(x, FastWeights):
+            return FastWeights(*map(strided, x))
+        if not isinstance(x, mx.array) or x.ndim < 2:
+            return x
+        return mx.repeat(x, 2, axis=-1)[..., ::2].swapaxes(0, -1).swapaxes(0, -1)
+
+    actual, _ = run(name, {key: strided(x) for key, x in arguments.items()})
+    assert_agree(name, actual, reference(name, arguments))
+
+
+DOUBLE = Case(2, 2, 64, 128, 37)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    return Inputs(DOUBLE)
+
+
+@pytest.fixture(scope="module")
+def truth(inputs) -> oracle.Memory:
+    """A memory that gets what the kernels get: its projection changes nothing."""
+    n, p, h = DOUBLE.heads, DOUBLE.head_dim, DOUBLE.hidden_dim
+    columns = 3 * n * p + 5 * n
+    memory = oracle.Memory(columns, AllMemConfig(n, p, h, conv_kernel=TAPS))
+    memory.double().requires_grad_(False)
+    memory.in_proj.weight.copy_(torch.eye(columns))
+    for name, w in zip(FastWeights._fields, inputs.initial, strict=True):
+        getattr(memory, f"w0_{name}").copy_(torch.tensor(np.array(w)))
+    return memory
+
+
+class TestAgainstFloat64:
+    """The oracle of ``test_oracle.py``: PyTorch, autograd, float64."""
+
+    def double(self, x):
+        if isinstance(x, FastWeights):
+            return tuple(map(self.double, x))
+        return torch.tensor(np.array(x, np.float64))
+
+    def assert_agree(self, name, actual, expected):
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert_close(f"{name}, array {i}", a, e, 1e-6)
+
+    def test_inputs(self, inputs, truth):
+        arguments = inputs.memory_inputs()
+        for name in ("conv_weight", "rate_bias"):
+            getattr(truth, name).copy_(self.double(arguments[name]))
+        truth.q_norm.weight.copy_(self.double(arguments["q_norm"]))
+        truth.k_norm.weight.copy_(self.double(arguments["k_norm"]))
+        projected, tail = (self.double(arguments[x]) for x in ("projected", "tail"))
+        before = torch.zeros(len(tail), TAPS - 1, projected.shape[-1]).double()
+        before[..., : tail.shape[-1]] = tail
+        tokens, new_tail = truth.inputs(torch.cat([before, projected], dim=1))
+        tokens = tokens.cut(TAPS - 1, TAPS - 1 + DOUBLE.tokens)
+        rows = [tokens.keys, tokens.values, tokens.rates, tokens.decay[..., None]]
+        rows = torch.cat(rows, dim=-1)
+        expected = tokens.queries, rows, tokens.gate[..., 0], new_tail
+        actual, _ = run("memory_inputs", arguments)
+        self.assert_agree("inputs", actual, expected)
+
+    def test_read(self, inputs, truth):
+        arguments = inputs.memory_read()
+        weights, queries, gates, norm = (
+            self.double(arguments[x]) for x in ("weights", "queries", "gates", "norm")
+        )
+        truth.o_norm.weight.copy_(norm)
+        expected = gates[..., None] * truth.o_norm(truth.read(weights, queries))
+        actual, _ = run("memory_read", arguments)
+        self.assert_agree("read", actual, [expected.transpose(1, 2).flatten(2)])
+
+    def test_fold(self, inputs, truth):
+        arguments = inputs.memory_fold()
+        rows, p = self.double(arguments["rows"]), DOUBLE.head_dim
+        keys, values, rates, decay = rows.split([p, p, 3, 1], dim=-1)
+        tokens = oracle.Tokens(keys, keys, values, rates, decay[..., 0], decay)
+        unified = truth.normalize(self.double(arguments["weights"]))
+        with torch.no_grad():
+            added = truth.gradient(unified, tokens)
+        grads = self.double(arguments["grads"])
+        expected = [g + new for g, new in zip(grads, added, strict=True)]
+        expected.append(self.double(arguments["decay"]) + tokens.decay.sum(-1))
+        actual, _ = run("memory_fold", arguments)
+        self.assert_agree("fold", actual, expected)
+
+    @pytest.mark.parametrize("max_norm", [3.0, 1e9], ids=["clipped", "not clipped"])
+    def test_write(self, inputs, truth, max_norm):
+        arguments = {**inputs.memory_write(), "max_norm": max_norm}
+        unified = truth.normalize(self.double(arguments["weights"]))
+        mu = self.double(arguments["decay"])[..., None, None]
+        momentum, weights = [], []
+        for u, m, g in zip(
+            unified,
+            self.double(arguments["momentum"]),
+            self.double(arguments["grads"]),
+            strict=True,
+        ):
+            norm = g.norm(dim=(-2, -1), keepdim=True)
+            momentum.append(mu * m - g * max_norm / norm.clamp(min=max_norm))
+            weights.append(u + momentum[-1])
+        zeros = [torch.zeros_like(w) for w in weights]
+        expected = [*weights, *truth.scales(weights), *momentum, *zeros]
+        actual, _ = run("memory_write", arguments)
+        self.assert_agree("write", actual, expected)
+
+
+CHUNK = 64
+CUTS = (64, 40, 24, 1, 62, 1, 7, 1, 1, 20)  # three chunks and a ragged tail
+
+
+def forward(model) -> list[mx.array]:
+    """Output of the first layer, and its memory's state."""
+    layer, cache = model.layers[0].self_attn, model.make_cache()[0]
+    rng = np.random.default_rng(0)
+    out = []
+    for size in CUTS:
+        u = mx.array(rng.normal(size=(2, size, 64)), mx.float32)
+        out.append(layer(u, cache=cache))
+        mx.eval(out[-1], cache.state)
+    return [mx.concatenate(out, axis=1), *cache[1].cache]
+
+
+def test_a_layer_equals_the_reference_whatever_the_schedule(monkeypatch):
+    sizes = {"heads": 2, "head_dim": 64, "hidden_dim": 128, "chunk": CHUNK, "fold": 32}
+    model = tiny_model(**sizes)
+    assert sum(CUTS) // CHUNK == 3 and sum(CUTS) % 32
+    expected = forward(model)
+    pretend_gpu(monkeypatch)
+    results = []
+    for schedule in ("forward", "reverse", "random"):
+        with emulated_kernels(schedule=schedule) as ran:
+            results.append(forward(model))
+        assert {launch.name.split("__")[0] for launch in ran} == {
+            f"custom_kernel_allmem_{name}" for name in NAMES
+        }
+    for i, array in enumerate(results[0]):
+        assert_close(f"array {i}", array, expected[i], 1e-5)
+        for other in results[1:]:
+            assert mx.array_equal(array, other[i]), f"array {i}"
+
+
+def test_a_token_is_read_the_same_alone_and_among_others():
+    arguments = Inputs(Case(2, 2, 64, 128, 21)).memory_read()
+    together, _ = run("memory_read", arguments)
+    for t in (0, 7, 20):
+        alone = {
+            **arguments,
+            "queries": arguments["queries"][:, :, t : t + 1],
+            "gates": arguments["gates"][:, :, t : t + 1],
+        }
+        assert mx.array_equal(
+            run("memory_read", alone)[0][0], together[0][:, t : t + 1]
+        )
+
+
+@pytest.mark.parametrize("fold", [16, 64, 96])
+def test_blocks_folded_one_by_one_and_at_once_are_the_same(fold):
+    arguments = Inputs(Case(1, 2, 64, 128, 192)).memory_fold()
+    at_once, _ = run("memory_fold", arguments)
+    rows, state = arguments["rows"], dict(arguments)
+    for start in range(0, 192, fold):
+        state["rows"] = rows[:, :, start : start + fold]
+        block, _ = run("memory_fold", state)
+        state |= {"grads": FastWeights(*block[:3]), "decay": block[3]}
+    for one, other in zip(block, at_once, strict=True):
+        assert mx.array_equal(one, other)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "name, tokens",
+    [
+        ("memory_read", 1),
+        ("memory_read", 512),
+        ("memory_fold", 64),
+        ("memory_write", 1),
+    ],
+)
+def test_bytes_are_near_the_floor(name, tokens, model):
+    arguments = Inputs(Case(1, *MODELS[model], tokens)).of(name)
+    result, launch = run(name, arguments, mode="check")
+    floor = floor_bytes(arguments, result)
+    assert floor <= device_bytes(launch) <= BYTES_PER_FLOOR * floor
+
+
+def test_launches_for_a_token(monkeypatch, tmp_path):
+    """Of the memory branch of a layer, in decoding."""
+    pretend_gpu(monkeypatch)
+    model = tiny_model(heads=2, head_dim=64, hidden_dim=128, chunk=64, fold=32)
+    cast = model.cast_predicate
+    weights = tree_flatten(model.parameters())
+    weights = [(k, x.astype(mx.bfloat16) if cast(k) else x) for k, x in weights]
+    model.update(tree_unflatten(weights))
+    layer = model.layers[0].self_attn
+    state = layer.memory.initial_state(1, mx.bfloat16).arrays()
+    # The projection in, the inputs, the row into the block, the read, the projection
+    # out.
+    counted = launches(layer.memory, state, token=5)
+    assert counted == {"Matmul": 2, "CustomKernel": 2, "SliceUpdate": 1}
+
+    # An exported graph has no compiled functions, so the sum of the two branches is
+    # counted in the graph that is evaluated.
+    x = mx.zeros((1, 1, 64), mx.bfloat16)
+    mx.eval(x)
+    mixed = model_module._mix(x, layer.alpha, x)
+    mx.export_to_dot(str(tmp_path / "mix.dot"), mixed)
+    joined = (tmp_path / "mix.dot").read_text().count("shape=rectangle")
+    assert counted.total() + joined <= LAUNCHES
+
+
+class TestDispatch:
+    """Which operations a memory uses."""
+
+    config = AllMemConfig(heads=1, head_dim=64, hidden_dim=128)
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        pretend_gpu(monkeypatch)
+
+    def test_the_kernels_on_metal(self):
+        assert kernels.operations(self.config, training=False) is kernels.METAL
+
+    def test_the_reference_in_training(self):
+        assert kernels.operations(self.config, training=True) is kernels.REFERENCE
+
+    def test_the_reference_when_turned_off(self, monkeypatch):
+        monkeypatch.setenv("ALLMEM_KERNELS", "0")
+        assert kernels.operations(self.config, training=False) is kernels.REFERENCE
+        monkeypatch.setenv("ALLMEM_KERNELS", "1")
+        assert kernels.operations(self.config, training=False) is kernels.METAL
+
+    @pytest.mark.parametrize(
+        "sizes",
+        [
+            {"head_dim": 48, "hidden_dim": 96},
+            {"hidden_dim": 96},
+            {"hidden_dim": 320},
+            {"conv_kernel": 1},
+            {"conv_kernel": 9},
+        ],
+        ids=str,
+    )
+    def test_the_reference_at_other_sizes(self, sizes):
+        config = dataclasses.replace(self.config, **sizes)
+        assert kernels.operations(config, training=False) is kernels.REFERENCE
+
+    def test_the_reference_on_a_cpu(self, monkeypatch):
+        monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
+        assert kernels.operations(self.config, training=False) is kernels.REFERENCE
+
+    def test_the_reference_on_the_gpu_of_a_virtual_machine(self, monkeypatch):
+        monkeypatch.undo()
+        kernels.metal_has_simdgroups.cache_clear()
+        monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+        monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+        for name, expected in (
+            ("Apple M4", kernels.METAL),
+            ("Apple Paravirtual device", kernels.REFERENCE),
+        ):
+            monkeypatch.setattr(mx, "device_info", lambda _, x=name: {"device_name": x})
+            assert kernels.operations(self.config, training=False) is expected
+            kernels.metal_has_simdgroups.cache_clear()
+
+    def test_every_size_that_is_dispatched_was_tried(self):
+        tried = {(case.head_dim, case.hidden_dim) for case in CASES}
+        assert tried == {
+            (p, p * expansion)
+            for p in kernels.HEAD_DIMS
+            for expansion in range(1, kernels.MAX_EXPANSION + 1)
+        }
