@@ -245,8 +245,6 @@ def generate(args: argparse.Namespace) -> None:
             f"chunk {config.chunk} is larger than window {config.window}: tokens that "
             "leave the window are forgotten until their chunk is complete"
         )
-    if args.seed is not None:
-        mx.random.seed(args.seed)
     sampler = make_sampler(
         args.temp,
         args.top_p,
@@ -287,6 +285,8 @@ def generate(args: argparse.Namespace) -> None:
     turns: list[str | None] = [*asked] or [None]
     for question in turns:
         answering = session.fork()
+        if args.seed is not None:  # for each, so that it is answered as if alone
+            mx.random.seed(args.seed)
         if question is None:
             responses = answering.generate(max_tokens=args.max_tokens, sampler=sampler)
         else:

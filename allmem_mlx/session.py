@@ -6,6 +6,7 @@ session, Ctrl-C for one, its state is that after some number of tokens.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
@@ -127,8 +128,10 @@ class Session:
         step = step or self.model.args.allmem.chunk
         began = time.perf_counter()
         done = 0
-        for piece in pieces:
-            self._take(piece)
+        # What waits may be more than a block, where reading was stopped.
+        for piece in chain([[]], pieces):
+            if piece:
+                self._take(piece)
             while len(self.state.waiting) > (size := step - self.state.read % step):
                 state = self.state.fork()
                 block, state.waiting = state.waiting[:size], state.waiting[size:]

@@ -189,3 +189,20 @@ def tiny_base_folder(folder: Path, family: str = "qwen3", **config) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tiny_tokenizer(folder)
     return folder
+
+
+def active_folder(folder: Path, **options) -> Path:
+    """A converted model folder with an active memory, as training would leave it, and
+    weights so large that what it says depends on what it read."""
+    from mlx_lm.utils import save_model
+
+    from allmem_mlx import load
+    from allmem_mlx.convert import convert
+
+    base = tiny_base_folder(folder / "base", "qwen3", initializer_range=0.3)
+    convert(base, folder / "model", **{"window": 48, "sinks": 4, **options})
+    model, _ = load(folder / "model")
+    mx.random.seed(0)
+    activate_memory(model)
+    save_model(folder / "model", model)
+    return folder / "model"

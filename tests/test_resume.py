@@ -1,0 +1,290 @@
+"""A long read that is stopped and goes on: the generate command with state files."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, active_folder, assert_refused
+
+from allmem_mlx import load
+from allmem_mlx import state as states
+from allmem_mlx.errors import AllMemError
+
+# Letters the tiny tokenizer knows.
+TEXT = "".join(f"HOW THE RING {i} TURNS! " for i in range(120))
+KILLS = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return active_folder(tmp_path_factory.mktemp("model"), chunk=64, window=64)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)[0]
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def arrays_equal(one, other) -> bool:
+    """Two state files hold the same state, bit for bit."""
+    import mlx.core as mx
+
+    left, right = (mx.load(str(path), format="safetensors") for path in (one, other))
+    return left.keys() == right.keys() and all(
+        mx.array_equal(left[name], right[name]) for name in left
+    )
+
+
+# Runs each command line of stdin in a child of its own, once what it imports is loaded.
+NURSERY = """
+import os, sys
+import allmem_mlx.conversation, allmem_mlx.generate, allmem_mlx.loading
+import mlx_lm.generate, mlx_lm.sample_utils, tqdm, transformers
+for line in sys.stdin:
+    out, *sys.argv = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if child == 0:
+        for descriptor, name in ((0, "/dev/null"), (1, out), (2, out + ".err")):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.modules["allmem_mlx.generate"].main()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Starts the generate command without waiting for its imports each time."""
+
+    def __init__(self, folder, path):
+        self.folder, self.out = folder, path / "out"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+
+    def start(self, *flags) -> int:
+        """The process id of the command."""
+        line = [self.out, "generate", "--model", self.folder, *flags]
+        print(*line, sep="\t", file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        return int(self.process.stdout.readline())
+
+    def __call__(self, *flags) -> subprocess.CompletedProcess:
+        self.start(*flags)
+        code = self.wait()
+        err = self.out.with_name("out.err").read_bytes()
+        return subprocess.CompletedProcess(flags, code, self.out.read_bytes(), err)
+
+    def answer(self, *flags) -> str:
+        result = self(*flags)
+        assert result.returncode == 0, result.stderr.decode()
+        return result.stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def command(folder, tmp_path_factory):
+    nursery = Nursery(folder, tmp_path_factory.mktemp("out"))
+    yield nursery
+    nursery.process.stdin.close()
+    nursery.process.wait(20)
+
+
+def test_killed_at_any_moment(command, model, document, tmp_path):
+    """After SIGKILL the file is a state, or not there yet; the same command then goes
+    on, and what it ends with is what an uninterrupted one ends with."""
+    rng = random.Random(0)
+    whole, file = tmp_path / "whole.allmem", tmp_path / "killed.allmem"
+    document.write_text(TEXT * 3)
+    flags = ["--prompt-file", document, "--checkpoint-every", "128", "--save-state"]
+    command.answer(*flags, whole)
+    began = time.monotonic()
+    command.answer(*flags, file)
+    duration = time.monotonic() - began
+    file.unlink()
+
+    kills, places = 0, set()
+    while kills < KILLS:
+        child = command.start(*flags, file)
+        time.sleep(rng.uniform(0, duration))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        code = command.wait()
+        kills += code == -signal.SIGKILL
+        if file.exists():
+            places.add(states.load(file, model).read)
+        if code == 0:
+            assert arrays_equal(file, whole)
+            file.unlink()
+    assert len(places) > KILLS / 5
+    command.answer(*flags, file)
+    assert arrays_equal(file, whole)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
+    """It saves what it has read, and says so; the same command goes on from there."""
+    long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
+    long.write_text(TEXT * 200)
+    flags = ["--model", folder, "--prompt-file", long, "--save-state", file]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "allmem_mlx.generate",
+            *flags,
+            "--checkpoint-every",
+            "9",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    while not file.exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    message = process.stderr.read().decode()
+    assert process.wait(20) == code
+    tokens = states.load(file, model).tokens
+    assert f"{tokens} tokens are in" in message and "Traceback" not in message
+
+    long.write_text((TEXT * 200)[: tokens + 5_000])  # enough for a test
+    whole = tmp_path / "whole.allmem"
+    again = command.answer(*flags[2:])
+    command.answer("--prompt-file", long, "--save-state", whole)
+    assert arrays_equal(file, whole)
+    first = again.splitlines()[0]
+    waiting = 8192  # taken from the document, and not read
+    assert int(first.split()[1]) <= 5_000 + waiting, "only the rest was read"
+
+
+def test_a_finished_state_is_not_read_again(command, document, tmp_path):
+    file = tmp_path / "book.allmem"
+    flags = [
+        "--prompt-file",
+        document,
+        "--save-state",
+        file,
+        "--json",
+        "--verbose",
+        "F",
+    ]
+    first, second = (json.loads(command.answer(*flags)) for _ in range(2))
+    assert first["tokens_read"] == second["tokens_read"] > len(TEXT)
+    assert first["prompt_tokens"] > len(TEXT) and second["prompt_tokens"] < 128
+
+
+def test_a_document_that_grows_is_read_on(command, document, tmp_path):
+    """Its end only; the result is that of reading it all."""
+    flags = ["--prompt-file", document, "--save-state"]
+    command.answer(*flags, tmp_path / "a")
+    document.write_text(TEXT + "THE END. " * 50)
+    command.answer(*flags, tmp_path / "a")
+    command.answer(*flags, tmp_path / "b")
+    assert arrays_equal(tmp_path / "a", tmp_path / "b")
+
+
+def test_questions_do_not_influence_each_other(command, document, tmp_path):
+    """Each is answered as if it were the only one, from the document or a file."""
+    file, several = tmp_path / "book.allmem", tmp_path / "questions.txt"
+    asked = ["WHO TURNS?", "HOW?", "WHO TURNS?"]
+    several.write_text("\n\n".join(asked) + "\n")
+    # Sampled, as the tiny model's first choice is always the same.
+    quiet = ["-m", "12", "--verbose", "F", "--temp", "1", "--seed", "3"]
+    read = ["--prompt-file", document, *quiet]
+    alone = [command.answer(*read, "--prompt", q) for q in asked[:2]]
+    assert alone[0] != alone[1]
+    expected = alone[0] + alone[1] + alone[0]
+
+    prompts = [x for question in asked for x in ("--prompt", question)]
+    assert command.answer(*read, *prompts, "--save-state", file) == expected
+    opened = ["--load-state", file, *quiet]
+    assert command.answer(*opened, "--questions", several) == expected
+    loud = command.answer("--load-state", file, "-m", "12", *prompts)
+    for question in asked:
+        assert f"==========\n{question}\n" in loud
+
+
+def test_text_is_gone_on_from(command, document, tmp_path):
+    """Without a chat template, and in two goes."""
+    raw = ["--ignore-chat-template", "--verbose", "F"]
+    flags = ["--prompt-file", document, *raw]
+    expected = command.answer(*flags, "-m", "30")
+    assert command.answer(*flags, "--save-state", tmp_path / "s") == ""
+    load = ["--load-state", tmp_path / "s", *raw]
+    assert command.answer(*load, "-m", "30") == expected
+
+
+def test_refused(command, document, tmp_path):
+    file, foreign, text = (tmp_path / name for name in ("s", "foreign", "text"))
+    read = ["--prompt-file", document]
+    command.answer(*read, "--save-state", file)
+    before = file.read_bytes()
+    foreign.write_text("MY ONLY COPY")
+    text.write_text("HOW " * 600)
+    changed = tmp_path / "changed.txt"
+    changed.write_text(TEXT.replace("RING 40", "KING 40"))
+    short = tmp_path / "short.txt"
+    short.write_text(TEXT[:1_000])
+    save, opened = ["--save-state", file], ["--load-state", file]
+    refused = [
+        (["--prompt-file", changed, *save], 1, ["changed"]),
+        (["--prompt-file", short, *save], 1, ["changed"]),
+        (["--prompt-file", text, *save], 1, ["not read from this document"]),
+        ([*read, *save, "--system-prompt", "x"], 1, ["system prompt"]),
+        ([*opened, "--prompt", "x", "--system-prompt", "x"], 2, ["--system-prompt"]),
+        ([*read, "--save-state", foreign], 1, [foreign, "not a state file"]),
+        (["--load-state", foreign, "-p", "x"], 1, [foreign, "not a state file"]),
+        (["--load-state", tmp_path / "none", "-p", "x"], 1, ["none"]),
+        ([*opened, "-p", "x", "--sinks", "8"], 1, [file, "sinks"]),
+        (["-p", "x", *save], 2, [file, "exists already"]),
+        ([*opened, "-p", "x", "--save-state", foreign], 2, [foreign, "exists"]),
+        ([*read, "--save-state", tmp_path / "no" / "where"], 2, ["folder"]),
+        ([*read, "--checkpoint-every", "5"], 2, ["--save-state"]),
+        ([*read, "--half-window"], 2, ["--save-state"]),
+        ([*read, *save, "--checkpoint-every", "0"], 2, ["--checkpoint-every"]),
+        (["--questions", "-", "--prompt", "-"], 2, ["stdin"]),
+    ]
+    for flags, code, words in refused:
+        assert_refused(command(*flags), code, *words)
+    assert file.read_bytes() == before and foreign.read_text() == "MY ONLY COPY"
+
+
+def test_a_full_disk_while_reading(folder, command, model, document, tmp_path):
+    """One line; the last state that could be saved is still there."""
+    file = tmp_path / "s"
+    flags = ["--prompt-file", document, "--save-state", file]
+    command.answer(*flags)
+    limit = file.stat().st_size // 2
+    before = file.read_bytes()
+    document.write_text(TEXT + "THE END. " * 50)
+    code = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
+    )
+    arguments = ["generate", "--model", folder, *flags]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, cwd=ROOT
+    )
+    assert_refused(result, 1, "cannot be saved", file)
+    assert file.read_bytes() == before
+    with pytest.raises(AllMemError):
+        states.load(document, model)
