@@ -36,7 +36,7 @@ def lint(source: str) -> str:
     if found := FOREIGN.search(text):
         return f"error: Metal has no '{found[1]}'"
     text = rewrite(text, SPACES, _variable)
-    command = [*toolchain().clang, *CLANG, "-include", str(HERE / "lint.h"), "-"]
+    command = [*toolchain().lint, *CLANG, "-include", str(HERE / "lint.h"), "-"]
     result = run(command, text)
     return result.stderr if result.returncode else ""
 

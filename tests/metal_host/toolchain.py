@@ -29,11 +29,13 @@ class Toolchain:
         clang (tuple): clang as it is, for text that includes no system header.
         system_clang (tuple): clang that finds the system's headers.
         link (tuple): makes a shared library of an object file.
+        lint (tuple): clang that knows the target for which types are checked.
     """
 
     clang: tuple[str, ...]
     system_clang: tuple[str, ...]
     link: tuple[str, ...]
+    lint: tuple[str, ...]
 
 
 @cache
@@ -53,13 +55,7 @@ def toolchain() -> Toolchain:
             path = shutil.which(name)
             if path and _is_new_enough(path):
                 return _clang(path)
-    spec = importlib.util.find_spec("ziglang")
-    if spec and spec.origin:
-        return _zig(str(Path(spec.origin).parent / "zig"))
-    raise MetalError(
-        "Metal kernels need clang++ 17 or newer to run on a CPU: pip install ziglang, "
-        "or set ALLMEM_CLANG"
-    )
+    return _zig()
 
 
 def _is_new_enough(clang: str) -> bool:
@@ -74,16 +70,26 @@ def _clang(path: str) -> Toolchain:
         raise MetalError(f"ALLMEM_CLANG is {path}, which is not a command")
     if not _is_new_enough(path):
         raise MetalError(f"{path} is older than clang {OLDEST_CLANG}")
-    link = (path, "-shared")
-    if sys.platform == "darwin":
-        link += ("-undefined", "dynamic_lookup")  # the runtime's symbols
-    return Toolchain((path,), (path,), link)
+    if sys.platform != "darwin":
+        return Toolchain((path,), (path,), (path, "-shared"), (path,))
+    # The runtime's symbols are found when a kernel is loaded. Apple's clang has the
+    # targets of Apple's machines only.
+    link = (path, "-shared", "-undefined", "dynamic_lookup")
+    return Toolchain((path,), (path,), link, _zig().lint)
 
 
-def _zig(zig: str) -> Toolchain:
+def _zig() -> Toolchain:
+    spec = importlib.util.find_spec("ziglang")
+    if not spec or not spec.origin:
+        raise MetalError(
+            "Metal kernels need clang++ 17 or newer to run on a CPU: pip install "
+            "ziglang, or set ALLMEM_CLANG"
+        )
+    zig = str(Path(spec.origin).parent / "zig")
+    clang = (zig, "clang")
     # `zig c++` brings libc's headers, but takes 0.6 s for what `zig clang` does in
     # 0.03, and the first time a minute to link, for which it builds a C++ library.
-    return Toolchain((zig, "clang"), (zig, "c++"), (zig, "ld.lld", "-shared"))
+    return Toolchain(clang, (zig, "c++"), (zig, "ld.lld", "-shared"), clang)
 
 
 def run(command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
