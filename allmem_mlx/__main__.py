@@ -6,6 +6,7 @@ from .version import __version__
 
 COMMANDS = {
     "allmem_mlx.generate": "read a document and go on from it, or answer about it",
+    "allmem_mlx.chat": "talk with a model that remembers what it has read",
     "allmem_mlx.benchmark": "reading speed and memory beside full attention",
     "allmem_mlx.convert": "convert a pretrained model",
 }

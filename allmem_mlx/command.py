@@ -1,13 +1,14 @@
 """What every command shares: its parser, and how it ends."""
 
 import argparse
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .errors import AllMemError
+from .errors import AllMemError, SettingError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -21,6 +22,59 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name a model."""
+    add = parser.add_argument
+    add("--model", help="Model folder. Default: the embedded SmolLM2-135M-Instruct")
+    add("--adapter-path", help="LoRA adapter weights and config")
+    add("--trust-remote-code", action="store_true", help="Of the tokenizer")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for how a token is chosen."""
+    add = parser.add_argument
+    add("--temp", type=float, default=0.0, help="Sampling temperature")
+    add("--top-p", type=float, default=1.0, help="Sampling top-p")
+    add("--min-p", type=float, default=0.0, help="Sampling min-p")
+    add("--top-k", type=int, default=0, help="Sampling top-k")
+    add("--xtc-probability", type=float, default=0.0, help="Probability of XTC")
+    add("--xtc-threshold", type=float, default=0.1, help="Threshold of XTC")
+    add(
+        "--min-tokens-to-keep",
+        type=int,
+        default=1,
+        help="Minimum tokens to keep for min-p sampling",
+    )
+    add("--seed", type=int, help="PRNG seed")
+
+
+def make_sampler(args: argparse.Namespace, tokenizer: Any) -> Callable[[Any], Any]:
+    """mlx-lm's sampler, as the command line asks for it."""
+    from mlx_lm.sample_utils import make_sampler as mlx_lm_make_sampler
+
+    return mlx_lm_make_sampler(
+        args.temp,
+        args.top_p,
+        args.min_p,
+        args.min_tokens_to_keep,
+        top_k=args.top_k,
+        xtc_probability=args.xtc_probability,
+        xtc_threshold=args.xtc_threshold,
+        xtc_special_tokens=tokenizer.encode("\n") + list(tokenizer.eos_token_ids),
+    )
+
+
+def chat_template_config(text: str | None) -> dict[str, Any]:
+    """What ``--chat-template-config`` says."""
+    try:
+        config = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise SettingError(f"--chat-template-config is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise SettingError("--chat-template-config must be a JSON object")
+    return config
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ the things that are said, so that a turn can be appended to what a model has rea
 a document can be read as a part of a user's message.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -107,7 +107,9 @@ class Conversation:
         self._note("user")
         return self.session.read(chain([before], pieces), **options)
 
-    def ask(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
+    def ask(
+        self, text: str, **options: Any
+    ) -> Generator[GenerationResponse, None, None]:
         """Generates a response to the user's message; see ``Session.generate``."""
         prompt = self._encode(self._before() + text + self.template.closing)
         self._note("assistant")

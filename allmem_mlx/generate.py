@@ -5,17 +5,23 @@ import itertools
 import json
 import os
 import sys
-import time
 import types
 from collections.abc import Iterable
 from typing import Any
 
-from .command import ArgumentParser, add_sizes, run, sizes
+from .command import (
+    ArgumentParser,
+    add_model,
+    add_sampling,
+    add_sizes,
+    chat_template_config,
+    make_sampler,
+    run,
+    sizes,
+)
 from .document import Document
 from .errors import SettingError
-
-# Bytes tokenised at a time: small enough for the progress bar to move steadily.
-PIECE = 8192
+from .progress import PIECE, Progress
 
 
 def str2bool(string: str) -> bool:
@@ -26,8 +32,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """The flags are mlx-lm's, where it has them."""
     parser = ArgumentParser(prog="allmem_mlx.generate", description=__doc__)
     add = parser.add_argument
-    add("--model", help="Model folder. Default: the embedded SmolLM2-135M-Instruct")
-    add("--adapter-path", help="LoRA adapter weights and config")
+    add_model(parser)
     add(
         "--prompt-file",
         metavar="FILE",
@@ -66,19 +71,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=100, help="Tokens to generate")
-    add("--temp", type=float, default=0.0, help="Sampling temperature")
-    add("--top-p", type=float, default=1.0, help="Sampling top-p")
-    add("--min-p", type=float, default=0.0, help="Sampling min-p")
-    add("--top-k", type=int, default=0, help="Sampling top-k")
-    add("--xtc-probability", type=float, default=0.0, help="Probability of XTC")
-    add("--xtc-threshold", type=float, default=0.1, help="Threshold of XTC")
-    add(
-        "--min-tokens-to-keep",
-        type=int,
-        default=1,
-        help="Minimum tokens to keep for min-p sampling",
-    )
-    add("--seed", type=int, help="PRNG seed")
+    add_sampling(parser)
     add("--system-prompt", help="System prompt for the chat template")
     add("--prefill-response", help="First words of the response")
     add("--extra-eos-token", nargs="+", default=(), help="More tokens that end it")
@@ -98,7 +91,6 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="Tokens evaluated at once while reading. Default: the chunk",
     )
-    add("--trust-remote-code", action="store_true", help="Of the tokenizer")
     add(
         "--verbose",
         type=str2bool,
@@ -157,16 +149,6 @@ def check_args(args: argparse.Namespace) -> None:
                 )
 
 
-def chat_template_config(text: str | None) -> dict[str, Any]:
-    try:
-        config = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise SettingError(f"--chat-template-config is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SettingError("--chat-template-config must be a JSON object")
-    return config
-
-
 def questions(args: argparse.Namespace) -> list[str]:
     """What is to be asked, in order."""
     asked = []
@@ -181,40 +163,6 @@ def questions(args: argparse.Namespace) -> list[str]:
     return asked
 
 
-class Progress:
-    """A bar on stderr, on a terminal only: tokens, tokens per second and time left.
-
-    It follows the bytes of the file that were tokenised, a known part of the whole.
-    """
-
-    def __init__(self, document: Any):
-        from tqdm import tqdm
-
-        self.document = document
-        known = document is not None and document.size is not None
-        self.bar = tqdm(
-            total=document.size if known else None,
-            bar_format="{desc}|{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
-            if known
-            else "{desc} [{elapsed}]",
-            leave=False,
-            disable=None,  # where stderr is not a terminal
-        )
-        self.start = time.perf_counter()
-
-    def __call__(self, tokens: int) -> None:
-        speed = tokens / (time.perf_counter() - self.start)
-        self.bar.set_description_str(
-            f"{tokens} tokens, {speed:.0f} tokens-per-sec ", refresh=False
-        )
-        if self.document is not None:
-            self.bar.n = self.document.bytes_read
-        self.bar.refresh()
-
-    def close(self) -> None:
-        self.bar.close()
-
-
 def generate(args: argparse.Namespace) -> None:
     check_args(args)
     template_config = chat_template_config(args.chat_template_config)
@@ -224,7 +172,6 @@ def generate(args: argparse.Namespace) -> None:
         document = Document(args.prompt_file, piece=PIECE)
 
     import mlx.core as mx
-    from mlx_lm.sample_utils import make_sampler
 
     from . import state as states
     from .conversation import Conversation, Template
@@ -245,17 +192,7 @@ def generate(args: argparse.Namespace) -> None:
             f"chunk {config.chunk} is larger than window {config.window}: tokens that "
             "leave the window are forgotten until their chunk is complete"
         )
-    sampler = make_sampler(
-        args.temp,
-        args.top_p,
-        args.min_p,
-        args.min_tokens_to_keep,
-        top_k=args.top_k,
-        xtc_probability=args.xtc_probability,
-        xtc_threshold=args.xtc_threshold,
-        xtc_special_tokens=tokenizer.encode("\n") + list(tokenizer.eos_token_ids),
-    )
-
+    sampler = make_sampler(args, tokenizer)
     state = starting_state(args, model)
     chat = (
         tokenizer.has_chat_template

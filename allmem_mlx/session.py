@@ -5,7 +5,7 @@ session, Ctrl-C for one, its state is that after some number of tokens.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -160,7 +160,7 @@ class Session:
 
     def generate(
         self, prompt: Sequence[int] = (), max_tokens: int = 256, **options: Any
-    ) -> Iterator[GenerationResponse]:
+    ) -> Generator[GenerationResponse, None, None]:
         """Generates after what was read and a prompt.
 
         Args:
@@ -276,9 +276,9 @@ class Session:
 
     def fork(self) -> "Session":
         """A session of its own that goes on from here. What was read is told there."""
-        other = Session(
-            self.model, self.tokenizer, self.state, self.snapshots is not None
-        )
+        other = Session(self.model, self.tokenizer, self.state)
+        if self.snapshots is not None:
+            other.snapshots = self.snapshots.until(self.state)
         other._tokens, other._seconds = self._tokens, self._seconds
         self._tokens, self._seconds = 0, 0.0
         return other

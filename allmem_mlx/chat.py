@@ -1,0 +1,370 @@
+"""Talk with a model that remembers: read documents, save, undo, and branch off."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .command import (
+    ArgumentParser,
+    Terminated,
+    add_model,
+    add_sampling,
+    add_sizes,
+    chat_template_config,
+    make_sampler,
+    run,
+    sizes,
+)
+from .document import Document
+from .errors import AllMemError, SettingError
+from .progress import PIECE, Progress
+
+QUOTES = '"""'  # around a message of several lines
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """The flags are mlx-lm's, where it has them."""
+    parser = ArgumentParser(prog="allmem_mlx.chat", description=__doc__)
+    add = parser.add_argument
+    add_model(parser)
+    add_sizes(parser)
+    add("--max-tokens", "-m", type=int, default=256, help="Tokens of an answer")
+    add_sampling(parser)
+    add("--system-prompt", help="System prompt for the chat template")
+    add(
+        "--chat-template-config",
+        metavar="JSON",
+        help="Additional config for `apply_chat_template`",
+    )
+    add(
+        "--prefill-step-size",
+        type=int,
+        metavar="N",
+        help="Tokens evaluated at once while reading. Default: the chunk",
+    )
+    add("--load-state", metavar="FILE", help="Start from what was read before")
+    add("--max-kv-size", help=argparse.SUPPRESS)
+    return parser
+
+
+@contextmanager
+def interruptible() -> Iterator[list[bool]]:
+    """Ctrl-C fills a list instead of raising, so that a step is finished; a second one
+    raises."""
+    pressed: list[bool] = []
+
+    def press(*_: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Quit(Exception):
+    """The user has had enough."""
+
+
+class Chat:
+    """Sessions of one model, one of which the user is in, and commands on them.
+
+    Args:
+        session (Session): the first, with snapshots.
+        template (Template): what stands around the turns.
+        options (dict): of ``Session.generate``, for every answer.
+        step (int): of ``Session.read``, for every document.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        template: Any,
+        options: dict[str, Any],
+        step: int | None = None,
+    ):
+        self.template, self.options, self.step = template, options, step
+        self.sessions = {"main": session}
+        self.asked: dict[str, list[str | None]] = {"main": []}
+        self.name = "main"
+        self.reading: Any = None  # the numbers of the last document
+        self.answer: Any = None  # and of the last answer
+
+    @property
+    def session(self) -> Any:
+        return self.sessions[self.name]
+
+    def take(self, text: str) -> None:
+        """Does what a line, or several in quotes, asks for."""
+        if not text.startswith("/"):
+            if text.strip():
+                self.say(text)
+            return
+        word, _, argument = text[1:].partition(" ")
+        command = COMMANDS.get(word)
+        if command is None:
+            raise SettingError(f"there is no /{word}; /help lists the commands")
+        usage, argument = _usage(command)[0], argument.strip()
+        if bool(argument) != (" " in usage):
+            raise SettingError(f"it is /{usage}")
+        command(self, *([argument] if argument else []))
+
+    def say(self, text: str) -> None:
+        from .conversation import Conversation
+
+        self._begin(text)
+        responses = Conversation(self.session, self.template).ask(text, **self.options)
+        with interruptible() as stop:
+            for response in responses:
+                self.answer = response
+                print(response.text, end="", flush=True)
+                if stop:
+                    break
+            responses.close()
+        print()
+        if stop:
+            note("stopped; /retry answers again")
+        elif response.finish_reason == "length":
+            note(f"stopped after {response.generation_tokens} tokens (--max-tokens)")
+
+    def _begin(self, text: str | None) -> None:
+        self.session.turn()
+        self.asked[self.name].append(text)
+
+    def read(self, name: str) -> None:
+        """read FILE: a document, as a part of your next message; Ctrl-C stops it"""
+        from .conversation import Conversation
+
+        document = Document(name, piece=PIECE)
+        self._begin(None)
+        pieces = document.pieces(self.session.tokenizer)
+        blocks = Conversation(self.session, self.template).read(pieces, step=self.step)
+        progress = Progress(document)
+        with interruptible() as stop:
+            try:
+                for done in blocks:
+                    progress(done)
+                    if stop:
+                        break
+            finally:
+                progress.close()
+        self.reading = self.session.reading()
+        read = "stopped after" if stop else "read"
+        print(f"{read} {self.reading.prompt_tokens} tokens of {document.name}")
+
+    def save(self, name: str) -> None:
+        """save FILE: what was read and said"""
+        from . import state as states
+
+        if os.path.exists(name):
+            states.describe(name)  # refuses to replace anything else than a state
+        states.save(self.session.state, name, self.session.model)
+        print(f"saved {self.session.state.tokens} tokens")
+
+    def load(self, name: str) -> None:
+        """load FILE: go on from a state that was saved"""
+        from . import state as states
+
+        self._enter(states.load(name, self.session.model))
+        print(f"loaded {self.session.state.tokens} tokens")
+
+    def _enter(self, state: Any) -> None:
+        from .session import Session
+
+        session = self.session
+        self.sessions[self.name] = Session(
+            session.model, session.tokenizer, state, snapshots=True
+        )
+        self.asked[self.name] = []
+
+    def undo(self) -> None:
+        """undo: forget your last message and its answer, or the last document"""
+        self.session.undo()
+        self.asked[self.name].pop()
+        print(f"{self.session.state.tokens} tokens remain")
+
+    def retry(self) -> None:
+        """retry: answer your last message again"""
+        asked = self.asked[self.name]
+        last = asked[-1] if asked else None
+        if last is None:
+            raise SettingError("there is no message to answer again")
+        self.session.undo()
+        asked.pop()
+        self.say(last)
+
+    def fork(self, name: str) -> None:
+        """fork NAME: go on in a branch of its own; /switch leads back"""
+        if name in self.sessions:
+            raise SettingError(f"there is a branch {name} already")
+        self.sessions[name] = self.session.fork()
+        self.asked[name] = list(self.asked[self.name])
+        self.switch(name)
+
+    def switch(self, name: str) -> None:
+        """switch NAME: go to another branch; the first is main"""
+        if name not in self.sessions:
+            names = ", ".join(self.sessions)
+            raise SettingError(f"there is no branch {name}, but: {names}")
+        self.name = name
+        print(f"in {name}, with {self.session.state.tokens} tokens")
+
+    def reset(self) -> None:
+        """reset: forget everything in this branch"""
+        from . import state as states
+
+        self._enter(states.new(self.session.model))
+
+    def stats(self) -> None:
+        """stats: tokens, sizes and speeds"""
+        session = self.session
+        now = session.reading()
+        kept = session.snapshots
+        number = len(kept.turns) + len(kept.chunks)
+        beyond = now.tokens_read - now.tokens_in_window
+        print(
+            f"Tokens: {now.tokens_read}, {now.tokens_in_window} in the window, "
+            f"{beyond} in memory only"
+        )
+        print(f"State: {now.state_bytes / 1e6:.1f} MB")
+        print(f"Snapshots: {number}, {kept.nbytes / 1e6:.1f} MB")
+        if self.reading is not None:
+            print(f"Reading: {self.reading.prompt_tps:.3f} tokens-per-sec")
+        if self.answer is not None:
+            print(f"Generation: {self.answer.generation_tps:.3f} tokens-per-sec")
+        print(f"Peak memory: {now.peak_memory:.3f} GB")
+
+    def help(self) -> None:
+        """help: this list"""
+        for command in COMMANDS.values():
+            usage, purpose = _usage(command)
+            print(f"/{usage:<12} {purpose}")
+        print(f"{QUOTES:<13} begins and ends a message of several lines")
+
+    def quit(self) -> None:
+        """quit: end, as Ctrl-D does"""
+        raise Quit
+
+
+# The docstring of a command says how it is used, and what for.
+COMMANDS: dict[str, Callable[..., None]] = {
+    name: getattr(Chat, name)
+    for name in (
+        *("read", "save", "load", "undo", "retry", "fork", "switch", "reset"),
+        *("stats", "help", "quit"),
+    )
+}
+
+
+def _usage(command: Callable[..., None]) -> tuple[str, str]:
+    usage, _, purpose = (command.__doc__ or "").partition(": ")
+    return usage, purpose
+
+
+def note(text: str) -> None:
+    print(f"[{text}]", file=sys.stderr)
+
+
+def messages(chat: Chat) -> Iterator[str]:
+    """What the user types, or what is piped in, until it ends."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline
+
+        if "NO_COLOR" in os.environ:
+            readline.parse_and_bind("set enable-bracketed-paste off")
+    interrupted = False
+    lines: list[str] = []
+    while True:
+        branch = "" if chat.name == "main" else f"{chat.name} "
+        prompt = "... " if lines else f"{branch}>> "
+        try:
+            line = input(prompt if terminal else "")
+        except EOFError:
+            if terminal:
+                print()
+            break
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print()
+            if interrupted or not terminal:
+                break
+            note("Ctrl-C again, or Ctrl-D, ends")
+            interrupted, lines = True, []
+            continue
+        interrupted = False
+        if not lines and not line.startswith(QUOTES):
+            yield line
+            continue
+        lines.append(line if lines else line.removeprefix(QUOTES))
+        if lines[-1].rstrip().endswith(QUOTES):
+            lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
+            yield "\n".join(lines).strip("\n")
+            lines = []
+    if lines:
+        yield "\n".join(lines).strip("\n")
+
+
+def chat(args: argparse.Namespace) -> None:
+    if args.max_kv_size is not None:
+        raise SettingError(
+            "--max-kv-size is not supported: the state has a fixed size; use --window"
+        )
+    if args.max_tokens == 0 or args.max_tokens < -1:
+        raise SettingError("--max-tokens must be above 0, or -1 for no limit")
+    if args.prefill_step_size is not None and args.prefill_step_size < 1:
+        raise SettingError("--prefill-step-size must be at least 1")
+    if args.load_state is not None and args.system_prompt is not None:
+        raise SettingError("--system-prompt comes before everything that was read")
+    template_config = chat_template_config(args.chat_template_config)
+
+    import mlx.core as mx
+
+    from . import state as states
+    from .conversation import Template
+    from .loading import load
+    from .session import Session
+
+    model, tokenizer = load(
+        args.model,
+        tokenizer_config={"trust_remote_code": args.trust_remote_code},
+        model_config=sizes(args),
+        adapter_path=args.adapter_path,
+    )
+    if not tokenizer.has_chat_template:
+        raise AllMemError("the tokenizer has no chat template; use allmem_mlx.generate")
+    template = Template.of_chat(tokenizer, args.system_prompt, options=template_config)
+    state = None if args.load_state is None else states.load(args.load_state, model)
+    if args.seed is not None:
+        mx.random.seed(args.seed)
+    talk = Chat(
+        Session(model, tokenizer, state, snapshots=True),
+        template,
+        {"max_tokens": args.max_tokens, "sampler": make_sampler(args, tokenizer)},
+        args.prefill_step_size,
+    )
+    if sys.stdin.isatty():
+        note("/help lists the commands")
+    for message in messages(talk):
+        try:
+            talk.take(message)
+        except AllMemError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except Quit:
+            break
+
+
+def main() -> None:
+    run(setup_arg_parser(), chat)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A progress bar for reading a document."""
+
+import time
+from typing import Any
+
+# Bytes tokenised at a time: small enough for the bar to move steadily.
+PIECE = 8192
+
+
+class Progress:
+    """A bar on stderr, on a terminal only: tokens, tokens per second and time left.
+
+    It follows the bytes of the file that were tokenised, a known part of the whole.
+    """
+
+    def __init__(self, document: Any):
+        from tqdm import tqdm
+
+        self.document = document
+        known = document is not None and document.size is not None
+        self.bar = tqdm(
+            total=document.size if known else None,
+            bar_format="{desc}|{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
+            if known
+            else "{desc} [{elapsed}]",
+            leave=False,
+            disable=None,  # where stderr is not a terminal
+        )
+        self.start = time.perf_counter()
+
+    def __call__(self, tokens: int) -> None:
+        speed = tokens / (time.perf_counter() - self.start)
+        self.bar.set_description_str(
+            f"{tokens} tokens, {speed:.0f} tokens-per-sec ", refresh=False
+        )
+        if self.document is not None:
+            self.bar.n = self.document.bytes_read
+        self.bar.refresh()
+
+    def close(self) -> None:
+        self.bar.close()

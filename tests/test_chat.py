@@ -1,0 +1,334 @@
+"""The chat, typed in a terminal and piped in."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import mlx.core as mx
+import pytest
+from helpers import ROOT, active_folder, assert_refused, run
+
+from allmem_mlx import load
+from allmem_mlx import state as states
+from allmem_mlx.conversation import Conversation, Template
+from allmem_mlx.session import Session
+
+TURNS = ["HOW?", "WHO TURNS?", "THE RING.", "A QUICK FOX", "WHY NOT?", "AND THEN?"]
+TEXT = "".join(f"HOW THE RING {i} TURNS! " for i in range(120))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return active_folder(tmp_path_factory.mktemp("model"), chunk=64, window=64)
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    return load(folder)
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def piped(folder, *lines, flags=(), code=0, **env) -> tuple[str, str]:
+    """What the chat answers to lines on stdin, and what it says on stderr."""
+    result = run(
+        *("allmem_mlx.chat", "--model", folder, "-m", "8", *flags),
+        stdin="".join(f"{line}\n" for line in lines),
+        **env,
+    )
+    assert result.returncode == code, result.stderr.decode()
+    return result.stdout.decode(), result.stderr.decode()
+
+
+def fresh(tiny, *said, system=None, count=8) -> tuple[list[str], states.State]:
+    """The answers, and the state, of a session in which this was said."""
+    model, tokenizer = tiny
+    session = Session(model, tokenizer)
+    talk = Conversation(session, Template.of_chat(tokenizer, system))
+    answers = []
+    for text in said:
+        responses = talk.ask(text, max_tokens=count)
+        answers.append("".join(response.text for response in responses))
+    return answers, session.state
+
+
+def assert_same(actual: states.State, expected: states.State) -> None:
+    one, other = actual.arrays, expected.arrays
+    assert one.keys() == other.keys() and actual.digest == expected.digest
+    for name in one:
+        assert mx.array_equal(one[name], other[name]), name
+
+
+class Terminal:
+    """The chat in a terminal of its own."""
+
+    def __init__(self, folder, *flags, **env):
+        self.main, side = pty.openpty()
+        termios.tcsetwinsize(side, (24, 200))
+        env = {"TERM": "xterm", **os.environ, **env}
+        flags = ["--model", folder, *flags]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "allmem_mlx.chat", *flags],
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            cwd=ROOT,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(side)
+        self.seen, self.at = "", 0
+        self.until(">> ")
+
+    def until(self, words: str, seconds: float = 60) -> str:
+        """What is printed next, up to some words."""
+        deadline, begin = time.monotonic() + seconds, self.at
+        while (found := self.seen.find(words, begin)) < 0:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self.main], [], [], max(0, left))
+            assert ready, self.seen
+            self.seen += os.read(self.main, 4096).decode(errors="replace")
+        self.at = found + len(words)
+        return self.seen[begin : self.at]
+
+    def type(self, text: str, until: str = ">> ") -> str:
+        """What is printed after a line was typed, up to the next prompt."""
+        os.write(self.main, f"{text}\n".encode())
+        self.until("\n")  # the line itself, as the terminal shows it
+        return self.until(until)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self, code: int = 0) -> None:
+        assert self.process.wait(20) == code
+        os.close(self.main)
+
+
+class TestTerminal:
+    def test_every_command(self, folder, document, tmp_path):
+        chat = Terminal(folder, "-m", "8")
+        file = tmp_path / "state"
+        assert chat.type("HOW?")
+        tokens = re.search(r"Tokens: (\d+), ", stats := chat.type("/stats"))[1]
+        for line in ("State: ", "Snapshots: ", "Generation: ", "Peak memory: "):
+            assert line in stats
+        assert f"saved {tokens} tokens" in chat.type(f"/save {file}")
+        assert "read 2" in chat.type(f"/read {document}")
+        assert "Reading: " in chat.type("/stats")
+        assert f"{tokens} tokens remain" in chat.type("/undo")
+        assert chat.type("/retry")
+        assert f"in b, with {tokens} tokens" in chat.type("/fork b")
+        chat.type("WHO?")
+        assert f"in main, with {tokens} tokens" in chat.type("/switch main")
+        chat.type("/reset")
+        assert "Tokens: 0, " in chat.type("/stats")
+        assert f"loaded {tokens} tokens" in chat.type(f"/load {file}")
+        listed = chat.type("/help")
+        for name in "read save load undo retry fork switch reset stats quit".split():
+            assert f"/{name} " in listed
+        wrong = {
+            "/nothing": "there is no /nothing",
+            "/read": "it is /read FILE",
+            "/undo now": "it is /undo",
+            "/undo": "nothing to undo",
+            "/retry": "no message to answer again",
+            "/fork b": "there is a branch b already",
+            "/switch c": "there is no branch c, but: main, b",
+            f"/read {tmp_path}": "directory",
+            f"/load {document}": "not a state file",
+            f"/save {document}": "not a state file",
+            f"/load {tmp_path}/none": "No such file",
+        }
+        for line, message in wrong.items():
+            said = chat.type(line)
+            assert "error: " in said and message in said
+        assert document.read_text() == TEXT
+        os.write(chat.main, b"/quit\n")
+        chat.end()
+
+    def test_several_lines_and_history(self, folder, tiny):
+        chat = Terminal(folder, "-m", "8")
+        chat.type('"""HOW', until="... ")
+        chat.type("NOT", until="... ")
+        several = chat.type('WHY?"""')
+        expected, _ = fresh(tiny, "HOW\nNOT\nWHY?")
+        assert expected[0].split("\n")[0] in several
+        assert "Peak memory" in chat.type("/stats")
+        os.write(chat.main, b"\x1b[A\n")  # the key up brings the last line back
+        assert "/stats" in chat.until("Peak memory")
+        os.write(chat.main, b"\x04")
+        chat.end()
+
+    def test_ctrl_c_stops_an_answer(self, folder, tiny):
+        """Not the program; the turn is closed, and the next one is answered."""
+        chat = Terminal(folder, "-m", "-1")
+        os.write(chat.main, b"HOW?\n")
+        chat.until("\n")
+        while len(chat.seen) == chat.at:  # until it answers
+            chat.seen += os.read(chat.main, 64).decode(errors="replace")
+        chat.interrupt()
+        chat.until("[stopped; /retry answers again]")
+        chat.until(">> ")
+        assert "Tokens: " in chat.type("/stats")
+        os.write(chat.main, b"\x04")
+        chat.end()
+
+    def test_ctrl_c_stops_reading(self, folder, tmp_path):
+        long = tmp_path / "long.txt"
+        long.write_text(TEXT * 100)
+        chat = Terminal(folder, "-m", "8")
+        os.write(chat.main, f"/read {long}\n".encode())
+        chat.until("tokens-per-sec")
+        chat.interrupt()
+        assert re.search(r"stopped after \d+ tokens", chat.until(">> "))
+        chat.type("HOW?")
+        os.write(chat.main, b"\x04")
+        chat.end()
+
+    def test_ctrl_c_at_the_prompt(self, folder):
+        """Once leads to a new prompt, twice in a row ends."""
+        chat = Terminal(folder)
+        for _ in range(2):
+            os.write(chat.main, b"HALF A LI")
+            chat.until("HALF A LI")
+            chat.interrupt()
+            chat.until("Ctrl-C again")
+            chat.until(">> ")
+            chat.type("/undo")
+        chat.interrupt()
+        chat.until("Ctrl-C again")
+        chat.until(">> ")
+        chat.interrupt()
+        chat.end()
+
+    def test_terminated(self, folder):
+        chat = Terminal(folder)
+        chat.process.terminate()
+        chat.end(143)
+
+    def test_no_color(self, folder):
+        chat = Terminal(folder, "-m", "8", NO_COLOR="1")
+        chat.type("HOW?")
+        chat.type("/stats")
+        os.write(chat.main, b"\x04")
+        chat.end()
+        assert "\x1b" not in re.sub(r"\x1b\[<u|HOW\?", "", chat.seen)
+
+
+class TestPiped:
+    def test_only_answers(self, folder, tiny):
+        out, err = piped(folder, *TURNS[:3], "")
+        answers, _ = fresh(tiny, *TURNS[:3])
+        assert out == "".join(f"{answer}\n" for answer in answers)
+        assert "\x1b" not in out + err and ">>" not in out + err
+
+    def test_an_error_does_not_end_it(self, folder, tiny):
+        out, err = piped(folder, "/read nowhere", "/nothing", "HOW?")
+        assert out == fresh(tiny, "HOW?")[0][0] + "\n"
+        assert err.count("error: ") == 2 and "Traceback" not in err
+
+    def test_the_system_prompt_comes_once(self, folder, tiny, tmp_path):
+        """And every turn is closed, also one that was cut off by its length."""
+        model, tokenizer = tiny
+        file = tmp_path / "state"
+        flags = ["--system-prompt", "BE KIND", "-m", "3"]
+        out, err = piped(folder, "HOW?", "WHO?", f"/save {file}", flags=flags)
+        answers, state = fresh(tiny, "HOW?", "WHO?", system="BE KIND", count=3)
+        assert_same(states.load(file, model), state)
+        rendered = "<|im_start|>system\nBE KIND<|im_end|>\n<|im_start|>user\nHOW?"
+        rendered += "<|im_end|>\n<|im_start|>assistant\n"
+        said, cut = [], False
+        session = Session(model, tokenizer)
+        for response in session.generate(ids(tokenizer, rendered), max_tokens=3):
+            said.append(response.token)
+        cut = response.finish_reason == "length"
+        assert cut and "[stopped after 3 tokens (--max-tokens)]" in err
+        following = "<|im_end|>\n<|im_start|>user\nWHO?<|im_end|>\n"
+        following += "<|im_start|>assistant\n"
+        read = [*ids(tokenizer, rendered), *said, *ids(tokenizer, following)]
+        last = state.recent[len(state.recent) - (state.read - len(read)) :]
+        assert states.digest([*read, *last]) == state.digest
+
+    def test_undo(self, folder, tiny, tmp_path):
+        """Five turns, two undone, another: the session of the four that remain."""
+        file = tmp_path / "state"
+        lines = [*TURNS[:5], "/undo", "/undo", TURNS[5], f"/save {file}"]
+        out, _ = piped(folder, *lines)
+        answers, state = fresh(tiny, *TURNS[:3], TURNS[5])
+        assert_same(states.load(file, tiny[0]), state)
+        assert f"{answers[-1]}\nsaved" in out
+
+    def test_retry_and_branches(self, folder, tiny):
+        """A branch does not know what was said in another."""
+        lines = ["HOW?", "/retry", "/fork b", "WHO?", "/switch main", "WHY?"]
+        out, _ = piped(folder, *lines, "/switch b", "AND?")
+        main, _ = fresh(tiny, "HOW?", "WHY?")
+        branch, _ = fresh(tiny, "HOW?", "WHO?", "AND?")
+        said = re.sub(r"in (main|b), with \d+ tokens\n", "", out)
+        expected = [main[0], main[0], branch[1], main[1], branch[2]]
+        assert said == "".join(f"{answer}\n" for answer in expected)
+
+    def test_saved_and_opened_in_another_process(self, folder, tiny, tmp_path):
+        file = tmp_path / "state"
+        piped(folder, *TURNS[:2], f"/save {file}")
+        expected = fresh(tiny, *TURNS[:3])[0][2] + "\n"
+        assert piped(folder, TURNS[2], flags=["--load-state", file])[0] == expected
+        assert expected in piped(folder, f"/load {file}", TURNS[2])[0]
+
+    def test_a_document_is_a_part_of_the_message(self, folder, tiny, document):
+        out, _ = piped(folder, f"/read {document}", "HOW?")
+        answers, _ = fresh(tiny, f"{TEXT}\n\nHOW?")
+        assert out.endswith(f"{answers[0]}\n") and out.startswith("read 2")
+
+    def test_undo_after_reading(self, folder, tiny, document):
+        """The question, then the document."""
+        lines = ["HOW?", f"/read {document}", "WHO?", "/undo", "/undo", "WHY?"]
+        out, _ = piped(folder, *lines)
+        assert out.endswith(fresh(tiny, "HOW?", "WHY?")[0][1] + "\n")
+
+    def test_refused(self, folder, tmp_path):
+        (tmp_path / "foreign").write_text("x")
+        refused = [
+            (["--max-kv-size", "9"], 2, ["--max-kv-size"]),
+            (["--max-tokens", "0"], 2, ["--max-tokens"]),
+            (["--prefill-step-size", "0"], 2, ["--prefill-step-size"]),
+            (["--chat-template-config", "{"], 2, ["--chat-template-config"]),
+            (["--load-state", tmp_path / "foreign"], 1, ["not a state file"]),
+            (["--load-state", "x", "--system-prompt", "y"], 2, ["--system-prompt"]),
+        ]
+        for flags, code, words in refused:
+            result = run("allmem_mlx.chat", "--model", folder, *flags, stdin="HOW?\n")
+            assert_refused(result, code, *words)
+
+
+def ids(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_help_is_quick():
+    code = (
+        "import runpy, sys; sys.argv = ['chat', '-h']\n"
+        "try: runpy.run_module('allmem_mlx.chat', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'transformers' not in sys.modules and 'mlx_lm' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.real_model
+def test_the_real_model(default_folder):
+    out, _ = piped(default_folder, "What is the capital of France?", flags=["-m", "20"])
+    assert "Paris" in out
