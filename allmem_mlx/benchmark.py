@@ -6,6 +6,8 @@ AllMem it should stay 1.
 """
 
 import argparse
+import os
+import tempfile
 import time
 from typing import Any
 
@@ -46,8 +48,8 @@ def measure(model: Any, tokens: list[int], generated: int, step: int) -> dict[st
         step (int): tokens evaluated at once while reading.
 
     Returns:
-        dict: ``prefill`` and ``decode`` in seconds, ``peak`` memory and size of the
-        ``cache`` in bytes.
+        dict: ``prefill`` and ``decode`` in seconds, ``peak`` memory and the cache's
+        size in ``bytes``, and the ``cache``.
     """
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
@@ -70,8 +72,36 @@ def measure(model: Any, tokens: list[int], generated: int, step: int) -> dict[st
         "prefill": read - start,
         "decode": time.perf_counter() - read,
         "peak": mx.get_peak_memory(),
-        "cache": sum(c.nbytes for c in cache),
+        "bytes": sum(c.nbytes for c in cache),
+        "cache": cache,
     }
+
+
+def measure_file(model: Any, cache: list[Any]) -> dict[str, float]:
+    """Saves what was read to a file and opens it, as another process would.
+
+    Args:
+        model: an AllMem model.
+        cache (list): what it has read.
+
+    Returns:
+        dict: size of the ``file`` in bytes, ``save`` and ``open`` in seconds.
+    """
+    from . import state as states
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "state")
+        start = time.perf_counter()
+        states.save(states.State(cache), path, model)
+        saved = time.perf_counter()
+        model._fingerprint = None  # another process has not computed it yet
+        again = time.perf_counter()
+        states.load(path, model)
+        return {
+            "save": saved - start,
+            "open": time.perf_counter() - again,
+            "file": os.path.getsize(path),
+        }
 
 
 def benchmark(args: argparse.Namespace) -> None:
@@ -117,15 +147,25 @@ def benchmark(args: argparse.Namespace) -> None:
             print(
                 f"{length:8d} {name:6} {1 / row['prefill per token']:14.1f} "
                 f"{1 / row['decode per token']:13.1f} {row['peak'] / 1e9:8.3f} "
-                f"{row['cache'] / 1e6:9.1f} "
+                f"{row['bytes'] / 1e6:9.1f} "
                 f"{row['prefill per token'] / base['prefill per token']:13.2f}x "
                 f"{row['decode per token'] / base['decode per token']:12.2f}x",
                 flush=True,
             )
+            cache = row.pop("cache")
+            if name == "allmem":
+                file = measure_file(model, cache)
+                print(
+                    f"{length:8d} state file: {file['file']} bytes, saved in "
+                    f"{file['save']:.3f} s, opened in {file['open']:.3f} s, "
+                    f"{100 * file['open'] / row['prefill']:.2f} % of the reading",
+                    flush=True,
+                )
+            del cache
         if "full" in rows:
             ratios = {
                 name: rows["full"][name] / rows["allmem"][name]
-                for name in ("prefill", "decode", "cache")
+                for name in ("prefill", "decode", "bytes")
             }
             print(
                 f"{length:8d} full/allmem: "

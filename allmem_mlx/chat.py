@@ -12,9 +12,11 @@ from .command import (
     ArgumentParser,
     Terminated,
     add_model,
+    add_reading,
     add_sampling,
     add_sizes,
     chat_template_config,
+    check_counts,
     make_sampler,
     run,
     sizes,
@@ -34,19 +36,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=256, help="Tokens of an answer")
     add_sampling(parser)
-    add("--system-prompt", help="System prompt for the chat template")
-    add(
-        "--chat-template-config",
-        metavar="JSON",
-        help="Additional config for `apply_chat_template`",
-    )
-    add(
-        "--prefill-step-size",
-        type=int,
-        metavar="N",
-        help="Tokens evaluated at once while reading. Default: the chunk",
-    )
-    add("--load-state", metavar="FILE", help="Start from what was read before")
+    add_reading(parser)
     add("--max-kv-size", help=argparse.SUPPRESS)
     return parser
 
@@ -318,10 +308,7 @@ def chat(args: argparse.Namespace) -> None:
         raise SettingError(
             "--max-kv-size is not supported: the state has a fixed size; use --window"
         )
-    if args.max_tokens == 0 or args.max_tokens < -1:
-        raise SettingError("--max-tokens must be above 0, or -1 for no limit")
-    if args.prefill_step_size is not None and args.prefill_step_size < 1:
-        raise SettingError("--prefill-step-size must be at least 1")
+    check_counts(args)
     if args.load_state is not None and args.system_prompt is not None:
         raise SettingError("--system-prompt comes before everything that was read")
     template_config = chat_template_config(args.chat_template_config)

@@ -50,6 +50,32 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="PRNG seed")
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for how documents and messages are read."""
+    add = parser.add_argument
+    add("--system-prompt", help="System prompt for the chat template")
+    add(
+        "--chat-template-config",
+        metavar="JSON",
+        help="Additional config for `apply_chat_template`",
+    )
+    add(
+        "--prefill-step-size",
+        type=int,
+        metavar="N",
+        help="Tokens evaluated at once while reading. Default: the chunk",
+    )
+    add("--load-state", metavar="FILE", help="Start from what was read before")
+
+
+def check_counts(args: argparse.Namespace) -> None:
+    """Refuses impossible numbers of tokens."""
+    if args.max_tokens == 0 or args.max_tokens < -1:
+        raise SettingError("--max-tokens must be above 0, or -1 for no limit")
+    if args.prefill_step_size is not None and args.prefill_step_size < 1:
+        raise SettingError("--prefill-step-size must be at least 1")
+
+
 def make_sampler(args: argparse.Namespace, tokenizer: Any) -> Callable[[Any], Any]:
     """mlx-lm's sampler, as the command line asks for it."""
     from mlx_lm.sample_utils import make_sampler as mlx_lm_make_sampler

@@ -6,9 +6,12 @@ a document can be read as a part of a user's message.
 """
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+
+from jinja2.exceptions import TemplateError
 
 from .errors import AllMemError
 from .session import Session
@@ -27,13 +30,14 @@ class Template:
     Args:
         opening (str): before the first message of the user, the system prompt with it.
         closing (str): after a message of the user, up to the response.
-        following (str): after a response, up to the next message of the user.
+        following (str): after a response, up to the next message of the user; ``None``
+            if the template allows no second turn.
         start (list): token ids before everything.
     """
 
     opening: str
     closing: str
-    following: str
+    following: str | None
     start: list[int]
 
     @classmethod
@@ -75,8 +79,10 @@ class Template:
         started = [] if prefill is None else [("assistant", prefill)]
         rendered = render(("user", USER), *started, respond=prefill is None)
         opening, closing = _around(rendered, USER)
-        rendered = render(("user", "."), ("assistant", ASSISTANT), ("user", USER))
-        following, _ = _around(_around(rendered, ASSISTANT)[1], USER)
+        following = None
+        with suppress(TemplateError, AllMemError):
+            rendered = render(("user", "."), ("assistant", ASSISTANT), ("user", USER))
+            following, _ = _around(_around(rendered, ASSISTANT)[1], USER)
         return cls(opening, closing, following, [])
 
 
@@ -131,6 +137,8 @@ class Conversation:
         if turn == "user":
             return PARAGRAPH
         following = self.template.following
+        if following is None:
+            raise AllMemError("the chat template allows no second turn")
         # A response that was not cut off has ended itself.
         if (last := state.recent[-1]) in self.session.tokenizer.eos_token_ids:
             following = following.removeprefix(self.session.tokenizer.decode([last]))

@@ -12,15 +12,17 @@ from typing import Any
 from .command import (
     ArgumentParser,
     add_model,
+    add_reading,
     add_sampling,
     add_sizes,
     chat_template_config,
+    check_counts,
     make_sampler,
     run,
     sizes,
 )
 from .document import Document
-from .errors import SettingError
+from .errors import AllMemError, SettingError
 from .progress import PIECE, Progress
 
 
@@ -57,7 +59,6 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Save what was read, before any message. If FILE has a part of the "
         "document already, reading goes on from there",
     )
-    add("--load-state", metavar="FILE", help="Start from what was read before")
     add(
         "--checkpoint-every",
         type=int,
@@ -72,24 +73,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=100, help="Tokens to generate")
     add_sampling(parser)
-    add("--system-prompt", help="System prompt for the chat template")
+    add_reading(parser)
     add("--prefill-response", help="First words of the response")
     add("--extra-eos-token", nargs="+", default=(), help="More tokens that end it")
     add(
         "--ignore-chat-template",
         action="store_true",
         help="Use the raw prompt without the tokenizer's chat template",
-    )
-    add(
-        "--chat-template-config",
-        metavar="JSON",
-        help="Additional config for `apply_chat_template`",
-    )
-    add(
-        "--prefill-step-size",
-        type=int,
-        metavar="N",
-        help="Tokens evaluated at once while reading. Default: the chunk",
     )
     add(
         "--verbose",
@@ -135,10 +125,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise SettingError(f"the folder of {args.save_state!r} does not exist")
     if args.checkpoint_every is not None and args.checkpoint_every < 1:
         raise SettingError("--checkpoint-every must be at least 1")
-    if args.max_tokens == 0 or args.max_tokens < -1:
-        raise SettingError("--max-tokens must be above 0, or -1 for no limit")
-    if args.prefill_step_size is not None and args.prefill_step_size < 1:
-        raise SettingError("--prefill-step-size must be at least 1")
+    check_counts(args)
     asked = args.prompt is not None or args.questions is not None
     if not (asked or args.save_state) or args.ignore_chat_template:
         for flag in ("system_prompt", "prefill_response", "chat_template_config"):
@@ -159,7 +146,10 @@ def questions(args: argparse.Namespace) -> list[str]:
             asked.append(prompt.replace("\\n", "\n").replace("\\t", "\t"))
     if args.questions is not None:
         text = "".join(Document(args.questions).text())
-        asked += [line for line in text.split("\n") if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
+        if not lines:
+            raise AllMemError(f"{args.questions!r} has only empty lines")
+        asked += lines
     return asked
 
 

@@ -222,6 +222,9 @@ class Session:
         except GeneratorExit:
             self._said(state)
             raise
+        except BaseException:
+            self.restore(self.state)  # in the middle of a token: as before the answer
+            raise
         self._said(state)
 
     def _said(self, state: State) -> None:

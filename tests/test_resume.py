@@ -243,6 +243,8 @@ def test_refused(command, document, tmp_path):
     changed.write_text(TEXT.replace("RING 40", "KING 40"))
     short = tmp_path / "short.txt"
     short.write_text(TEXT[:1_000])
+    blank = tmp_path / "blank"
+    blank.write_text("\n \n")
     save, opened = ["--save-state", file], ["--load-state", file]
     refused = [
         (["--prompt-file", changed, *save], 1, ["changed"]),
@@ -261,6 +263,7 @@ def test_refused(command, document, tmp_path):
         ([*read, "--half-window"], 2, ["--save-state"]),
         ([*read, *save, "--checkpoint-every", "0"], 2, ["--checkpoint-every"]),
         (["--questions", "-", "--prompt", "-"], 2, ["stdin"]),
+        (["--questions", blank], 1, [blank, "only empty lines"]),
     ]
     for flags, code, words in refused:
         assert_refused(command(*flags), code, *words)

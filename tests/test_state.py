@@ -176,6 +176,32 @@ class TestGoingBack:
             # What was said one by one was read again at once.
             assert_close("logprobs", x, y, 1e-5)
 
+    def test_what_breaks_an_answer_off_undoes_it(self, tiny, monkeypatch):
+        """Ctrl-C in the middle of a token: the state is that before the answer."""
+        session = endless(*tiny, snapshots=True)
+        read(session, TOKENS[:190])
+        before = session.state
+        model = type(tiny[0])
+        call, calls = model.__call__, []
+
+        def break_off(self, *args, **kwargs):
+            calls.append(0)
+            if len(calls) == 20:
+                raise KeyboardInterrupt
+            return call(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "__call__", break_off)
+            with pytest.raises(KeyboardInterrupt):
+                say(session, 50)
+        assert_same(session.state, before)
+        read(session, TOKENS[190:300])
+        session.go_back(200)
+        read(session, TOKENS[200:300])
+        fresh = endless(*tiny)
+        read(fresh, TOKENS[:300])
+        assert_same(session.state, fresh.state)
+
     def test_snapshots_are_bounded(self, tiny):
         session = endless(*tiny, snapshots=True)
         for start in range(0, 600, 20):
