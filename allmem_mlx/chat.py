@@ -132,7 +132,7 @@ class Chat:
         """read FILE: a document, as a part of your next message; Ctrl-C stops it"""
         from .conversation import Conversation
 
-        document = Document(name, piece=PIECE)
+        document, before = Document(name, piece=PIECE), self.session.state.tokens
         self._begin(None)
         pieces = document.pieces(self.session.tokenizer)
         blocks = Conversation(self.session, self.template).read(pieces, step=self.step)
@@ -146,8 +146,11 @@ class Chat:
             finally:
                 progress.close()
         self.reading = self.session.reading()
-        read = "stopped after" if stop else "read"
-        print(f"{read} {self.reading.prompt_tokens} tokens of {document.name}")
+        read = self.session.state.read
+        if stop and read > before:
+            self.session.go_back(read)  # what was taken from the document to be read
+        did = "stopped after" if stop else "read"
+        print(f"{did} {self.session.state.tokens - before} tokens of {document.name}")
 
     def save(self, name: str) -> None:
         """save FILE: what was read and said"""

@@ -161,7 +161,7 @@ def memory_read(
     )
     # Two rows of 4 bytes for each token of a tile, each padded by 4 tokens.
     fits = 4 * (p + h) * (16 + 4) <= THREADGROUP_BYTES
-    simdgroups = max(p // 8, {32: 16, 64: 16}.get(p, 0))
+    simdgroups = 16 if p <= 64 else p // 8
     return kernel(
         inputs=[*weights, queries, gates, norm],
         template=[

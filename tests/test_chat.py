@@ -192,7 +192,9 @@ class TestTerminal:
         os.write(chat.main, f"/read {long}\n".encode())
         chat.until("tokens-per-sec")
         chat.interrupt()
-        assert re.search(r"stopped after \d+ tokens", chat.until(">> "))
+        tokens = re.search(r"stopped after (\d+) tokens", chat.until(">> "))[1]
+        assert 0 < int(tokens) < len(TEXT) * 100
+        assert f"Tokens: {tokens}, " in chat.type("/stats")
         chat.type("HOW?")
         os.write(chat.main, b"\x04")
         chat.end()
