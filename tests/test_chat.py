@@ -1,5 +1,6 @@
 """The chat, typed in a terminal and piped in."""
 
+import contextlib
 import os
 import pty
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 
 import mlx.core as mx
 import pytest
@@ -108,8 +110,21 @@ class Terminal:
         self.until("\n")  # the line itself, as the terminal shows it
         return self.until(until)
 
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
+    def signal(self, number: int, until: Callable[[float], object]) -> None:
+        """Sends a signal, and again if nothing comes of it in 5 seconds: the line
+        editor does not see one that comes just before it waits for a key."""
+        for _ in range(5):
+            self.process.send_signal(number)
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                until(5)
+                return
+        raise AssertionError(self.seen)
+
+    def interrupt(self, words: str) -> str:
+        """What Ctrl-C leads to, up to some words."""
+        begin = self.at
+        self.signal(signal.SIGINT, lambda seconds: self.until(words, seconds))
+        return self.seen[begin : self.at]
 
     def end(self, code: int = 0) -> None:
         assert self.process.wait(20) == code
@@ -168,6 +183,7 @@ class TestTerminal:
         assert "Peak memory" in chat.type("/stats")
         os.write(chat.main, b"\x1b[A\n")  # the key up brings the last line back
         assert "/stats" in chat.until("Peak memory")
+        chat.until(">> ")
         os.write(chat.main, b"\x04")
         chat.end()
 
@@ -178,8 +194,7 @@ class TestTerminal:
         chat.until("\n")
         while len(chat.seen) == chat.at:  # until it answers
             chat.seen += os.read(chat.main, 64).decode(errors="replace")
-        chat.interrupt()
-        chat.until("[stopped; /retry answers again]")
+        chat.interrupt("[stopped; /retry answers again]")
         chat.until(">> ")
         assert "Tokens: " in chat.type("/stats")
         os.write(chat.main, b"\x04")
@@ -191,8 +206,8 @@ class TestTerminal:
         chat = Terminal(folder, "-m", "8")
         os.write(chat.main, f"/read {long}\n".encode())
         chat.until("tokens-per-sec")
-        chat.interrupt()
-        tokens = re.search(r"stopped after (\d+) tokens", chat.until(">> "))[1]
+        stopped = chat.interrupt(">> ")
+        tokens = re.search(r"stopped after (\d+) tokens", stopped)[1]
         assert 0 < int(tokens) < len(TEXT) * 100
         assert f"Tokens: {tokens}, " in chat.type("/stats")
         chat.type("HOW?")
@@ -204,20 +219,17 @@ class TestTerminal:
         chat = Terminal(folder)
         for _ in range(2):
             os.write(chat.main, b"HALF A LI")
-            chat.until("HALF A LI")
-            chat.interrupt()
-            chat.until("Ctrl-C again")
+            chat.interrupt("Ctrl-C again")
             chat.until(">> ")
             chat.type("/undo")
-        chat.interrupt()
-        chat.until("Ctrl-C again")
+        chat.interrupt("Ctrl-C again")
         chat.until(">> ")
-        chat.interrupt()
+        chat.signal(signal.SIGINT, chat.process.wait)
         chat.end()
 
     def test_terminated(self, folder):
         chat = Terminal(folder)
-        chat.process.terminate()
+        chat.signal(signal.SIGTERM, chat.process.wait)
         chat.end(143)
 
     def test_no_color(self, folder):
