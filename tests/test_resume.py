@@ -133,7 +133,7 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
         if code == 0:
             assert arrays_equal(file, whole)
             file.unlink()
-    assert len(places) > KILLS / 5
+    assert len(places) > 2  # killed in different places
     command.answer(*flags, file)
     assert arrays_equal(file, whole)
 
