@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from .command import (
@@ -20,6 +21,7 @@ from .command import (
     make_sampler,
     run,
     sizes,
+    warn_of_chunk,
 )
 from .document import Document
 from .errors import AllMemError, SettingError
@@ -70,7 +72,7 @@ class Chat:
         session (Session): the first, with snapshots.
         template (Template): what stands around the turns.
         options (dict): of ``Session.generate``, for every answer.
-        step (int): of ``Session.read``, for every document.
+        step (int): of ``Session.read``, for documents and messages.
     """
 
     def __init__(
@@ -91,9 +93,9 @@ class Chat:
     def session(self) -> Any:
         return self.sessions[self.name]
 
-    def take(self, text: str) -> None:
+    def take(self, text: str, quoted: bool = False) -> None:
         """Does what a line, or several in quotes, asks for."""
-        if not text.startswith("/"):
+        if quoted or not text.startswith("/"):
             if text.strip():
                 self.say(text)
             return
@@ -104,40 +106,58 @@ class Chat:
         usage, argument = _usage(command)[0], argument.strip()
         if bool(argument) != (" " in usage):
             raise SettingError(f"it is /{usage}")
+        if "\0" in argument:
+            raise SettingError("a name cannot have a NUL character")
+        if usage.endswith("FILE"):
+            argument = os.path.expanduser(argument)
         command(self, *([argument] if argument else []))
 
     def say(self, text: str) -> None:
         from .conversation import Conversation
 
-        self._begin(text)
-        responses = Conversation(self.session, self.template).ask(text, **self.options)
-        with interruptible() as stop:
-            for response in responses:
-                self.answer = response
-                print(response.text, end="", flush=True)
+        talk = Conversation(self.session, self.template)
+        with self._undoable(text), interruptible() as stop:
+            for _ in talk.say(text, step=self.step):
                 if stop:
                     break
-            responses.close()
+            if not stop:
+                with closing(self.session.generate(**self.options)) as responses:
+                    for response in responses:
+                        self.answer = response
+                        print(response.text, end="", flush=True)
+                        if stop:
+                            break
         print()
         if stop:
             note("stopped; /retry answers again")
         elif response.finish_reason == "length":
             note(f"stopped after {response.generation_tokens} tokens (--max-tokens)")
 
-    def _begin(self, text: str | None) -> None:
-        self.session.turn()
-        self.asked[self.name].append(text)
+    @contextmanager
+    def _undoable(self, text: str | None) -> Iterator[None]:
+        """What /undo takes back; an error takes it back at once. A second Ctrl-C keeps
+        what the session has, which is always a whole state."""
+        session, asked = self.session, self.asked[self.name]
+        session.turn()
+        asked.append(text)
+        try:
+            yield
+        except Exception:
+            session.undo()
+            asked.pop()
+            raise
 
     def read(self, name: str) -> None:
         """read FILE: a document, as a part of your next message; Ctrl-C stops it"""
         from .conversation import Conversation
 
-        document, before = Document(name, piece=PIECE), self.session.state.tokens
-        self._begin(None)
+        # A path, for which "-" is not standard input.
+        document, before = Document(Path(name), PIECE), self.session.state.tokens
         pieces = document.pieces(self.session.tokenizer)
-        blocks = Conversation(self.session, self.template).read(pieces, step=self.step)
-        progress = Progress(document)
-        with interruptible() as stop:
+        talk = Conversation(self.session, self.template)
+        with self._undoable(None), interruptible() as stop:
+            blocks = talk.read(pieces, step=self.step)
+            progress = Progress(document)
             try:
                 for done in blocks:
                     progress(done)
@@ -149,6 +169,7 @@ class Chat:
         read = self.session.state.read
         if stop and read > before:
             self.session.go_back(read)  # what was taken from the document to be read
+            self.session.state.notes["turn"] = "user"
         did = "stopped after" if stop else "read"
         print(f"{did} {self.session.state.tokens - before} tokens of {document.name}")
 
@@ -265,9 +286,10 @@ def note(text: str) -> None:
     print(f"[{text}]", file=sys.stderr)
 
 
-def messages(chat: Chat) -> Iterator[str]:
-    """What the user types, or what is piped in, until it ends."""
-    terminal = sys.stdin.isatty()
+def messages(chat: Chat) -> Iterator[tuple[str, bool]]:
+    """What the user types, or what is piped in, until it ends, and whether it was in
+    quotes."""
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         import readline
 
@@ -295,15 +317,15 @@ def messages(chat: Chat) -> Iterator[str]:
             continue
         interrupted = False
         if not lines and not line.startswith(QUOTES):
-            yield line
+            yield line, False
             continue
         lines.append(line if lines else line.removeprefix(QUOTES))
         if lines[-1].rstrip().endswith(QUOTES):
             lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
-            yield "\n".join(lines).strip("\n")
+            yield "\n".join(lines).strip("\n"), True
             lines = []
     if lines:
-        yield "\n".join(lines).strip("\n")
+        yield "\n".join(lines).strip("\n"), True
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -329,6 +351,7 @@ def chat(args: argparse.Namespace) -> None:
         model_config=sizes(args),
         adapter_path=args.adapter_path,
     )
+    warn_of_chunk(model.args.allmem)
     if not tokenizer.has_chat_template:
         raise AllMemError("the tokenizer has no chat template; use allmem_mlx.generate")
     template = Template.of_chat(tokenizer, args.system_prompt, options=template_config)
@@ -341,13 +364,22 @@ def chat(args: argparse.Namespace) -> None:
         {"max_tokens": args.max_tokens, "sampler": make_sampler(args, tokenizer)},
         args.prefill_step_size,
     )
+    streams: list[Any] = [sys.stdin, sys.stdout]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
     if sys.stdin.isatty():
         note("/help lists the commands")
-    for message in messages(talk):
+    for message, quoted in messages(talk):
         try:
-            talk.take(message)
+            talk.take(message, quoted)
         except AllMemError as error:
             print(f"error: {error}", file=sys.stderr)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            note("interrupted")
         except Quit:
             break
 

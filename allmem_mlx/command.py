@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .config import AllMemConfig
 from .errors import AllMemError, SettingError
 
 
@@ -115,6 +116,19 @@ def sizes(args: argparse.Namespace) -> dict[str, Any]:
     """The sizes that the command line gives, by their name in ``AllMemConfig``."""
     given = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def warn(text: str) -> None:
+    print(f"[WARNING] {text}", file=sys.stderr)
+
+
+def warn_of_chunk(config: AllMemConfig) -> None:
+    """Says what a chunk larger than the window means."""
+    if config.chunk > config.window:
+        warn(
+            f"chunk {config.chunk} is larger than window {config.window}: tokens that "
+            "leave the window are forgotten until their chunk is complete"
+        )
 
 
 class Terminated(KeyboardInterrupt):

@@ -117,9 +117,15 @@ class Conversation:
         self, text: str, **options: Any
     ) -> Generator[GenerationResponse, None, None]:
         """Generates a response to the user's message; see ``Session.generate``."""
+        for _ in self.say(text):
+            pass
+        return self.session.generate(**options)
+
+    def say(self, text: str, **options: Any) -> Iterator[int]:
+        """Reads the user's message, up to the response; see ``Session.read``."""
         prompt = self._encode(self._before() + text + self.template.closing)
         self._note("assistant")
-        return self.session.generate(prompt, **options)
+        return self.session.read([prompt], **options)
 
     def _before(self) -> str:
         """What comes before the next thing that the user says.
@@ -130,7 +136,7 @@ class Conversation:
         """
         state = self.session.state
         turn = state.notes.get("turn")
-        if turn is None:
+        if turn is None or not state.tokens:
             return self.template.opening
         if turn == "text":
             return self.template.opening or PARAGRAPH
@@ -140,7 +146,8 @@ class Conversation:
         if following is None:
             raise AllMemError("the chat template allows no second turn")
         # A response that was not cut off has ended itself.
-        if (last := state.recent[-1]) in self.session.tokenizer.eos_token_ids:
+        last = [*state.recent, *state.waiting][-1]
+        if last in self.session.tokenizer.eos_token_ids:
             following = following.removeprefix(self.session.tokenizer.decode([last]))
         return following
 

@@ -20,6 +20,8 @@ from .command import (
     make_sampler,
     run,
     sizes,
+    warn,
+    warn_of_chunk,
 )
 from .document import Document
 from .errors import AllMemError, SettingError
@@ -176,12 +178,7 @@ def generate(args: argparse.Namespace) -> None:
     )
     for token in args.extra_eos_token:
         tokenizer.add_eos_token(token)
-    config = model.args.allmem
-    if config.chunk > config.window:
-        warn(
-            f"chunk {config.chunk} is larger than window {config.window}: tokens that "
-            "leave the window are forgotten until their chunk is complete"
-        )
+    warn_of_chunk(model.args.allmem)
     sampler = make_sampler(args, tokenizer)
     state = starting_state(args, model)
     chat = (
@@ -301,10 +298,6 @@ def statistics(response: Any) -> dict[str, Any]:
     """The numbers of a :class:`GenerationResponse`, without its text and arrays."""
     left_out = ("text", "token", "logprobs", "from_draft")
     return {k: v for k, v in vars(response).items() if k not in left_out}
-
-
-def warn(text: str) -> None:
-    print(f"[WARNING] {text}", file=sys.stderr)
 
 
 class _Module(types.ModuleType):

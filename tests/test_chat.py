@@ -18,7 +18,9 @@ from helpers import ROOT, active_folder, assert_refused, run
 
 from allmem_mlx import load
 from allmem_mlx import state as states
+from allmem_mlx.chat import Chat
 from allmem_mlx.conversation import Conversation, Template
+from allmem_mlx.progress import Progress
 from allmem_mlx.session import Session
 
 TURNS = ["HOW?", "WHO TURNS?", "THE RING.", "A QUICK FOX", "WHY NOT?", "AND THEN?"]
@@ -214,6 +216,43 @@ class TestTerminal:
         os.write(chat.main, b"\x04")
         chat.end()
 
+    def test_ctrl_c_twice_while_reading(self, folder, tmp_path):
+        """Impatience does not end the chat, and what was read stays."""
+        long = tmp_path / "long.txt"
+        long.write_text(TEXT * 1000)
+        chat = Terminal(folder, "-m", "8")
+        os.write(chat.main, f"/read {long}\n".encode())
+        chat.until("tokens-per-sec")
+        for _ in range(2):
+            chat.process.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        chat.until(">> ")
+        assert int(re.search(r"Tokens: (\d+), ", chat.type("/stats"))[1]) > 0
+        chat.type("HOW?")
+        os.write(chat.main, b"\x04")
+        chat.end()
+
+    def test_ctrl_c_while_a_message_is_read(self, folder, tiny, monkeypatch, capsys):
+        """It does not wait for the end of the message; the next one closes the turn."""
+        model, tokenizer = tiny
+        session = Session(model, tokenizer, snapshots=True)
+        chat = Chat(session, Template.of_chat(tokenizer), {"max_tokens": 3})
+
+        def snapshot(state):
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "_snapshot", snapshot)
+            chat.take(TEXT)
+        assert session.state.read == 64 and not capsys.readouterr().out.strip()
+        rendered = Template.of_chat(tokenizer)
+        said = rendered.opening + TEXT + rendered.closing + rendered.following + "WHY?"
+        chat.take("WHY?")
+        expected = Session(model, tokenizer)
+        prompt = ids(tokenizer, said + rendered.closing)
+        assert list(expected.generate(prompt, max_tokens=3))
+        assert session.state.digest == expected.state.digest
+
     def test_ctrl_c_at_the_prompt(self, folder):
         """Once leads to a new prompt, twice in a row ends."""
         chat = Terminal(folder)
@@ -249,9 +288,31 @@ class TestPiped:
         assert "\x1b" not in out + err and ">>" not in out + err
 
     def test_an_error_does_not_end_it(self, folder, tiny):
-        out, err = piped(folder, "/read nowhere", "/nothing", "HOW?")
+        out, err = piped(folder, "/read nowhere", "/read a\0b", "/nothing", "HOW?")
         assert out == fresh(tiny, "HOW?")[0][0] + "\n"
-        assert err.count("error: ") == 2 and "Traceback" not in err
+        assert err.count("error: ") == 3 and "Traceback" not in err
+
+    def test_any_bytes(self, folder, tiny):
+        result = run("allmem_mlx.chat", "--model", folder, "-m", "8", stdin=b"A\xe9\n")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.decode() == fresh(tiny, "A\ufffd")[0][0] + "\n"
+
+    def test_names_and_slashes(self, folder, tiny, document):
+        """~ is the home folder, - no standard input, and a message may begin with /."""
+        lines = [f"/read ~/{document.name}", "/undo", "/read -", '"""/HOW?"""']
+        out, err = piped(folder, *lines, HOME=str(document.parent))
+        assert out.startswith("read 2") and "'-' does not exist" in err
+        assert out.endswith(fresh(tiny, "/HOW?")[0][0] + "\n")
+
+    def test_an_error_takes_back_what_it_stopped(self, folder, tiny, tmp_path):
+        """A document that turns out to be binary, after much of it was read."""
+        late = tmp_path / "late"
+        late.write_bytes(TEXT.encode() * 30 + b"\0")
+        file = tmp_path / "state"
+        piped(folder, "HOW?", f"/read {late}", "WHO?", f"/save {file}")
+        assert_same(states.load(file, tiny[0]), fresh(tiny, "HOW?", "WHO?")[1])
+        out, err = piped(folder, "HOW?", f"/read {late}", "/undo", "/stats")
+        assert "NUL" in err and "Tokens: 0, " in out
 
     def test_the_system_prompt_comes_once(self, folder, tiny, tmp_path):
         """And every turn is closed, also one that was cut off by its length."""
@@ -325,6 +386,28 @@ class TestPiped:
         for flags, code, words in refused:
             result = run("allmem_mlx.chat", "--model", folder, *flags, stdin="HOW?\n")
             assert_refused(result, code, *words)
+
+
+@pytest.mark.parametrize("step", [16, 64])
+def test_a_document_that_was_stopped_is_gone_on_from(tiny, document, monkeypatch, step):
+    """In the same message, whatever the blocks were."""
+    model, tokenizer = tiny
+    template = Template.of_chat(tokenizer, "BE KIND")
+    session = Session(model, tokenizer, snapshots=True)
+    chat = Chat(session, template, {"max_tokens": 3}, step)
+
+    def press(progress, done):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "__call__", press)
+    chat.take(f"/read {document}")
+    assert session.state.tokens == step
+    chat.take("WHY?")
+    prompt = ids(tokenizer, template.opening + TEXT)[:step]
+    prompt += ids(tokenizer, "\n\nWHY?" + template.closing)
+    expected = Session(model, tokenizer)
+    assert list(expected.generate(prompt, max_tokens=3))
+    assert session.state.digest == expected.state.digest
 
 
 def ids(tokenizer, text: str) -> list[int]:
