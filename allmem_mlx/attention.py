@@ -1,4 +1,4 @@
-"""Sliding-window attention with sinks, around a base model's own projections.
+"""Sliding-window attention with sinks, around a base model's own attention.
 
 A query sees itself, the ``window - 1`` tokens before it and the first ``sinks`` tokens
 of the document (AllMem, arXiv 2602.13680; the mask is AHN's). Keys and values live in
@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import scaled_dot_product_attention
 
 from .config import AllMemConfig
+from .corrections import subclass
+from .families import Family
 
 
 def window_mask(tokens: int, past: int, total: int, config: AllMemConfig) -> mx.array:
@@ -34,51 +35,71 @@ def window_mask(tokens: int, past: int, total: int, config: AllMemConfig) -> mx.
     return (key <= query) & seen
 
 
-class WindowAttention(nn.Module):
-    """Attention over window and sinks with the weights of a base model's attention.
+class _Past:
+    """What a base model's attention takes for its cache: a ring, for one call.
 
     Args:
-        base (nn.Module): the attention layer of an mlx-lm model. Its projections,
-            norms and rotary embedding are used as they are, under their own names.
-        config (AllMemConfig): window, sinks, chunk and positions.
+        ring (RotatingKVCache): storage for keys, values and the number of tokens read,
+            updated in place. Only this class's slot order is understood: token t is in
+            slot t while that is free, then in slot ``sinks + (t - sinks) % window``.
+        attention (WindowAttention): whose ring it is.
     """
 
-    def __init__(self, base: nn.Module, config: AllMemConfig):
-        super().__init__()
-        for name, module in base.children().items():
-            setattr(self, name, module)
-        self.n_heads = base.n_heads
-        self.n_kv_heads = base.n_kv_heads
-        self.scale = base.scale
-        self.config = config
+    def __init__(self, ring: Any, attention: "WindowAttention"):
+        self.ring, self.attention, self.config = ring, attention, attention.config
+        self.token = ring.offset
+        self.shift = self.config.shift(self.token)
+        self.offset = self.token - self.shift  # where RoPE puts the next token
 
-    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries, keys and values, ``[B, heads, T, d]``, not yet rotated."""
-        B, T, _ = x.shape
-        queries = self.q_proj(x).reshape(B, T, self.n_heads, -1)
-        keys = self.k_proj(x).reshape(B, T, self.n_kv_heads, -1)
-        values = self.v_proj(x).reshape(B, T, self.n_kv_heads, -1)
-        if "q_norm" in self:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
+    @property
+    def _slots(self) -> int:
+        return self.config.sinks + self.config.window
+
+    def mask(self, tokens: int, as_array: bool) -> Any:
+        """Who sees whom, for the next T tokens."""
+        if tokens == 1:
+            return None
+        if self.token + tokens <= self._slots and not as_array:
+            return "causal"
+        past = min(self.token, self._slots)
+        return window_mask(tokens, past, self.token, self.config)
+
+    def update_and_fetch(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Keeps the keys and values of T tokens, ``[B, heads, T, d]``, and returns
+        them with those they see."""
+        ring, T = self.ring, keys.shape[2]
+        if ring.keys is None:
+            shape = (*keys.shape[:2], self._slots)
+            ring.keys = mx.zeros((*shape, keys.shape[-1]), keys.dtype)
+            ring.values = mx.zeros((*shape, values.shape[-1]), values.dtype)
+        elif distance := self.shift - self.config.shift(self.token - 1):
+            ring.keys = self._turn(ring.keys, distance)
+
+        old_keys, old_values = ring.keys, ring.values
+        ring.keys = self._write(old_keys, keys)
+        ring.values = self._write(old_values, values)
+        ring.offset = self.token + T
+        if T == 1:
+            # The slot it was written to is the one that just left the window.
+            seen = min(self.token + 1, self._slots)
+            return ring.keys[:, :, :seen], ring.values[:, :, :seen]
         return (
-            queries.transpose(0, 2, 1, 3),
-            keys.transpose(0, 2, 1, 3),
-            values.transpose(0, 2, 1, 3),
+            mx.concatenate([self._in_order(old_keys), keys], axis=2),
+            mx.concatenate([self._in_order(old_values), values], axis=2),
         )
 
-    def _rotate_ring(self, ring: Any, distance: int):
+    def _turn(self, slots: mx.array, distance: int) -> mx.array:
         """Moves the window's keys down by ``distance`` positions; sinks stay."""
-        B, n, slots, d = ring.keys.shape
-        sinks, window = mx.split(ring.keys, [self.config.sinks], axis=2)
+        B, n, _, d = slots.shape
+        sinks, window = mx.split(slots, [self.config.sinks], axis=2)
         # One row per key, so that each is rotated by the same angle.
-        window = self.rope(window.reshape(B, -1, 1, d), offset=-distance)
-        window = window.reshape(B, n, slots - self.config.sinks, d)
-        ring.keys = mx.concatenate([sinks, window], axis=2)
+        turned = self.attention.turn(window.reshape(B, -1, 1, d), -distance)
+        return mx.concatenate([sinks, turned.reshape(B, n, -1, d)], axis=2)
 
-    def _write(self, slots: mx.array, new: mx.array, token: int) -> mx.array:
-        """Puts new keys or values into the ring: token t goes to slot t while that
-        is free, then to slot ``sinks + (t - sinks) % window``."""
-        sinks, window = self.config.sinks, self.config.window
+    def _write(self, slots: mx.array, new: mx.array) -> mx.array:
+        sinks, window, token = self.config.sinks, self.config.window, self.token
         end = token + new.shape[2]
         slots = slots[...]  # the old ring stays as it was
         # Tokens that the block itself pushes out again are not written.
@@ -94,9 +115,9 @@ class WindowAttention(nn.Module):
             first += count
         return slots
 
-    def _in_order(self, slots: mx.array, token: int) -> mx.array:
-        """What the ring holds after ``token`` tokens, oldest first."""
-        sinks, window = self.config.sinks, self.config.window
+    def _in_order(self, slots: mx.array) -> mx.array:
+        """What the ring held before this call, oldest first."""
+        sinks, window, token = self.config.sinks, self.config.window, self.token
         if token <= sinks + window:
             return slots[:, :, :token]
         oldest = sinks + (token - sinks) % window
@@ -107,50 +128,53 @@ class WindowAttention(nn.Module):
             axis=2,
         )
 
+
+class WindowAttention(nn.Module):
+    """A base model's attention, over window and sinks.
+
+    It is a subclass of the base's class too, and runs its code: what that takes for
+    its cache and its mask is another.
+
+    Args:
+        base (nn.Module): the attention layer of an mlx-lm model. Its parameters are
+            used as they are, under their own names.
+        config (AllMemConfig): window, sinks, chunk and positions.
+        family (Family): the base's family.
+    """
+
+    def __init__(self, base: nn.Module, config: AllMemConfig, family: Family):
+        self.__class__ = subclass(type(self), type(base))
+        nn.Module.__init__(self)
+        vars(self).update(vars(base))
+        dict.update(self, base)
+        self.config = config
+        self.family = family
+
+    def turn(self, keys: mx.array, distance: int) -> mx.array:
+        """Moves rotated keys by a number of positions.
+
+        Args:
+            keys (mx.array): ``[..., 1, d]``.
+            distance (int): how far, in tokens.
+        """
+        if not self.family.rotates(self):
+            return keys
+        turned = self.rope(keys, offset=distance)
+        # Yarn also scales what it rotates; these were scaled before.
+        if (scale := getattr(self.rope, "mscale", 1.0)) != 1.0:
+            turned = turned.at[..., : self.rope.dims].multiply(1 / scale)
+        return turned
+
     def __call__(self, x: mx.array, ring: Any) -> mx.array:
         """Attends to the ring and to the T new tokens, then keeps them.
 
         Args:
             x (mx.array): ``[B, T, D]``, T tokens of one chunk.
-            ring (RotatingKVCache): storage for keys, values and the number of tokens
-                read, updated in place. Only this class's slot order is understood.
+            ring (RotatingKVCache): the layer's keys and values, updated in place.
 
         Returns:
             mx.array: ``[B, T, D]``.
         """
-        B, T, _ = x.shape
-        config, token = self.config, ring.offset
-        queries, keys, values = self._project(x)
-        shift = config.shift(token)
-        queries = self.rope(queries, offset=token - shift)
-        keys = self.rope(keys, offset=token - shift)
-
-        if ring.keys is None:
-            slots = (B, self.n_kv_heads, config.sinks + config.window)
-            ring.keys = mx.zeros((*slots, keys.shape[-1]), keys.dtype)
-            ring.values = mx.zeros((*slots, values.shape[-1]), values.dtype)
-        elif distance := shift - config.shift(token - 1):
-            self._rotate_ring(ring, distance)
-
-        old_keys, old_values = ring.keys, ring.values
-        ring.keys = self._write(old_keys, keys, token)
-        ring.values = self._write(old_values, values, token)
-        ring.offset = token + T
-
-        mask: Any = None
-        if T == 1:
-            # The slot it was written to is the one that just left the window.
-            keys = ring.keys[:, :, : token + 1]
-            values = ring.values[:, :, : token + 1]
-        else:
-            old_keys = self._in_order(old_keys, token)
-            keys = mx.concatenate([old_keys, keys], axis=2)
-            old_values = self._in_order(old_values, token)
-            values = mx.concatenate([old_values, values], axis=2)
-            mask = "causal"
-            if token + T > config.sinks + config.window:
-                mask = window_mask(T, old_keys.shape[2], token, config)
-        output = scaled_dot_product_attention(
-            queries, keys, values, cache=None, scale=self.scale, mask=mask
-        )
-        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        past = _Past(ring, self)
+        mask = past.mask(x.shape[1], self.family.array_mask)
+        return super().__call__(x, mask, past)  # type: ignore[misc]

@@ -114,7 +114,7 @@ def benchmark(args: argparse.Namespace) -> None:
     from .model import base_model
 
     model, _ = load(args.model, model_config=sizes(args))
-    config = model.args.allmem
+    config = model.allmem
     print(
         f"window {config.window}, sinks {config.sinks}, chunk {config.chunk}, "
         f"blocks of {config.chunk} tokens, {mx.default_device()}"
@@ -123,7 +123,7 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.full_attention:
         models["full"] = base_model(model)
     mx.random.seed(0)
-    vocabulary = model.args.base["vocab_size"]
+    vocabulary = model.base_config["vocab_size"]
     longest = max(args.prompt_tokens)
     tokens: Any = mx.random.randint(0, vocabulary, (longest,)).tolist()
     for candidate in models.values():  # warm up

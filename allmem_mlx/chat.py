@@ -351,7 +351,7 @@ def chat(args: argparse.Namespace) -> None:
         model_config=sizes(args),
         adapter_path=args.adapter_path,
     )
-    warn_of_chunk(model.args.allmem)
+    warn_of_chunk(model.allmem)
     if not tokenizer.has_chat_template:
         raise AllMemError("the tokenizer has no chat template; use allmem_mlx.generate")
     template = Template.of_chat(tokenizer, args.system_prompt, options=template_config)

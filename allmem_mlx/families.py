@@ -1,80 +1,150 @@
 """The base models whose attention layers can become hybrids.
 
-A family is a model file of mlx-lm. Supporting one more means naming it here, with the
-settings of its ``config.json`` that the hybrid layer does not carry over.
+A family is a model file of mlx-lm: a dense decoder whose layers have ``self_attn``,
+with softmax attention over rotated queries and keys. Its code for projections, norms,
+rotary embedding, biases, soft caps and scales is used as it is; what is said here is
+how it differs. ``docs/conversion.md`` has the table.
 """
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from . import corrections
 from .errors import AllMemError
 
-# A rotary embedding that only turns, so that turning back by a distance is exact. Yarn
-# and longrope also scale; "dynamic" depends on the length of what was read.
-ROPE_TYPES = ("default", "linear", "llama3")
+# A rotary embedding that only turns and scales, so that turning back is exact.
+# "dynamic" depends on the length of what was read, and longrope has two sets of
+# frequencies, of which mlx-lm reads one.
+SCALED = ("default", "linear", "llama3", "yarn")
+GELU = {"hidden_act": ("gelu", "gelu_pytorch_tanh")}
 
 
 @dataclass(frozen=True)
 class Family:
-    """How an mlx-lm model file fits the hybrid layer.
+    """How a model file of mlx-lm fits the hybrid layer, and what it does not obey.
 
     Args:
-        refused (dict): a setting of the base's ``config.json`` -> whether its value is
-            one that the hybrid layer would ignore.
+        module (str): the model file, if it is not called as the family.
+        rope_types (tuple): types of rotary embedding that the model file obeys.
+        fixed (dict): settings of transformers that the model file does not read, and
+            the values it stands for. A setting that is not listed stands for
+            transformers' default.
+        settings (callable): what the model file reads under another name than
+            transformers, from the settings of transformers.
+        correct (callable): puts right what the model file computes otherwise than
+            transformers, given the model and its configuration.
+        array_mask (bool): whether its attention wants every mask as an array.
+        rotates (callable): whether an attention layer rotates queries and keys.
     """
 
-    refused: dict[str, Callable[[Any], bool]]
+    module: str | None = None
+    rope_types: tuple[str, ...] = ("default",)
+    fixed: dict[str, tuple] = field(default_factory=dict)
+    settings: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
+    correct: Callable[[Any, dict[str, Any]], None] = lambda model, config: None
+    array_mask: bool = False
+    rotates: Callable[[Any], bool] = lambda attention: True
 
 
-def _has_sliding_layers(layer_types: list[str] | None) -> bool:
-    return any(kind != "full_attention" for kind in layer_types or [])
+def _sliding_pattern(config: dict[str, Any]) -> int:
+    """Every how manieth layer is global, as the model files of mlx-lm count."""
+    types = config["layer_types"]
+    if types is None:
+        raise AllMemError("only a model with sliding and global layers is supported")
+    period = types.index("full_attention") + 1
+    if any(
+        (kind == "full_attention") != ((i + 1) % period == 0)
+        for i, kind in enumerate(types)
+    ):
+        raise AllMemError(f"layer_types {types} is not supported: it is not periodic")
+    return period
+
+
+def _gemma3(config: dict[str, Any]) -> dict[str, Any]:
+    rope = config["rope_parameters"]
+    return {
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+        "sliding_window_pattern": _sliding_pattern(config),
+    }
+
+
+def _olmo3(config: dict[str, Any]) -> dict[str, Any]:
+    if config["layer_types"] is None:
+        raise AllMemError("only a model with sliding and global layers is supported")
+    return {}
+
+
+def _exaone4(config: dict[str, Any]) -> dict[str, Any]:
+    if config["sliding_window"] is None:
+        return {"sliding_window_pattern": None}
+    kinds = ("G" if kind == "full_attention" else "L" for kind in config["layer_types"])
+    return {"sliding_window_pattern": "".join(kinds)}
 
 
 FAMILIES = {
-    "llama": Family(refused={"layer_types": _has_sliding_layers}),
-    "qwen3": Family(
-        refused={
-            "layer_types": _has_sliding_layers,
-            "use_sliding_window": bool,
-            "attention_bias": bool,
-        }
+    "apertus": Family(
+        rope_types=SCALED,
+        fixed={"attention_bias": (False,), "mlp_bias": (False,)},
+        settings=lambda c: {"post_norm": False, "qk_norm": True, "mlp_bias": False},
+    ),
+    "cohere": Family(),
+    "cohere2": Family(
+        settings=lambda c: {"sliding_window_pattern": _sliding_pattern(c)},
+        rotates=lambda attention: attention.use_sliding_window,
+    ),
+    "ernie4_5": Family(),
+    "exaone4": Family(
+        rope_types=SCALED,
+        settings=_exaone4,
+        rotates=lambda attention: attention.use_rope,
+    ),
+    "gemma": Family(
+        fixed=GELU,
+        settings=lambda c: {"hidden_act": c["hidden_act"]},
+        correct=corrections.gemma,
+    ),
+    "gemma2": Family(array_mask=True),
+    "gemma3_text": Family(
+        rope_types=SCALED, settings=_gemma3, correct=corrections.gemma3
+    ),
+    "glm4": Family(),
+    "granite": Family(rope_types=SCALED),
+    "helium": Family(correct=corrections.helium),
+    "llama": Family(rope_types=SCALED),
+    "mistral": Family("llama", rope_types=SCALED),
+    "nemotron": Family(
+        rope_types=("default", "linear"), fixed={"hidden_act": ("relu2",)}
+    ),
+    "olmo2": Family(rope_types=SCALED),
+    "olmo3": Family(rope_types=SCALED, settings=_olmo3),
+    "phi": Family(),
+    "phi3": Family(),
+    "qwen2": Family(rope_types=SCALED),
+    "qwen3": Family(rope_types=SCALED),
+    "seed_oss": Family(rope_types=SCALED),
+    "smollm3": Family(rope_types=SCALED),
+    "stablelm": Family(),
+    "starcoder2": Family(
+        fixed={**GELU, "use_bias": (True,)},
+        settings=lambda c: {"hidden_act": c["hidden_act"]},
+        correct=corrections.starcoder2,
     ),
 }
-
-
 # Sizes that every base states in its config.json.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# Models with a tower beside the language model, which alone is converted.
+WRAPPERS = {"gemma3": "gemma3_text"}
 
 
-def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the rotary embedding, where every model file of mlx-lm reads them.
-
-    transformers >= 5 nests them in ``rope_parameters``.
-
-    Args:
-        config (dict): the base's ``config.json``.
-
-    Returns:
-        dict: ``rope_theta`` and ``rope_scaling``, as far as they are nested.
+def family_of(config: dict[str, Any]) -> Family:
     """
-    nested = dict(config.get("rope_parameters") or {})
-    settings = {}
-    if "rope_theta" in nested:
-        settings["rope_theta"] = nested.pop("rope_theta")
-    if nested.get("rope_type", "default") != "default":
-        settings["rope_scaling"] = nested
-    return settings
-
-
-def check_base(config: dict[str, Any]) -> None:
-    """Refuses, by name, a base model or a setting that would not be obeyed.
-
     Args:
         config (dict): the base's ``config.json``.
 
     Raises:
-        AllMemError: if the base cannot be converted.
+        AllMemError: if it is of no known family, or does not state its sizes.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -86,19 +156,29 @@ def check_base(config: dict[str, Any]) -> None:
             raise AllMemError(
                 f"{name} is {config.get(name)!r}; it must be a whole number above 0"
             )
-    for name, ignored in FAMILIES[kind].refused.items():
-        if ignored(config.get(name)):
-            raise AllMemError(
-                f"{kind} with {name} = {config[name]!r} is not supported; the hybrid "
-                "layer would ignore it"
-            )
-    for block in ("rope_scaling", "rope_parameters"):
-        scaling = config.get(block) or {}
-        if not isinstance(scaling, dict):
-            raise AllMemError(f"{block} is {scaling!r}; it must be an object")
-        rope_type = scaling.get("rope_type") or scaling.get("type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise AllMemError(
-                f"{block} of type {rope_type!r} is not supported; "
-                f"supported: {', '.join(ROPE_TYPES)}"
-            )
+    return FAMILIES[kind]
+
+
+def model_file(config: dict[str, Any]) -> Any:
+    """mlx-lm's module for the base's ``config.json``."""
+    name = family_of(config).module or config["model_type"]
+    return importlib.import_module(f"mlx_lm.models.{name}")
+
+
+def sliding_windows(config: dict[str, Any]) -> list[int | None]:
+    """The window of each layer that slides in the base model, beside others that do
+    not; such a layer stays as it is. ``None`` for a layer that becomes a hybrid.
+
+    Where all layers slide, all become hybrids.
+    """
+    layers = config["num_hidden_layers"]
+    types = config.get("layer_types") or ["full_attention"] * layers
+    window = config.get("sliding_window")
+    return [None if kind == "full_attention" else window for kind in types]
+
+
+def largest_window(config: dict[str, Any]) -> int | None:
+    """What the base's own attention sees, if all its layers slide."""
+    if config.get("layer_types"):
+        return None
+    return config.get("sliding_window")

@@ -178,7 +178,7 @@ def generate(args: argparse.Namespace) -> None:
     )
     for token in args.extra_eos_token:
         tokenizer.add_eos_token(token)
-    warn_of_chunk(model.args.allmem)
+    warn_of_chunk(model.allmem)
     sampler = make_sampler(args, tokenizer)
     state = starting_state(args, model)
     chat = (

@@ -1,24 +1,34 @@
 """An mlx-lm model whose attention layers are AllMem hybrids.
 
-The body (embedding, norms, MLPs, head) is mlx-lm's own class for the base model; only
-``self_attn`` of each layer is replaced. A model folder's ``config.json`` is the base's
-with ``"model_type": "allmem"``, ``base_model_type`` and an ``allmem`` block.
+A hybrid is a kind of mlx-lm's own model for its base: embedding, norms, MLPs and head
+are those, only ``self_attn`` of each layer is another. A model folder's ``config.json``
+is the base's with ``"model_type": "allmem"``, ``base_model_type`` and an ``allmem``
+block.
 """
 
-import importlib
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.cache import ArraysCache, CacheList, RotatingKVCache
 from transformers import AutoConfig, PretrainedConfig
 
 from .attention import WindowAttention
 from .config import AllMemConfig
-from .families import check_base
+from .corrections import subclass
+from .errors import SettingError
+from .families import (
+    Family,
+    family_of,
+    largest_window,
+    model_file,
+    sliding_windows,
+)
 from .memory import Memory, MemoryState
 
 MODEL_TYPE = "allmem"
@@ -58,18 +68,46 @@ class ModelArgs(BaseModelArgs):
             SettingError: if a value of the ``allmem`` block is impossible.
         """
         base = {**params, "model_type": params.get("base_model_type")}
-        check_base(base)
-        return cls(base=base, allmem=AllMemConfig.from_dict(params.get("allmem")))
+        family_of(base)
+        allmem = AllMemConfig.from_dict(params.get("allmem"))
+        largest = largest_window(base)
+        if largest is not None and allmem.window > largest:
+            raise SettingError(
+                f"window is {allmem.window}; the base model's own attention sees "
+                f"{largest} tokens, and the window must not be larger"
+            )
+        return cls(base=base, allmem=allmem)
 
 
 class HybridCache(CacheList):
-    """State of one layer: the attention ring and the arrays of :class:`MemoryState`.
+    """State of one layer: the attention ring and the arrays of :class:`MemoryState`,
+    or the ring alone where the base's own layer slides.
 
     A ``CacheList`` of stock parts, and called so in files, because mlx-lm looks the
     classes of a saved prompt cache up by name among its own, before it loads the
     model. It differs by not offering to be batched: rows would leave the chunk grid
     at different tokens.
     """
+
+    @property
+    def ring(self) -> RotatingKVCache:
+        return self.caches[0]
+
+    @property
+    def memory(self) -> list[mx.array]:
+        """The arrays of the memory, if the layer has one."""
+        return self.caches[1].cache if len(self.caches) > 1 else []
+
+    @memory.setter
+    def memory(self, arrays: list[mx.array]):
+        if len(self.caches) > 1:
+            self.caches[1].cache = arrays
+
+    def fork(self) -> "HybridCache":
+        """A cache of its own. Arrays are shared: none is ever changed."""
+        forked = HybridCache(*(copy.copy(part) for part in self.caches))
+        forked.memory = list(self.memory)
+        return forked
 
     @property
     def merge(self):
@@ -85,6 +123,15 @@ def _mix(attended: mx.array, alpha: mx.array, recalled: mx.array) -> mx.array:
     return attended + (alpha * recalled).astype(attended.dtype)
 
 
+class SlidingAttention(WindowAttention):
+    """A layer that slides in the base model, beside others that do not. It stays as it
+    is: it has no sinks and no memory."""
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        """See :class:`HybridAttention`."""
+        return super().__call__(x, cache[0])
+
+
 class HybridAttention(WindowAttention):
     """``TokenMixer(u) = SWA(u) + alpha AllMem(u)`` (AllMem, section 3).
 
@@ -93,12 +140,15 @@ class HybridAttention(WindowAttention):
 
     Args:
         base (nn.Module): the attention layer of the base model.
-        dims (int): width of the model.
         config (AllMemConfig): the hybrid layer's configuration.
+        family (Family): the base's family.
+        dims (int): width of the model.
     """
 
-    def __init__(self, base: nn.Module, dims: int, config: AllMemConfig):
-        super().__init__(base, config)
+    def __init__(
+        self, base: nn.Module, config: AllMemConfig, family: Family, dims: int
+    ):
+        super().__init__(base, config, family)
         self.memory = Memory(dims, config)
         self.alpha = mx.zeros((dims,))
 
@@ -110,53 +160,67 @@ class HybridAttention(WindowAttention):
             mask: not used; the layer makes its own.
             cache (HybridCache): the layer's state, updated in place.
         """
-        ring, state = cache[0], cache[1]
-        recalled = self.memory(x, state, ring.offset)
-        return _mix(super().__call__(x, ring), self.alpha, recalled)
+        recalled = self.memory(x, cache[1], cache[0].offset)
+        return _mix(super().__call__(x, cache[0]), self.alpha, recalled)
 
 
-def _new_base(args: ModelArgs) -> nn.Module:
+def _new_base(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's model for the base's configuration, with random weights."""
-    arch = importlib.import_module(f"mlx_lm.models.{args.base['model_type']}")
-    return arch.Model(arch.ModelArgs.from_dict(args.base))
+    arch = model_file(config)
+    base = arch.Model(arch.ModelArgs.from_dict(config))
+    family_of(config).correct(base, config)
+    return base
 
 
 class Model(nn.Module):
     """A causal language model that reads any length with a state of fixed size.
 
     Args:
-        args (ModelArgs): the configuration.
+        args (ModelArgs): the configuration. ``model.args`` is the base model's, as its
+            code expects; ``model.allmem`` is the hybrid layer's.
     """
 
     def __init__(self, args: ModelArgs):
-        super().__init__()
-        self.args = args
+        arch = model_file(args.base)
+        self.__class__ = subclass(type(self), arch.Model)
+        super().__init__(arch.ModelArgs.from_dict(args.base))  # type: ignore[call-arg]
         self.model_type = args.model_type
-        base = _new_base(args)
-        dims = args.base["hidden_size"]
-        for layer in base.layers:
-            layer.self_attn = HybridAttention(layer.self_attn, dims, args.allmem)
-        self.model = base.model
-        if "lm_head" in base:
-            self.lm_head = base.lm_head
-        # Not a parameter and not a submodule, so it is not in the tree twice.
-        self._sanitize_base = base.sanitize
+        self.base_config = args.base
+        self.allmem = args.allmem
+        family, dims = family_of(args.base), args.base["hidden_size"]
+        family.correct(self, args.base)
+        for layer, window in zip(self.layers, sliding_windows(args.base), strict=True):
+            if window is None:
+                layer.self_attn = HybridAttention(
+                    layer.self_attn, args.allmem, family, dims
+                )
+            else:
+                sliding = replace(args.allmem, window=window, sinks=0)
+                layer.self_attn = SlidingAttention(layer.self_attn, sliding, family)
 
     @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
+    def dtype(self) -> mx.Dtype:
+        """The type of the activations: that of whatever is neither packed nor the
+        memory's own."""
+        parameters: Any = tree_flatten(self.parameters())
+        return next(
+            x.dtype
+            for name, x in parameters
+            if self.cast_predicate(name) and mx.issubdtype(x.dtype, mx.floating)
+        )
 
     def make_cache(self) -> list[HybridCache]:
         """A state that has read nothing."""
-        config = self.args.allmem
-        size = config.sinks + config.window
-        return [
-            HybridCache(
-                RotatingKVCache(max_size=size, keep=config.sinks),
-                ArraysCache(MemoryState.size()),
-            )
-            for _ in self.layers
-        ]
+        caches = []
+        for layer in self.layers:
+            config = layer.self_attn.config
+            size = config.sinks + config.window
+            ring = RotatingKVCache(max_size=size, keep=config.sinks)
+            parts = [ring]
+            if "memory" in layer.self_attn:
+                parts.append(ArraysCache(MemoryState.size()))
+            caches.append(HybridCache(*parts))
+        return caches
 
     def __call__(
         self,
@@ -170,44 +234,53 @@ class Model(nn.Module):
             inputs (mx.array): token ids, ``[B, T]``.
             cache (list): the state of every layer, updated in place; ``None`` starts
                 a new document.
-            input_embeddings (mx.array): ``[B, T, D]``, in place of ``inputs``.
+            input_embeddings (mx.array): ``[B, T, D]``, in place of ``inputs``, where
+                the base model takes them.
 
         Returns:
             mx.array: logits, ``[B, T, vocabulary]``.
         """
         cache = cache or self.make_cache()
-        hidden, start = [], 0
+        logits, start = [], 0
         while start < inputs.shape[1]:
             # A layer never sees a block that crosses the chunk grid.
-            chunk = self.args.allmem.chunk
+            chunk = self.allmem.chunk
             block = slice(start, start + chunk - cache[0][0].offset % chunk)
-            embeddings = None
+            embeddings = ()
             if input_embeddings is not None:
-                embeddings = input_embeddings[:, block]
-            hidden.append(self.model(inputs[:, block], cache, embeddings))
+                embeddings = (input_embeddings[:, block],)
+            logits.append(super().__call__(inputs[:, block], cache, *embeddings))
             start = block.stop
-        out = hidden[0] if len(hidden) == 1 else mx.concatenate(hidden, axis=1)
-        if "lm_head" in self:
-            return self.lm_head(out)
-        return self.model.embed_tokens.as_linear(out)
+        return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return self._sanitize_base(weights)
+        inherited = getattr(super(), "sanitize", dict)
+        return inherited(weights)
 
     @property
     def quant_predicate(self):
         """The memory is not quantised: it is small, and its rates must stay exact."""
-        return lambda path, module: ".memory" not in path
+        inherited = getattr(super(), "quant_predicate", None)
+
+        def predicate(path: str, module: nn.Module) -> bool | dict:
+            if ".memory" in path:
+                return False
+            return inherited(path, module) if inherited else True
+
+        return predicate
 
     @property
     def cast_predicate(self):
         """alpha, norms, rates and fast weights stay float32; projections follow the
         model."""
+        inherited = getattr(super(), "cast_predicate", None)
         kept = (".alpha", "_norm.weight", "rate_bias", "w0_gate", "w0_up", "w0_down")
 
         def cast(path: str) -> bool:
             own = ".memory." in path or path.endswith(".alpha")
-            return not (own and path.endswith(kept))
+            if own:
+                return not path.endswith(kept)
+            return inherited(path) if inherited else True
 
         return cast
 
@@ -221,9 +294,12 @@ def base_model(model: Model) -> nn.Module:
     Returns:
         nn.Module: mlx-lm's own model.
     """
-    base = _new_base(model.args)
-    if "lm_head" in model:
-        base.lm_head = model.lm_head
+    base = _new_base(model.base_config)
+    for name, module in model.children().items():
+        if name != "model":
+            setattr(base, name, module)
+    if "lm_head" in base and "lm_head" not in model:
+        base.sanitize({})  # tied: some model files learn it from the weights
     for name, module in model.model.children().items():
         if name != "layers":
             setattr(base.model, name, module)

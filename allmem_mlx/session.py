@@ -125,7 +125,7 @@ class Session:
         Yields:
             int: the tokens read since ``read`` was called, after each block.
         """
-        step = step or self.model.args.allmem.chunk
+        step = step or self.model.allmem.chunk
         began = time.perf_counter()
         done = 0
         # What waits may be more than a block, where reading was stopped.
@@ -155,7 +155,7 @@ class Session:
 
     def _snapshot(self, state: State) -> None:
         if self.snapshots is not None:
-            if state.read % self.model.args.allmem.chunk == 0:
+            if state.read % self.model.allmem.chunk == 0:
                 self.snapshots.chunk(state)
 
     def generate(
@@ -259,7 +259,7 @@ class Session:
         return self._response(prompt_tokens=tokens, prompt_tps=speed)
 
     def _response(self, **numbers: Any) -> GenerationResponse:
-        config, read = self.model.args.allmem, self.state.tokens
+        config, read = self.model.allmem, self.state.tokens
         defaults: dict[str, Any] = {
             "text": "",
             "token": None,

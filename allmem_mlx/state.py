@@ -71,14 +71,9 @@ class State:
     def fork(self) -> "State":
         """A state of its own, equal to this one. Arrays are shared: none is ever
         changed."""
-        cache = []
-        for layer in self.cache:
-            ring, memory = copy.copy(layer[0]), copy.copy(layer[1])
-            memory.cache = list(memory.cache)
-            cache.append(HybridCache(ring, memory))
         return replace(
             self,
-            cache=cache,
+            cache=[layer.fork() for layer in self.cache],
             waiting=list(self.waiting),
             recent=list(self.recent),
             notes=copy.deepcopy(self.notes),
@@ -94,8 +89,8 @@ class State:
             name: x
             for i, layer in enumerate(self.cache)
             for name, x in zip(
-                _names(i),
-                [layer[0].keys, layer[0].values, *layer[1].cache],
+                _names(i, len(layer.memory)),
+                [layer.ring.keys, layer.ring.values, *layer.memory],
                 strict=True,
             )
         }
@@ -159,7 +154,7 @@ def fingerprint(model: Model) -> str:
     if known is None or any(
         x is not y for (_, x), y in zip(weights, known.arrays, strict=True)
     ):
-        running = hashlib.sha256(json.dumps(model.args.base, sort_keys=True).encode())
+        running = hashlib.sha256(json.dumps(model.base_config, sort_keys=True).encode())
         for name, x in weights:
             running.update(f"{name} {x.dtype} {x.shape}".encode())
             running.update(memoryview(x.reshape(-1).view(mx.uint8)))
@@ -195,8 +190,8 @@ def save(
         "version": str(VERSION),
         "checksum": UNSIGNED,
         "fingerprint": fingerprint(model),
-        "allmem": json.dumps(asdict(model.args.allmem)),
-        "dtype": str(_dtype(model)),
+        "allmem": json.dumps(asdict(model.allmem)),
+        "dtype": str(model.dtype),
         "half_window": json.dumps(half_window),
         "read": str(state.read),
         "digest": state.digest,
@@ -252,16 +247,16 @@ def load(path: str | Path, model: Model) -> State:
             from a newer version or belongs to another model or other settings.
     """
     metadata = describe(path)
-    for name, setting in asdict(model.args.allmem).items():
+    for name, setting in asdict(model.allmem).items():
         saved = metadata["allmem"].get(name)
         if saved != setting:
             raise AllMemError(
                 f"{str(path)!r} was saved with {name} {saved}; the model has {setting}"
             )
-    if metadata["dtype"] != str(_dtype(model)):
+    if metadata["dtype"] != str(model.dtype):
         raise AllMemError(
             f"{str(path)!r} was saved by a model in {metadata['dtype']}; this one is "
-            f"in {_dtype(model)}"
+            f"in {model.dtype}"
         )
     if metadata["fingerprint"] != fingerprint(model):
         raise AllMemError(
@@ -273,12 +268,12 @@ def load(path: str | Path, model: Model) -> State:
     if metadata["read"] == 0:
         return state
     arrays: Any = mx.load(str(path), format="safetensors")
-    dtype = _dtype(model)
+    dtype = model.dtype
     for i, layer in enumerate(state.cache):
-        keys, values, *memory = (arrays[name] for name in _names(i))
-        layer[0].keys, layer[0].values = keys.astype(dtype), values.astype(dtype)
-        layer[0].offset = metadata["read"]
-        layer[1].cache = memory
+        names = _names(i, len(layer.memory))
+        keys, values, *layer.memory = (arrays[name] for name in names)
+        layer.ring.keys, layer.ring.values = keys.astype(dtype), values.astype(dtype)
+        layer.ring.offset = metadata["read"]
     state.logprobs = arrays.get("logprobs")
     mx.eval(state.arrays)
     return state
@@ -361,21 +356,18 @@ def _checksum(file: Any) -> tuple[int, str]:
     return at, running.hexdigest()
 
 
-def _names(layer: int) -> list[str]:
-    """Names of a layer's arrays, in their order in the cache."""
+def _names(layer: int, memory: int) -> list[str]:
+    """Names of a layer's arrays, in their order in the cache, of which the memory has
+    so many."""
     parts = []
     for name, kind in MemoryState.__annotations__.items():
         if kind is mx.array:
             parts.append(f"memory.{name}")
         else:
             parts += [f"memory.{name}.{matrix}" for matrix in kind._fields]
-    return [f"layers.{layer}.{part}" for part in ("keys", "values", *parts)]
+    parts = ["keys", "values", *parts[:memory]]
+    return [f"layers.{layer}.{part}" for part in parts]
 
 
 def _of_window(name: str) -> bool:
     return name.endswith((".keys", ".values"))
-
-
-def _dtype(model: Model) -> mx.Dtype:
-    """The type of the activations."""
-    return model.model.norm.weight.dtype

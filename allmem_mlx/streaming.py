@@ -147,7 +147,7 @@ def stream_generate(
     for name in ("max_kv_size", "kv_bits", "draft_model"):
         if kwargs.get(name) is not None:
             raise SettingError(f"{name} is not supported: the state has a fixed size")
-    config = model.args.allmem
+    config = model.allmem
     cache = model.make_cache() if prompt_cache is None else prompt_cache
     progress = prompt_progress_callback or (lambda tokens: None)
     step = prefill_step_size or config.chunk

@@ -19,11 +19,12 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.families import check_base, rope_settings
+from allmem_mlx.families import largest_window
 from allmem_mlx.loading import load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model
 
 from . import gguf
+from .base_config import carry_over, language_model
 
 MODEL_FILE = "allmem.py"
 MODEL_FILE_TEXT = '''\
@@ -161,11 +162,14 @@ def _convert_folder(
     if base.get("model_type") == MODEL_TYPE:
         raise AllMemError(f"{source} is an AllMem model already")
     try:
-        check_base(base)
+        base = language_model(base)
+        base = {**base, **carry_over(base)}
     except AllMemError as error:
         raise AllMemError(f"{source}: {error}") from None
+    if (largest := largest_window(base)) is not None:
+        settings.setdefault("window", min(AllMemConfig.window, largest))
     overrides = {
-        **rope_settings(base),
+        **base,
         "model_type": MODEL_TYPE,
         "base_model_type": base["model_type"],
         "model_file": None,
@@ -174,8 +178,7 @@ def _convert_folder(
     mx.random.seed(SEED)
     model, config = load_weights(source, overrides, _FreshModel)
 
-    # The base's own type is that of its norms, which no quantisation touches.
-    dtype = dtype or str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
+    dtype = dtype or str(model.dtype).removeprefix("mlx.core.")
     _cast(model, getattr(mx, dtype))
     config["torch_dtype"] = dtype
     if quantization:

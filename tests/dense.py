@@ -21,7 +21,7 @@ def dense_logits(model, tokens: list[int]) -> Tensor:
     Returns:
         Tensor: logits, ``[L, vocabulary]``.
     """
-    base, config = model.args.base, model.args.allmem
+    base, config = model.base_config, model.allmem
     weights = {
         name: torch.tensor(x, dtype=torch.float64)
         for name, x in tree_flatten(model.parameters())

@@ -46,7 +46,7 @@ def test_a_hugging_face_folder(base_folder, tmp_path):
     assert_close(
         "logits", model(tokens), transformers_logits(base_folder, tokens), 1e-5
     )
-    config = model.args.allmem
+    config = model.allmem
     assert (config.window, config.sinks, config.chunk) == (48, 4, 64)
     assert tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
     assert tokenizer.has_chat_template

@@ -21,7 +21,7 @@ def assert_bit_equal(model, tokens, cuts):
     """Fed in the same cuts: blocks end at chunks, where the hybrid cuts them too."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    chunk, aligned, position = model.args.allmem.chunk, [], 0
+    chunk, aligned, position = model.allmem.chunk, [], 0
     for size in cuts:
         end = position + size
         while position < end:
@@ -52,8 +52,8 @@ def test_tiny_beyond_the_window(family, sizes):
     expected = dense_logits(model, tokens[0].tolist())
     assert_close("logits", logits[0], expected, 1e-5)
     # The comparison would notice a window of one token less.
-    config = model.args.allmem
-    model.args.allmem = type(config)(**{**vars(config), "window": config.window - 1})
+    config = model.allmem
+    model.allmem = type(config)(**{**vars(config), "window": config.window - 1})
     wrong = dense_logits(model, tokens[0].tolist())
     with pytest.raises(AssertionError):
         assert_close("logits", logits[0], wrong, 1e-5)
@@ -73,7 +73,7 @@ def test_no_position_exceeds_the_bound(positions, monkeypatch):
     original = rope.__call__
     monkeypatch.setattr(rope, "__call__", record)
     feed(model, random_tokens(1, 520), [520])
-    config = model.args.allmem
+    config = model.allmem
     bound = config.sinks + config.window + config.chunk
     assert (max(seen) < bound) == (positions == "bounded")
 

@@ -151,7 +151,7 @@ class TestAPI:
 
     def test_overrides(self, folder):
         model, _ = load(folder, model_config={"window": 20, "chunk": 128})
-        config = model.args.allmem
+        config = model.allmem
         assert (config.window, config.sinks, config.chunk) == (20, 4, 128)
         with pytest.raises(SettingError, match="window"):
             load(folder, model_config={"window": 0})

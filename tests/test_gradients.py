@@ -9,10 +9,8 @@ from helpers import TINY_BASE, assert_close, random_tokens, tiny_model
 from mlx.utils import tree_flatten
 from oracle import HybridAttention
 
-from allmem_mlx.families import FAMILIES
 
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_through_the_chain_of_chunks(family):
     """Five chunks and a tail: every parameter's gradient is the PyTorch oracle's."""
     model = tiny_model(family)
@@ -22,7 +20,7 @@ def test_through_the_chain_of_chunks(family):
     u, weight = rng.normal(size=(2, *shape)).astype(np.float32)
 
     def loss(layer):
-        cache, chunk = model.make_cache()[0], model.args.allmem.chunk
+        cache, chunk = model.make_cache()[0], model.allmem.chunk
         parts = [
             layer(mx.array(u[:, start : start + chunk]), cache=cache)
             for start in range(0, shape[1], chunk)
@@ -31,7 +29,7 @@ def test_through_the_chain_of_chunks(family):
 
     _, grads = nn.value_and_grad(layer, loss)(layer)
 
-    reference = HybridAttention(model.args.base, model.args.allmem)
+    reference = HybridAttention(model.base_config, model.allmem)
     reference.load_arrays(
         {name: np.array(x) for name, x in tree_flatten(layer.parameters())}
     )
@@ -44,7 +42,7 @@ def test_through_the_chain_of_chunks(family):
         assert_close(name, grads[name], x, 1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_first_step(family):
     """With alpha = 0 only alpha moves, and every gradient is a number: the key of the
     first token, which has no predecessor, is a zero vector."""

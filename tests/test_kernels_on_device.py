@@ -35,7 +35,7 @@ def test_a_kernel_agrees_with_the_reference(gpu, name, case):
 
 def test_a_model_agrees_with_itself_without_kernels(gpu, monkeypatch):
     model = tiny_model(heads=2, head_dim=64, hidden_dim=128, chunk=64, fold=32)
-    config = model.args.allmem
+    config = model.allmem
     tokens = random_tokens(1, 230)
     assert kernels.operations(config, training=False) is kernels.METAL
     actual, cache = feed(model, tokens, [100, 64, 1, 1, 64])

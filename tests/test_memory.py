@@ -15,7 +15,6 @@ from helpers import (
     feed,
     random_tokens,
     relative_error,
-    tiny_args,
     tiny_model,
 )
 from mlx.utils import tree_flatten, tree_map_with_path
@@ -23,8 +22,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import ArraysCache
 
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.errors import AllMemError, SettingError
-from allmem_mlx.families import FAMILIES, check_base
+from allmem_mlx.errors import SettingError
 from allmem_mlx.memory import Memory, MemoryState
 from allmem_mlx.model import Model
 
@@ -444,52 +442,3 @@ def test_a_setting_at_its_bound_is_accepted():
         {"heads": 1, "head_dim": 1, "hidden_dim": 1, **block, "learning_rate": 1}
     )
     assert (config.window, config.sinks, config.positions) == (1, 0, "bounded")
-
-
-def test_a_base_that_is_not_supported_is_told_which_are():
-    with pytest.raises(AllMemError) as refused:
-        check_base({"model_type": "mamba2"})
-    message = str(refused.value)
-    assert "mamba2" in message and "\n" not in message
-    assert {"llama", "qwen3"} <= set(FAMILIES)
-    assert all(family in message for family in FAMILIES)
-
-
-SLIDING = ["full_attention", "sliding_attention"]
-
-
-@pytest.mark.parametrize(
-    "family, name, value",
-    [
-        ("llama", "layer_types", SLIDING),
-        ("qwen3", "layer_types", SLIDING),
-        ("qwen3", "use_sliding_window", True),
-        ("qwen3", "attention_bias", True),
-        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
-        ("qwen3", "rope_scaling", {"type": "yarn", "factor": 4.0}),
-        ("llama", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-        ("qwen3", "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
-    ],
-)
-def test_a_setting_of_the_base_that_would_be_ignored_is_refused(family, name, value):
-    with pytest.raises(AllMemError) as refused:
-        check_base({**TINY_BASE, "model_type": family, name: value})
-    message = str(refused.value)
-    assert name in message and "\n" not in message
-    if name.startswith("rope"):
-        assert value.get("rope_type", value.get("type")) in message
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_base_with_harmless_settings_is_accepted(family):
-    check_base(
-        {
-            **TINY_BASE,
-            "model_type": family,
-            "layer_types": ["full_attention"] * 2,
-            "use_sliding_window": False,
-            "attention_bias": False,
-            "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
-        }
-    )
-    assert tiny_args(family).base["model_type"] == family

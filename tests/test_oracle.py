@@ -41,7 +41,7 @@ def selective_model(family="qwen3", **allmem):
 def oracle_of(model, dtype=torch.float64) -> oracle.HybridAttention:
     """The oracle with the weights of the first layer."""
     arrays = tree_flatten(model.layers[0].self_attn.parameters())
-    layer = oracle.HybridAttention(model.args.base, model.args.allmem, dtype)
+    layer = oracle.HybridAttention(model.base_config, model.allmem, dtype)
     return layer.load_arrays({name: np.array(x) for name, x in arrays})
 
 

@@ -148,6 +148,7 @@ def test_prefill_step_size_does_not_change_the_greedy_tokens(family):
     model = tiny_model(family)
     # A head of its own: with the embedding's, the best next token is the last one.
     model.lm_head = nn.Linear(TINY_BASE["hidden_size"], TINY_BASE["vocab_size"])
+    model.args.tie_word_embeddings = False
     prompt = random_tokens(1, 300)[0]
 
     def generate(prefill_step_size: int) -> list[int]:

@@ -158,7 +158,7 @@ class TestGoingBack:
         read(session, TOKENS[:500])
         edited = [*TOKENS[: 500 - back], 7, *TOKENS[500 - back : 600]]
         session.go_back(500 - back)
-        assert len(session.state.waiting) <= tiny[0].args.allmem.chunk
+        assert len(session.state.waiting) <= tiny[0].allmem.chunk
         read(session, edited[500 - back :])
         fresh = endless(*tiny)
         read(fresh, edited)
@@ -209,7 +209,7 @@ class TestGoingBack:
             read(session, TOKENS[start : start + 20])
         kept = session.snapshots
         assert (len(kept.turns), len(kept.chunks)) == (TURNS, CHUNKS)
-        assert len(kept.tokens) <= (CHUNKS + 1) * tiny[0].args.allmem.chunk
+        assert len(kept.tokens) <= (CHUNKS + 1) * tiny[0].allmem.chunk
         assert 0 < kept.nbytes <= (TURNS + CHUNKS) * session.state.nbytes
 
     def test_too_far(self, tiny):

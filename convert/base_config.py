@@ -1,0 +1,173 @@
+"""A base model's ``config.json`` in the form that mlx-lm's model file reads.
+
+transformers is the authority on what a setting means: its configuration class fills in
+defaults and brings old spellings into one form. Every setting is then carried over,
+known not to change what the model computes, or refused by name.
+"""
+
+import inspect
+import logging
+from typing import Any
+
+from allmem_mlx.errors import AllMemError
+from allmem_mlx.families import WRAPPERS, family_of, model_file
+
+# What is computed for a document does not depend on these: they are for training, for
+# the tokenizer, for generation, or describe the file.
+HARMLESS = {
+    "attention_dropout",
+    "bos_token_id",
+    "embd_pdrop",
+    "embedding_dropout",
+    "eod_token_id",
+    "eos_token_id",
+    "hidden_dropout",
+    "initializer_range",
+    "max_position_embeddings",
+    "max_window_layers",  # layer_types says it
+    "pad_token_id",
+    "pretraining_tp",
+    "resid_pdrop",
+    "residual_dropout",
+    "rope_parameters",  # carried over below
+    "layer_types",
+    "sliding_window",
+    "use_cache",
+    "use_sliding_window",
+    "_sliding_window_pattern",
+}
+# Settings of a scaled rotary embedding that mlx-lm reads.
+ROPE = {
+    "linear": {"factor"},
+    "llama3": {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    },
+    "yarn": {
+        "factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "original_max_position_embeddings",
+    },
+}
+
+
+def language_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the language model inside a model with other towers."""
+    kind = config.get("model_type")
+    inner = config.get("text_config")
+    if not isinstance(kind, str) or kind not in WRAPPERS or not isinstance(inner, dict):
+        return config
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    outer = {name: config[name] for name in ids if name in config}
+    return {**inner, **outer, "model_type": WRAPPERS[kind]}
+
+
+def _of_transformers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All settings as transformers reads them, and transformers' defaults."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[config["model_type"]]
+    logger = logging.getLogger("transformers.configuration_utils")
+    before, logger.disabled = logger.disabled, True
+    try:
+        return kind.from_dict(dict(config)).to_dict(), kind().to_dict()
+    except Exception as error:  # of many kinds, for a configuration that makes no sense
+        reason = " ".join(str(error).split())
+        raise AllMemError(f"the configuration cannot be read: {reason}") from None
+    finally:
+        logger.disabled = before
+
+
+def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]:
+    """``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``."""
+    rope = config["rope_parameters"]
+    if "full_attention" in rope:  # one for each kind of layer
+        if (kind := rope["sliding_attention"]["rope_type"]) != "default":
+            raise AllMemError(f"rope_type {kind!r} of sliding layers is not supported")
+        rope = rope["full_attention"]
+    kind = rope.get("rope_type", "default")
+    if kind not in rope_types:
+        raise AllMemError(
+            f"rope_type {kind!r} of {config['model_type']} is not supported; "
+            f"supported: {', '.join(rope_types)}"
+        )
+    settings = {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None,
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0),
+    }
+    if kind != "default":
+        known = {name: rope[name] for name in ROPE[kind] if rope.get(name) is not None}
+        ignored = set(rope) - ROPE[kind]
+        ignored -= {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+        for name in sorted(ignored):
+            if rope[name] is not None and (name, rope[name]) != ("truncate", True):
+                raise AllMemError(
+                    f"{name} = {rope[name]!r} of a {kind} rotary embedding is not "
+                    "supported"
+                )
+        if kind != "linear":
+            known.setdefault(
+                "original_max_position_embeddings", config["max_position_embeddings"]
+            )
+        known["factor"] = float(known["factor"])  # some model files insist
+        settings["rope_scaling"] = {"type": kind, "rope_type": kind, **known}
+    return settings
+
+
+def _layers(config: dict[str, Any]) -> dict[str, Any]:
+    """``layer_types`` where layers differ; ``sliding_window`` where any slides."""
+    window = config.get("sliding_window")
+    types = config.get("layer_types") or []
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise AllMemError(f"a layer of type {kind!r} is not supported")
+    if window is None or (types and "sliding_attention" not in types):
+        return {"layer_types": None, "sliding_window": None}
+    if "full_attention" not in types:
+        return {"layer_types": None, "sliding_window": window}
+    return {"layer_types": list(types), "sliding_window": window}
+
+
+def carry_over(config: dict[str, Any]) -> dict[str, Any]:
+    """What must stand in a hybrid's ``config.json`` for the base to be computed right.
+
+    Args:
+        config (dict): the ``config.json`` of the base, from transformers or mlx-lm.
+
+    Returns:
+        dict: settings under the names that mlx-lm's model file reads, and
+        ``layer_types`` and ``sliding_window``.
+
+    Raises:
+        AllMemError: if the base is not of a known family, or has a setting that would
+            not be obeyed.
+    """
+    family = family_of(config)
+    from transformers import PretrainedConfig
+
+    settings, defaults = _of_transformers(config)
+    carried = {**_rope(settings, family.rope_types), **_layers(settings)}
+    carried.update(family.settings({**settings, **carried}))
+    read = inspect.signature(model_file(config).ModelArgs).parameters
+    for name in read:
+        if name in settings and name not in carried:
+            carried[name] = settings[name]
+    harmless = HARMLESS | set(PretrainedConfig().to_dict())
+    settings["partial_rotary_factor"] = carried["partial_rotary_factor"]
+    defaults["partial_rotary_factor"] = 1.0
+    for name, value in settings.items():
+        # transformers ignores what its configuration class does not know.
+        free = name in read or name in harmless or name not in defaults
+        if name not in family.fixed and free:
+            continue
+        if value not in family.fixed.get(name, (defaults.get(name),)):
+            raise AllMemError(
+                f"{config['model_type']} with {name} = {value!r} is not supported"
+            )
+    return carried

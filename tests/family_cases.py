@@ -1,0 +1,215 @@
+"""Tiny checkpoints of every family, made by transformers, with every setting on that
+changes what the family computes."""
+
+from pathlib import Path
+from typing import Any
+
+from helpers import TINY_BASE, tiny_tokenizer
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def theta(value: float, **more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": value, **more}
+
+
+# Name -> family and settings that differ from TINY_BASE. A name says what is tried.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("apertus", {"rope_parameters": LLAMA3}),
+    "cohere": ("cohere", {"use_qk_norm": True, "logit_scale": 0.25}),
+    "cohere, biases": ("cohere", {"attention_bias": True, "num_key_value_heads": 4}),
+    "cohere2": (
+        "cohere2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, SLIDING, FULL] + [SLIDING],
+            "sliding_window": 24,
+            "logit_scale": 0.25,
+            "rope_parameters": theta(5000.0),
+        },
+    ),
+    "ernie4_5": ("ernie4_5", {"use_bias": True, "rope_parameters": theta(5000.0)}),
+    "exaone4": (
+        "exaone4",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "sliding_window": 24,
+            "rope_parameters": LLAMA3,
+        },
+    ),
+    "exaone4, all global": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": [FULL] * 2},
+    ),
+    "gemma": ("gemma", {"hidden_size": 40, "rope_parameters": theta(5000.0)}),
+    "gemma, exact GELU": ("gemma", {"hidden_act": "gelu"}),
+    "gemma2": (
+        "gemma2",
+        {
+            "hidden_size": 40,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "sliding_window": 24,
+        },
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            "hidden_size": 40,
+            "num_hidden_layers": 6,
+            "layer_types": [SLIDING, SLIDING, FULL] * 2,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 24,
+            "rope_parameters": {
+                FULL: {**LINEAR, "rope_theta": 100000.0},
+                SLIDING: theta(5000.0),
+            },
+        },
+    ),
+    "glm4": (
+        "glm4",
+        {
+            "attention_bias": True,
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
+            "tie_word_embeddings": False,
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            "attention_multiplier": 0.1,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": LINEAR,
+        },
+    ),
+    "helium": ("helium", {"attention_bias": True, "mlp_bias": True}),
+    "llama": ("llama", {"rope_parameters": theta(500.0)}),
+    "llama, linear": ("llama", {"rope_parameters": LINEAR}),
+    "llama, llama3, biases, untied": (
+        "llama",
+        {
+            "rope_parameters": LLAMA3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mistral": ("mistral", {"sliding_window": None, "rope_parameters": YARN}),
+    "mistral, sliding": ("mistral", {"sliding_window": 48}),
+    "nemotron": (
+        "nemotron",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmo2": ("olmo2", {"attention_bias": True, "rope_parameters": YARN}),
+    "olmo3": (
+        "olmo3",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING],
+            "sliding_window": 24,
+            "rope_parameters": {SLIDING: theta(10000.0), FULL: YARN},
+        },
+    ),
+    "phi": (
+        "phi",
+        {
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi3": (
+        "phi3",
+        {
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.75),
+            "pad_token_id": 0,
+        },
+    ),
+    "phi3, sliding": ("phi3", {"sliding_window": 48, "pad_token_id": 0}),
+    "qwen2": ("qwen2", {"rope_parameters": YARN}),
+    "qwen2, sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 48, "max_window_layers": 0},
+    ),
+    "qwen2, some sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", {"rope_parameters": theta(500.0)}),
+    "qwen3, yarn": ("qwen3", {"rope_parameters": YARN}),
+    "seed_oss": (
+        "seed_oss",
+        {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "smollm3": (
+        "smollm3",
+        {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 1], "pad_token_id": 0},
+    ),
+    "stablelm": (
+        "stablelm",
+        {
+            "use_qkv_bias": True,
+            "qk_layernorm": True,
+            "use_parallel_residual": False,
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.25),
+            "tie_word_embeddings": False,
+        },
+    ),
+    "stablelm, parallel": (
+        "stablelm",
+        {
+            "use_parallel_residual": True,
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
+            "tie_word_embeddings": False,
+        },
+    ),
+    "starcoder2": ("starcoder2", {"sliding_window": None, "use_bias": True}),
+    "starcoder2, sliding": ("starcoder2", {"sliding_window": 48}),
+}
+
+
+def settings(name: str) -> tuple[str, dict[str, Any]]:
+    family, changed = CASES[name]
+    ids = {"eos_token_id": 126, "bos_token_id": 125, "pad_token_id": 0}
+    return family, {**TINY_BASE, **ids, **changed}
+
+
+def save_checkpoint(folder: Path, name: str) -> Path:
+    """A folder as Hugging Face writes it; no parameter is 0 or 1."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    family, config = settings(name)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config))
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(torch.randn_like(x) * 0.1)
+    model.save_pretrained(folder)
+    tiny_tokenizer(folder)
+    return folder
