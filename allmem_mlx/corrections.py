@@ -44,15 +44,10 @@ class _Gemma3Body(nn.Module):
         return super().__call__(inputs, cache, h)  # type: ignore[misc]
 
 
-def _with_mlp(model: Any, own: type) -> None:
-    for layer in model.layers:
-        layer.mlp.__class__ = subclass(own, type(layer.mlp))
-
-
 def gemma(model: Any, config: dict[str, Any]) -> None:
     """Gemma's GELU is the tanh approximation; mlx-lm computes the exact one."""
-    if config["hidden_act"] == "gelu_pytorch_tanh":
-        _with_mlp(model, _GemmaMLP)
+    for layer in model.layers:
+        layer.mlp.__class__ = subclass(_GemmaMLP, type(layer.mlp))
 
 
 def gemma3(model: Any, config: dict[str, Any]) -> None:
@@ -69,5 +64,5 @@ def helium(model: Any, config: dict[str, Any]) -> None:
 
 def starcoder2(model: Any, config: dict[str, Any]) -> None:
     """As :func:`gemma`."""
-    if config["hidden_act"] == "gelu_pytorch_tanh":
-        _with_mlp(model, _Starcoder2MLP)
+    for layer in model.layers:
+        layer.mlp.__class__ = subclass(_Starcoder2MLP, type(layer.mlp))

@@ -18,7 +18,6 @@ from .errors import AllMemError
 # "dynamic" depends on the length of what was read, and longrope has two sets of
 # frequencies, of which mlx-lm reads one.
 SCALED = ("default", "linear", "llama3", "yarn")
-GELU = {"hidden_act": ("gelu", "gelu_pytorch_tanh")}
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,13 @@ def _sliding_pattern(config: dict[str, Any]) -> int:
     return period
 
 
+def _gemma2(config: dict[str, Any]) -> dict[str, Any]:
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if not config[name]:
+            raise AllMemError(f"gemma2 without {name} is not supported")
+    return {}
+
+
 def _gemma3(config: dict[str, Any]) -> dict[str, Any]:
     rope = config["rope_parameters"]
     return {
@@ -73,6 +79,9 @@ def _gemma3(config: dict[str, Any]) -> dict[str, Any]:
 def _olmo3(config: dict[str, Any]) -> dict[str, Any]:
     if config["layer_types"] is None:
         raise AllMemError("only a model with sliding and global layers is supported")
+    rope = config["rope_parameters"]
+    if len({layers["rope_theta"] for layers in rope.values()}) > 1:
+        raise AllMemError("a rope_theta of its own for sliding layers is not supported")
     return {}
 
 
@@ -100,12 +109,8 @@ FAMILIES = {
         settings=_exaone4,
         rotates=lambda attention: attention.use_rope,
     ),
-    "gemma": Family(
-        fixed=GELU,
-        settings=lambda c: {"hidden_act": c["hidden_act"]},
-        correct=corrections.gemma,
-    ),
-    "gemma2": Family(array_mask=True),
+    "gemma": Family(correct=corrections.gemma),
+    "gemma2": Family(settings=_gemma2, array_mask=True),
     "gemma3_text": Family(
         rope_types=SCALED, settings=_gemma3, correct=corrections.gemma3
     ),
@@ -126,11 +131,7 @@ FAMILIES = {
     "seed_oss": Family(rope_types=SCALED),
     "smollm3": Family(rope_types=SCALED),
     "stablelm": Family(),
-    "starcoder2": Family(
-        fixed={**GELU, "use_bias": (True,)},
-        settings=lambda c: {"hidden_act": c["hidden_act"]},
-        correct=corrections.starcoder2,
-    ),
+    "starcoder2": Family(correct=corrections.starcoder2),
 }
 # Sizes that every base states in its config.json.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -138,31 +139,39 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
 WRAPPERS = {"gemma3": "gemma3_text"}
 
 
-def family_of(config: dict[str, Any]) -> Family:
+def family_of(kind: Any) -> Family:
     """
     Args:
-        config (dict): the base's ``config.json``.
+        kind (str): ``model_type`` of a base's ``config.json``.
 
     Raises:
-        AllMemError: if it is of no known family, or does not state its sizes.
+        AllMemError: if no such family is known.
     """
-    kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise AllMemError(
             f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
+    return FAMILIES[kind]
+
+
+def check_sizes(config: dict[str, Any]) -> None:
+    """
+    Args:
+        config (dict): the base's configuration, complete.
+
+    Raises:
+        AllMemError: if it does not state its sizes.
+    """
     for name in SIZES:
         if type(config.get(name)) is not int or config[name] < 1:
             raise AllMemError(
                 f"{name} is {config.get(name)!r}; it must be a whole number above 0"
             )
-    return FAMILIES[kind]
 
 
-def model_file(config: dict[str, Any]) -> Any:
-    """mlx-lm's module for the base's ``config.json``."""
-    name = family_of(config).module or config["model_type"]
-    return importlib.import_module(f"mlx_lm.models.{name}")
+def model_file(kind: str) -> Any:
+    """mlx-lm's module for a family."""
+    return importlib.import_module(f"mlx_lm.models.{family_of(kind).module or kind}")
 
 
 def sliding_windows(config: dict[str, Any]) -> list[int | None]:

@@ -82,6 +82,8 @@ def load_weights(
             model_config=overrides,
             get_model_classes=lambda config: (model_class, ModelArgs),
         )
+    except SettingError:
+        raise
     except AllMemError as error:
         raise AllMemError(f"{folder}: {error}") from error
     except KeyError as error:

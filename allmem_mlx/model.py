@@ -24,6 +24,7 @@ from .corrections import subclass
 from .errors import SettingError
 from .families import (
     Family,
+    check_sizes,
     family_of,
     largest_window,
     model_file,
@@ -68,7 +69,8 @@ class ModelArgs(BaseModelArgs):
             SettingError: if a value of the ``allmem`` block is impossible.
         """
         base = {**params, "model_type": params.get("base_model_type")}
-        family_of(base)
+        family_of(base["model_type"])
+        check_sizes(base)
         allmem = AllMemConfig.from_dict(params.get("allmem"))
         largest = largest_window(base)
         if largest is not None and allmem.window > largest:
@@ -166,9 +168,9 @@ class HybridAttention(WindowAttention):
 
 def _new_base(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's model for the base's configuration, with random weights."""
-    arch = model_file(config)
+    arch = model_file(config["model_type"])
     base = arch.Model(arch.ModelArgs.from_dict(config))
-    family_of(config).correct(base, config)
+    family_of(config["model_type"]).correct(base, config)
     return base
 
 
@@ -181,13 +183,13 @@ class Model(nn.Module):
     """
 
     def __init__(self, args: ModelArgs):
-        arch = model_file(args.base)
+        kind, dims = args.base["model_type"], args.base["hidden_size"]
+        arch, family = model_file(kind), family_of(kind)
         self.__class__ = subclass(type(self), arch.Model)
         super().__init__(arch.ModelArgs.from_dict(args.base))  # type: ignore[call-arg]
         self.model_type = args.model_type
         self.base_config = args.base
         self.allmem = args.allmem
-        family, dims = family_of(args.base), args.base["hidden_size"]
         family.correct(self, args.base)
         for layer, window in zip(self.layers, sliding_windows(args.base), strict=True):
             if window is None:

@@ -24,7 +24,7 @@ from allmem_mlx.loading import load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model
 
 from . import gguf
-from .base_config import carry_over, language_model
+from .base_config import carry_over, language_model, language_weights
 
 MODEL_FILE = "allmem.py"
 MODEL_FILE_TEXT = '''\
@@ -65,7 +65,7 @@ class _FreshModel(Model):
     """A hybrid whose memory's parameters are those it was created with."""
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = super().sanitize(weights)
+        weights = super().sanitize(language_weights(weights))
         parameters: Any = tree_flatten(self.parameters())
         for name, x in parameters:
             if ".self_attn.memory." in name or name.endswith(".self_attn.alpha"):

@@ -10,7 +10,7 @@ import logging
 from typing import Any
 
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.families import WRAPPERS, family_of, model_file
+from allmem_mlx.families import WRAPPERS, check_sizes, family_of, model_file
 
 # What is computed for a document does not depend on these: they are for training, for
 # the tokenizer, for generation, or describe the file.
@@ -67,15 +67,26 @@ def language_model(config: dict[str, Any]) -> dict[str, Any]:
     return {**inner, **outer, "model_type": WRAPPERS[kind]}
 
 
-def _of_transformers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All settings as transformers reads them, and transformers' defaults."""
+def language_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights of the language model inside a model with other towers."""
+    prefix = "language_model."
+    inner = {
+        name.removeprefix(prefix): x
+        for name, x in weights.items()
+        if name.startswith(prefix)
+    }
+    return inner or weights
+
+
+def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
+    """All settings as transformers reads them."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[config["model_type"]]
     logger = logging.getLogger("transformers.configuration_utils")
     before, logger.disabled = logger.disabled, True
     try:
-        return kind.from_dict(dict(config)).to_dict(), kind().to_dict()
+        return kind.from_dict(dict(config)).to_dict()
     except Exception as error:  # of many kinds, for a configuration that makes no sense
         reason = " ".join(str(error).split())
         raise AllMemError(f"the configuration cannot be read: {reason}") from None
@@ -103,6 +114,11 @@ def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]
     }
     if kind != "default":
         known = {name: rope[name] for name in ROPE[kind] if rope.get(name) is not None}
+        if not isinstance(known.get("factor"), int | float):
+            raise AllMemError(f"factor of a {kind} rotary embedding is missing")
+        if not (known.get("mscale") and known.get("mscale_all_dim")):
+            known.pop("mscale", None)  # transformers obeys both or none
+            known.pop("mscale_all_dim", None)
         ignored = set(rope) - ROPE[kind]
         ignored -= {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
         for name in sorted(ignored):
@@ -134,6 +150,26 @@ def _layers(config: dict[str, Any]) -> dict[str, Any]:
     return {"layer_types": list(types), "sliding_window": window}
 
 
+def _read(kind: str) -> set[str]:
+    """Settings that mlx-lm's model file reads."""
+    return set(inspect.signature(model_file(kind).ModelArgs).parameters)
+
+
+def fixed_settings(kind: str) -> dict[str, tuple]:
+    """Settings of a family that would not be obeyed, and the values they may have.
+
+    Args:
+        kind (str): ``model_type`` of the family.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    family = family_of(kind)
+    defaults = {**CONFIG_MAPPING[kind]().to_dict(), "partial_rotary_factor": 1.0}
+    obeyed = _read(kind) | HARMLESS | set(PretrainedConfig().to_dict())
+    fixed = {name: (x,) for name, x in defaults.items() if name not in obeyed}
+    return {**fixed, **family.fixed}
+
+
 def carry_over(config: dict[str, Any]) -> dict[str, Any]:
     """What must stand in a hybrid's ``config.json`` for the base to be computed right.
 
@@ -148,26 +184,17 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
         AllMemError: if the base is not of a known family, or has a setting that would
             not be obeyed.
     """
-    family = family_of(config)
-    from transformers import PretrainedConfig
-
-    settings, defaults = _of_transformers(config)
+    kind: Any = config.get("model_type")
+    family = family_of(kind)
+    settings = _of_transformers(config)
+    check_sizes(settings)
     carried = {**_rope(settings, family.rope_types), **_layers(settings)}
     carried.update(family.settings({**settings, **carried}))
-    read = inspect.signature(model_file(config).ModelArgs).parameters
-    for name in read:
-        if name in settings and name not in carried:
-            carried[name] = settings[name]
-    harmless = HARMLESS | set(PretrainedConfig().to_dict())
-    settings["partial_rotary_factor"] = carried["partial_rotary_factor"]
-    defaults["partial_rotary_factor"] = 1.0
-    for name, value in settings.items():
-        # transformers ignores what its configuration class does not know.
-        free = name in read or name in harmless or name not in defaults
-        if name not in family.fixed and free:
-            continue
-        if value not in family.fixed.get(name, (defaults.get(name),)):
+    settings = {**settings, **carried}
+    for name, accepted in fixed_settings(kind).items():
+        if name in settings and settings[name] not in accepted:
             raise AllMemError(
-                f"{config['model_type']} with {name} = {value!r} is not supported"
+                f"{kind} with {name} = {settings[name]!r} is not supported; it must be "
+                + " or ".join(map(repr, accepted))
             )
-    return carried
+    return {**{name: settings[name] for name in _read(kind) & set(settings)}, **carried}

@@ -58,7 +58,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": None, "layer_types": [FULL] * 2},
     ),
     "gemma": ("gemma", {"hidden_size": 40, "rope_parameters": theta(5000.0)}),
-    "gemma, exact GELU": ("gemma", {"hidden_act": "gelu"}),
     "gemma2": (
         "gemma2",
         {
@@ -213,3 +212,29 @@ def save_checkpoint(folder: Path, name: str) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer(folder)
     return folder
+
+
+def save_gemma3_with_vision(folder: Path) -> tuple[Path, Any]:
+    """Gemma 3 as the hub has its larger sizes, and its class in transformers."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    tokens = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102}
+    config = Gemma3Config(
+        text_config=settings("gemma3_text")[1],
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        **tokens,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tiny_tokenizer(folder)
+    return folder, Gemma3ForConditionalGeneration
