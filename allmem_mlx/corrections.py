@@ -13,9 +13,14 @@ import mlx.nn as nn
 
 
 @cache
-def subclass(own: type, base: type) -> type:
+def subclass(own: Any, base: Any) -> type:
     """A class that does what ``own`` says and all else as ``base``."""
     return type(own.__name__, (own, base), {})
+
+
+def _correct(module: Any, own: type) -> None:
+    kind: Any = type(module)
+    module.__class__ = subclass(own, kind)
 
 
 class _GemmaMLP(nn.Module):
@@ -47,13 +52,13 @@ class _Gemma3Body(nn.Module):
 def gemma(model: Any, config: dict[str, Any]) -> None:
     """Gemma's GELU is the tanh approximation; mlx-lm computes the exact one."""
     for layer in model.layers:
-        layer.mlp.__class__ = subclass(_GemmaMLP, type(layer.mlp))
+        _correct(layer.mlp, _GemmaMLP)
 
 
 def gemma3(model: Any, config: dict[str, Any]) -> None:
     """mlx-lm rounds the scale of the embedding to bfloat16, whatever the model's
     type."""
-    model.model.__class__ = subclass(_Gemma3Body, type(model.model))
+    _correct(model.model, _Gemma3Body)
 
 
 def helium(model: Any, config: dict[str, Any]) -> None:
@@ -65,4 +70,4 @@ def helium(model: Any, config: dict[str, Any]) -> None:
 def starcoder2(model: Any, config: dict[str, Any]) -> None:
     """As :func:`gemma`."""
     for layer in model.layers:
-        layer.mlp.__class__ = subclass(_Starcoder2MLP, type(layer.mlp))
+        _correct(layer.mlp, _Starcoder2MLP)

@@ -92,7 +92,7 @@ class HybridCache(CacheList):
     """
 
     @property
-    def ring(self) -> RotatingKVCache:
+    def ring(self) -> Any:
         return self.caches[0]
 
     @property
@@ -217,8 +217,7 @@ class Model(nn.Module):
         for layer in self.layers:
             config = layer.self_attn.config
             size = config.sinks + config.window
-            ring = RotatingKVCache(max_size=size, keep=config.sinks)
-            parts = [ring]
+            parts: list[Any] = [RotatingKVCache(max_size=size, keep=config.sinks)]
             if "memory" in layer.self_attn:
                 parts.append(ArraysCache(MemoryState.size()))
             caches.append(HybridCache(*parts))
@@ -248,9 +247,9 @@ class Model(nn.Module):
             # A layer never sees a block that crosses the chunk grid.
             chunk = self.allmem.chunk
             block = slice(start, start + chunk - cache[0][0].offset % chunk)
-            embeddings = ()
+            embeddings: Any = []  # not every base takes them
             if input_embeddings is not None:
-                embeddings = (input_embeddings[:, block],)
+                embeddings = [input_embeddings[:, block]]
             logits.append(super().__call__(inputs[:, block], cache, *embeddings))
             start = block.stop
         return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)

@@ -88,7 +88,7 @@ def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return kind.from_dict(dict(config)).to_dict()
     except Exception as error:  # of many kinds, for a configuration that makes no sense
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rpartition("Error: ")[2]
         raise AllMemError(f"the configuration cannot be read: {reason}") from None
     finally:
         logger.disabled = before

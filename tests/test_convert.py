@@ -257,7 +257,9 @@ DAMAGE = {
         ["model.safetensors", "damaged"],
     ),
     "a layer too many": (
-        lambda f: edited(f / "config.json", num_hidden_layers=3),
+        lambda f: edited(
+            f / "config.json", num_hidden_layers=3, layer_types=["full_attention"] * 3
+        ),
         ["do not fit", "layers.2"],
     ),
     "another width": (
@@ -280,13 +282,13 @@ DAMAGE = {
     ),
     "another family": (
         lambda f: edited(f / "config.json", model_type="mamba"),
-        ["'mamba'", "llama, qwen3"],
+        ["'mamba'", "qwen2, qwen3"],
     ),
-    "yarn": (
+    "a rotary embedding that depends on the length": (
         lambda f: edited(
-            f / "config.json", rope_parameters={"rope_type": "yarn", "factor": 4.0}
+            f / "config.json", rope_parameters={"rope_type": "dynamic", "factor": 4.0}
         ),
-        ["'yarn'"],
+        ["'dynamic'"],
     ),
     "already converted": (
         lambda f: edited(f / "config.json", model_type="allmem"),
