@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BOOK := .demo/alice.txt
 
-.PHONY: demo test lint kernels clean
+.PHONY: demo test lint kernels families clean
 
 demo: .venv/installed $(BOOK)
 	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK)
@@ -19,6 +19,9 @@ lint: .venv/tested
 
 kernels: .venv/tested
 	$(BIN)/python tests/kernel_account.py
+
+families: .venv/tested
+	PYTHONPATH=tests $(BIN)/python tests/family_table.py
 
 clean:
 	rm -rf .venv .demo build *.egg-info

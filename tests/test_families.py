@@ -1,5 +1,6 @@
 """Every family: a checkpoint made by transformers, converted, against transformers."""
 
+import family_table
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -195,3 +196,8 @@ def test_a_state_of_a_model_with_sliding_layers(tmp_path, dtype):
         assert all(mx.array_equal(x, results[0][1][n]) for n, x in arrays.items())
     remembered, fresh = (x.astype(mx.float32) for x in (results[0][0], model(more)))
     assert relative_error(remembered, fresh) > 1e-3
+
+
+def test_the_table_in_the_docs_is_up_to_date():
+    text = family_table.DOCS.read_text()
+    assert text == family_table.updated(text), "run `make families`"
