@@ -133,8 +133,13 @@ FAMILIES = {
     "stablelm": Family(),
     "starcoder2": Family(correct=corrections.starcoder2),
 }
-# Sizes that every base states in its config.json.
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# Sizes that every base states in its config.json, and more than any model has.
+SIZES = {
+    "hidden_size": 10**6,
+    "num_hidden_layers": 10**3,
+    "num_attention_heads": 10**4,
+    "vocab_size": 10**8,
+}
 # Models with a tower beside the language model, which alone is converted.
 WRAPPERS = {"gemma3": "gemma3_text"}
 
@@ -162,10 +167,11 @@ def check_sizes(config: dict[str, Any]) -> None:
     Raises:
         AllMemError: if it does not state its sizes.
     """
-    for name in SIZES:
-        if type(config.get(name)) is not int or config[name] < 1:
+    for name, too_many in SIZES.items():
+        if type(config.get(name)) is not int or not 0 < config[name] < too_many:
             raise AllMemError(
-                f"{name} is {config.get(name)!r}; it must be a whole number above 0"
+                f"{name} is {config.get(name)!r}; it must be a whole number above 0 "
+                f"and below {too_many}"
             )
 
 

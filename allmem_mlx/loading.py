@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import AllMemConfig
-from .errors import AllMemError, SettingError
+from .errors import AllMemError, SettingError, reason
 from .model import MODEL_TYPE, Model, ModelArgs
 
 
@@ -88,9 +88,10 @@ def load_weights(
         raise AllMemError(f"{folder}: {error}") from error
     except KeyError as error:
         raise AllMemError(f"{folder}: config.json has no {error}") from error
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise AllMemError(f"{folder}: the weights do not fit: {reason}") from error
+    except Exception as error:  # of many kinds, for sizes that make no sense
+        raise AllMemError(
+            f"{folder}: the weights do not fit: {reason(error)}"
+        ) from error
 
 
 def load_tokenizer(
@@ -117,9 +118,8 @@ def load_tokenizer(
             folder, options, eos_token_ids=config.get("eos_token_id")
         )
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = " ".join(str(error).split())
         raise AllMemError(
-            f"{folder}: the tokenizer cannot be read: {reason}"
+            f"{folder}: the tokenizer cannot be read: {reason(error)}"
         ) from error
 
 

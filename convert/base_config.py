@@ -9,8 +9,8 @@ import inspect
 import logging
 from typing import Any
 
-from allmem_mlx.errors import AllMemError
-from allmem_mlx.families import WRAPPERS, check_sizes, family_of, model_file
+from allmem_mlx.errors import AllMemError, reason
+from allmem_mlx.families import SIZES, WRAPPERS, check_sizes, family_of, model_file
 
 # What is computed for a document does not depend on these: they are for training, for
 # the tokenizer, for generation, or describe the file.
@@ -88,8 +88,8 @@ def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return kind.from_dict(dict(config)).to_dict()
     except Exception as error:  # of many kinds, for a configuration that makes no sense
-        reason = " ".join(str(error).split()).rpartition("Error: ")[2]
-        raise AllMemError(f"the configuration cannot be read: {reason}") from None
+        text = reason(error).rpartition("Error: ")[2]
+        raise AllMemError(f"the configuration cannot be read: {text}") from None
     finally:
         logger.disabled = before
 
@@ -186,6 +186,8 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
     """
     kind: Any = config.get("model_type")
     family = family_of(kind)
+    given = {name: config[name] for name in SIZES if name in config}
+    check_sizes({**dict.fromkeys(SIZES, 1), **given})
     settings = _of_transformers(config)
     check_sizes(settings)
     carried = {**_rope(settings, family.rope_types), **_layers(settings)}
