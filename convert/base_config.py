@@ -127,10 +127,6 @@ def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]
                     f"{name} = {rope[name]!r} of a {kind} rotary embedding is not "
                     "supported"
                 )
-        if kind != "linear":
-            known.setdefault(
-                "original_max_position_embeddings", config["max_position_embeddings"]
-            )
         known["factor"] = float(known["factor"])  # some model files insist
         settings["rope_scaling"] = {"type": kind, "rope_type": kind, **known}
     return settings

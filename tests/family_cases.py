@@ -114,6 +114,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "llama, yarn": (
+        "llama",
+        {
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "mscale": 0.7,
+                "mscale_all_dim": 0.4,
+            },
+        },
+    ),
+    "llama, yarn with half an mscale": (
+        "llama",
+        {"rope_parameters": {**YARN, "mscale": 0.7}},
+    ),
     "mistral": ("mistral", {"sliding_window": None, "rope_parameters": YARN}),
     "mistral, sliding": ("mistral", {"sliding_window": 48}),
     "nemotron": (
