@@ -36,6 +36,8 @@ class Family:
             transformers, given the model and its configuration.
         array_mask (bool): whether its attention wants every mask as an array.
         rotates (callable): whether an attention layer rotates queries and keys.
+        normed (bool): whether the layer norms what it gives to its attention, rather
+            than what it gets from it.
     """
 
     module: str | None = None
@@ -45,6 +47,7 @@ class Family:
     correct: Callable[[Any, dict[str, Any]], None] = lambda model, config: None
     array_mask: bool = False
     rotates: Callable[[Any], bool] = lambda attention: True
+    normed: bool = True
 
 
 def _sliding_pattern(config: dict[str, Any]) -> int:
@@ -108,6 +111,7 @@ FAMILIES = {
         rope_types=SCALED,
         settings=_exaone4,
         rotates=lambda attention: attention.use_rope,
+        normed=False,
     ),
     "gemma": Family(correct=corrections.gemma),
     "gemma2": Family(settings=_gemma2, array_mask=True),
@@ -122,8 +126,8 @@ FAMILIES = {
     "nemotron": Family(
         rope_types=("default", "linear"), fixed={"hidden_act": ("relu2",)}
     ),
-    "olmo2": Family(rope_types=SCALED),
-    "olmo3": Family(rope_types=SCALED, settings=_olmo3),
+    "olmo2": Family(rope_types=SCALED, normed=False),
+    "olmo3": Family(rope_types=SCALED, settings=_olmo3, normed=False),
     "phi": Family(),
     "phi3": Family(),
     "qwen2": Family(rope_types=SCALED),

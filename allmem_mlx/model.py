@@ -31,6 +31,7 @@ from .families import (
     sliding_windows,
 )
 from .memory import Memory, MemoryState
+from .memory_ops import RMS_EPS
 
 MODEL_TYPE = "allmem"
 
@@ -158,11 +159,13 @@ class HybridAttention(WindowAttention):
         """Mixes T tokens of one chunk.
 
         Args:
-            x (mx.array): normed input, ``[B, T, D]``.
+            x (mx.array): the input of the base's attention, ``[B, T, D]``: normed, or
+                the memory norms it.
             mask: not used; the layer makes its own.
             cache (HybridCache): the layer's state, updated in place.
         """
-        recalled = self.memory(x, cache[1], cache[0].offset)
+        u = x if self.family.normed else mx.fast.rms_norm(x, None, RMS_EPS)
+        recalled = self.memory(u, cache[1], cache[0].offset)
         return _mix(super().__call__(x, cache[0]), self.alpha, recalled)
 
 

@@ -26,6 +26,7 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 from allmem_mlx import attention, load, state
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import SettingError
+from allmem_mlx.memory import Memory
 from allmem_mlx.model import HybridAttention, SlidingAttention, base_model
 from allmem_mlx.session import Session
 
@@ -150,6 +151,24 @@ def test_cuts_do_not_matter_and_a_state_is_a_file(case, tmp_path):
     more = random_tokens(1, 100, seed=2)
     expected, _ = feed(model, more, [100], cut)
     assert mx.array_equal(feed(model, more, [100], stock)[0], expected)
+
+
+def test_the_memory_gets_a_normed_input(case, tmp_path, monkeypatch):
+    """``AllMem(RMSNorm(x))``, also where the base norms what its attention returns."""
+    name, folder = case
+    model = converted(folder, tmp_path / "new", window=small_window(name))
+    inputs, call = [], Memory.__call__
+
+    def noted(self, u, *args):
+        inputs.append(u)
+        return call(self, u, *args)
+
+    monkeypatch.setattr(Memory, "__call__", noted)
+    index = next(i for i, x in enumerate(model.layers) if "memory" in x.self_attn)
+    x = mx.random.normal((1, 10, model.args.hidden_size), key=mx.random.key(0))
+    for scale in (1, 100):
+        model.layers[index](scale * x, None, cache=model.make_cache()[index])
+    assert_close("input", inputs[1], inputs[0], 1e-3)
 
 
 def test_a_window_beyond_that_of_the_base_is_refused(tmp_path):
