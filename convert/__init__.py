@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.errors import AllMemError
+from allmem_mlx.errors import AllMemError, SettingError, reason
 from allmem_mlx.families import largest_window
 from allmem_mlx.loading import load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model
@@ -83,6 +83,25 @@ def _cast(model: Any, dtype: mx.Dtype) -> None:
         return x
 
     model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _quantize(
+    model: Any, config: dict[str, Any], group_size: int | None, bits: int | None, mode
+) -> tuple[Any, dict[str, Any]]:
+    """mlx-lm's ``quantize_model``, which knows what the model does not want."""
+    from mlx_lm.utils import quantize_model
+
+    try:
+        model, config = quantize_model(model, config, group_size, bits, mode=mode)
+    except ValueError as error:
+        raise SettingError(f"-q: {reason(error)}") from error
+    parameters: Any = tree_flatten(model.parameters())
+    if not any(name.endswith(".scales") for name, _ in parameters):
+        group = config["quantization"]["group_size"]
+        raise SettingError(
+            f"-q: no weight's width is a multiple of the group size, {group}"
+        )
+    return model, config
 
 
 @contextmanager
@@ -156,7 +175,7 @@ def _convert_folder(
     quantization: tuple[int | None, int | None, str] | None,
     settings: dict[str, Any],
 ) -> None:
-    from mlx_lm.utils import quantize_model, save_config, save_model
+    from mlx_lm.utils import save_config, save_model
 
     base = read_config(source)
     if base.get("model_type") == MODEL_TYPE:
@@ -184,8 +203,7 @@ def _convert_folder(
     if quantization:
         if "quantization" in config:
             raise AllMemError(f"{source} is quantised already; leave out -q")
-        group_size, bits, mode = quantization
-        model, config = quantize_model(model, config, group_size, bits, mode=mode)
+        model, config = _quantize(model, config, *quantization)
     tokenizer = load_tokenizer(source, config)
 
     config["model_file"] = MODEL_FILE
