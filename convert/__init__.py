@@ -5,11 +5,8 @@ The result is a plain mlx-lm folder: weights, ``config.json``, tokenizer, and a 
 fresh: alpha is 0, so it computes what the base model computes over window and sinks.
 """
 
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,15 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from allmem_mlx import hub
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.families import check_base, rope_settings
 from allmem_mlx.loading import load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model
 
-from . import gguf
+from . import card, gguf
+from .new_folder import new_folder
 
 MODEL_FILE = "allmem.py"
 MODEL_FILE_TEXT = '''\
@@ -36,26 +35,6 @@ except ImportError as error:
         "This is an AllMem model; it needs the package: pip install allmem-mlx"
     ) from error
 '''
-MODEL_CARD = """\
----
-library_name: mlx
-pipeline_tag: text-generation
-tags: [mlx, allmem]
-base_model: {source}
----
-
-# {name}
-
-{source} with AllMem hybrid attention: a window of {config.window} tokens and
-{config.sinks} sinks, beside a memory that is trained while it reads, updated every
-{config.chunk} tokens. Converted by allmem_mlx with fresh memory (alpha = 0): it
-remembers nothing beyond the window until its memory is distilled.
-
-```bash
-python -m allmem_mlx.generate --model {name} --prompt-file book.txt
-mlx_lm.generate --model {name} --trust-remote-code --prompt "hello"
-```
-"""
 
 SEED = 0  # of the fresh memory, so that a conversion can be repeated exactly
 
@@ -84,27 +63,6 @@ def _cast(model: Any, dtype: mx.Dtype) -> None:
     model.update(tree_map_with_path(cast, model.parameters()))
 
 
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name when it is complete, or not at all."""
-    if path.exists():
-        raise AllMemError(f"{path} already exists; delete it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def convert(
     source: str | Path,
     mlx_path: str | Path,
@@ -115,37 +73,62 @@ def convert(
     q_group_size: int | None = None,
     q_mode: str = "affine",
     name: str | None = None,
+    revision: str | None = None,
+    upload_repo: str | None = None,
     **settings: Any,
 ) -> None:
     """Converts a model to an AllMem model folder.
 
     Args:
-        source (str | Path): a Hugging Face or mlx-lm model folder, or a GGUF file.
+        source (str | Path): a Hugging Face or mlx-lm model folder, a GGUF file, or a
+            repository of the hub, ``ORG/NAME``.
         mlx_path (str | Path): the folder to create; it must not exist.
         dtype (str): type of the weights. Default: the source's; float16 for a GGUF
             file.
         quantize (bool): quantise the base model's weights, with mlx-lm's defaults for
             ``q_bits``, ``q_group_size`` and ``q_mode``. The memory is not quantised.
-        name (str): what the model card calls the source. Default: its path.
+        name (str): what the model card calls the source. Default: its name.
+        revision (str): branch, tag or commit of a hub repository.
+        upload_repo (str): a hub repository to upload the finished folder to.
         settings: sizes of the hybrid layer, see :class:`AllMemConfig`.
 
     Raises:
-        AllMemError: if the source is missing, damaged or not supported, or if
-            ``mlx_path`` exists.
+        AllMemError: if the source is missing, damaged or not supported, if ``mlx_path``
+            exists, or if the upload fails, which leaves ``mlx_path``.
         SettingError: if a setting is impossible.
     """
-    source, mlx_path = Path(source), Path(mlx_path)
-    if not source.exists():
-        raise AllMemError(f"{source}: no such model folder or GGUF file")
+    mlx_path = Path(mlx_path)
+    if upload_repo is not None:
+        hub.check_upload(upload_repo)
     quantization = (q_group_size, q_bits, q_mode) if quantize else None
-    with _new_folder(mlx_path) as folder:
-        if source.is_dir():
-            _convert_folder(source, folder, dtype, quantization, settings)
+
+    def check(folder: Path) -> None:
+        AllMemConfig.for_base(_base_config(folder), **settings)
+
+    with new_folder(mlx_path) as folder:
+        path = hub.resolve(source, revision, check)
+        if path.is_dir():
+            _convert_folder(path, folder, dtype, quantization, settings)
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-                gguf.unpack(source, Path(unpacked), getattr(mx, dtype or "float16"))
+                gguf.unpack(path, Path(unpacked), getattr(mx, dtype or "float16"))
                 _convert_folder(Path(unpacked), folder, dtype, quantization, settings)
-        _write_card(folder, mlx_path.name, name or str(source))
+        card.write(folder, upload_repo or mlx_path.name, path, name or path.name)
+    if upload_repo is not None:
+        url = hub.upload(mlx_path, upload_repo)
+        print(f"Upload successful, go to {url} for details.")
+
+
+def _base_config(source: Path) -> dict[str, Any]:
+    """The ``config.json`` of a base model that can be converted."""
+    base = read_config(source)
+    if base.get("model_type") == MODEL_TYPE:
+        raise AllMemError(f"{source} is an AllMem model already")
+    try:
+        check_base(base)
+    except AllMemError as error:
+        raise AllMemError(f"{source}: {error}") from None
+    return base
 
 
 def _convert_folder(
@@ -157,13 +140,7 @@ def _convert_folder(
 ) -> None:
     from mlx_lm.utils import quantize_model, save_config, save_model
 
-    base = read_config(source)
-    if base.get("model_type") == MODEL_TYPE:
-        raise AllMemError(f"{source} is an AllMem model already")
-    try:
-        check_base(base)
-    except AllMemError as error:
-        raise AllMemError(f"{source}: {error}") from None
+    base = _base_config(source)
     overrides = {
         **rope_settings(base),
         "model_type": MODEL_TYPE,
@@ -195,9 +172,3 @@ def _convert_folder(
     (folder / MODEL_FILE).write_text(MODEL_FILE_TEXT)
     if (generation := source / "generation_config.json").exists():
         shutil.copy(generation, folder)
-
-
-def _write_card(folder: Path, name: str, source: str) -> None:
-    config = AllMemConfig.from_dict(read_config(folder)["allmem"])
-    card = MODEL_CARD.format(name=name, source=source, config=config)
-    (folder / "README.md").write_text(card)
