@@ -5,10 +5,11 @@ Token, cache, mirror and offline mode are that library's own: ``hf auth login`` 
 """
 
 import errno
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from .errors import AllMemError, SettingError
 from .version import __version__
@@ -26,7 +27,7 @@ FILES = (
     "README.md",
 )
 OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*")
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+WEIGHTS = ("model*.safetensors",)
 OTHER_WEIGHTS = {
     ".gguf": "`hf download {repo} {file}`, then convert that file with --gguf",
     ".bin": "load it with transformers, save it with save_pretrained, and convert that",
@@ -92,55 +93,73 @@ def is_repo_id(name: str) -> bool:
 def _download(
     repo: str, revision: str | None, check: Callable[[Path], object] | None
 ) -> Path:
-    api = _api()
+    from huggingface_hub.errors import DryRunError
+
     try:
-        folder = Path(
-            api.snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=list(FILES),
-                ignore_patterns=list(OTHER_FORMATS),
-            )
-        )
-        commit = folder.name
-        missing = [name for name in _weights(folder) if not (folder / name).exists()]
-        if missing:
-            _check_format(repo, missing, api.list_repo_files(repo, revision=commit))
-        if check is not None:
-            check(folder)
-        # One by one and in this thread: those of a snapshot do not hear Ctrl-C.
-        for name in missing:
-            api.hf_hub_download(repo, name, revision=commit)
+        try:
+            revision = _fetch(repo, revision, check)
+        except DryRunError:  # the hub is not to be had; perhaps the cache has it all
+            pass
+        return Path(_snapshot(repo, revision, FILES + WEIGHTS))
     except AllMemError:
         raise
     except Exception as error:  # those of the HTTP library have no base of their own
         raise _explain(error, repo, revision) from error
-    return folder
 
 
-def _weights(folder: Path) -> list[str]:
-    """Names of the files that hold the weights."""
-    index = folder / INDEX
-    if not index.exists():
-        return [SINGLE]
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AllMemError(
-            f"{index} cannot be read ({error}); {remedy(index)}"
-        ) from None
+def _fetch(
+    repo: str, revision: str | None, check: Callable[[Path], object] | None
+) -> str:
+    """Downloads what the cache does not have; returns the commit.
+
+    File by file and in this thread: those of a snapshot do not hear Ctrl-C.
+    """
+    api = _api()
+
+    def get(files: list[Any]) -> None:
+        for file in files:
+            if file.will_download:
+                api.hf_hub_download(repo, file.filename, revision=file.commit_hash)
+
+    files = _snapshot(repo, revision, FILES, dry_run=True)
+    commit = files[0].commit_hash if files else revision
+    weights = _snapshot(repo, commit, WEIGHTS, dry_run=True)
+    if not weights:
+        raise _no_weights(repo, api.list_repo_files(repo, revision=commit))
+    get(files)
+    if check is not None:
+        check(Path(weights[0].local_path).parent)
+    get(weights)
+    return weights[0].commit_hash
 
 
-def _check_format(repo: str, wanted: list[str], files: list[str]) -> None:
-    """Refuses a repository that holds its weights in another format."""
-    if not (lacking := sorted(set(wanted) - set(files))):
-        return
-    message = f"{repo} has no {lacking[0]}"
+def _snapshot(
+    repo: str, revision: str | None, patterns: tuple[str, ...], **options: Any
+) -> Any:
+    return _api().snapshot_download(
+        repo,
+        revision=revision,
+        allow_patterns=list(patterns),
+        ignore_patterns=list(OTHER_FORMATS),
+        tqdm_class=_NoBar,
+        **options,
+    )
+
+
+class _NoBar(tqdm):
+    """A snapshot's own bar, where each file has one already."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+
+def _no_weights(repo: str, files: list[str]) -> AllMemError:
+    """What to do with a repository that has its weights in another format."""
     for suffix, fix in OTHER_WEIGHTS.items():
         if found := [file for file in files if file.endswith(suffix)]:
             fix = fix.format(repo=repo, file=found[0])
-            raise AllMemError(f"{message}, but {found[0]}: {fix}")
-    raise AllMemError(f"{message}: give the name of a model with safetensors")
+            return AllMemError(f"{repo} has no {WEIGHTS[0]}, but {found[0]}: {fix}")
+    return AllMemError(f"{repo} has no weights ({WEIGHTS[0]}); give another repository")
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> AllMemError:

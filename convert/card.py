@@ -16,13 +16,13 @@ TEXT = """\
 
 {source} with AllMem hybrid attention
 ([arXiv 2602.13680](https://arxiv.org/abs/2602.13680)): each attention layer sees a
-window of {config.window} tokens and the first {config.sinks} of the document, beside a
-memory that is trained while it reads. It reads a document of any length with a state of
-fixed size.
+window of {config.window} tokens and the first {config.sinks} of the document, and adds
+what a memory that is trained while it reads recalls of the rest. So it reads a document
+of any length with a state of fixed size.
 
 ## How it was made
 
-Converted by [allmem_mlx](https://pypi.org/project/allmem-mlx/) {version}:
+Converted by allmem_mlx {version}:
 
 | | |
 |---|---|
