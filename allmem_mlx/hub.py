@@ -6,6 +6,8 @@ Token, cache, mirror and offline mode are that library's own: ``hf auth login`` 
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -93,44 +95,48 @@ def is_repo_id(name: str) -> bool:
 def _download(
     repo: str, revision: str | None, check: Callable[[Path], object] | None
 ) -> Path:
-    from huggingface_hub.errors import DryRunError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
-        try:
-            revision = _fetch(repo, revision, check)
-        except DryRunError:  # the hub is not to be had; perhaps the cache has it all
-            pass
-        return Path(_snapshot(repo, revision, FILES + WEIGHTS))
+        return _fetch(repo, revision, check)
     except AllMemError:
         raise
     except Exception as error:  # those of the HTTP library have no base of their own
+        if not isinstance(error, RevisionNotFoundError):
+            with suppress(LocalEntryNotFoundError):  # the cache does not have all of it
+                options = {"local_files_only": True}
+                return Path(_snapshot(repo, revision, FILES + WEIGHTS, **options))
         raise _explain(error, repo, revision) from error
 
 
 def _fetch(
     repo: str, revision: str | None, check: Callable[[Path], object] | None
-) -> str:
-    """Downloads what the cache does not have; returns the commit.
+) -> Path:
+    """Downloads what the cache does not have."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
-    File by file and in this thread: those of a snapshot do not hear Ctrl-C.
-    """
     api = _api()
-
-    def get(files: list[Any]) -> None:
-        for file in files:
-            if file.will_download:
-                api.hf_hub_download(repo, file.filename, revision=file.commit_hash)
-
-    files = _snapshot(repo, revision, FILES, dry_run=True)
-    commit = files[0].commit_hash if files else revision
-    weights = _snapshot(repo, commit, WEIGHTS, dry_run=True)
+    # Fails at once, where a snapshot tries again and again or waits without end.
+    api.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
+    # Notes in the cache which commit this is and what files belong to it.
+    folder = Path(_snapshot(repo, revision, ("config.json", "README.md")))
+    commit = folder.name
+    files = _snapshot(repo, commit, FILES + WEIGHTS, dry_run=True)
+    weights = [file for file in files if fnmatch(file.filename, WEIGHTS[0])]
     if not weights:
         raise _no_weights(repo, api.list_repo_files(repo, revision=commit))
-    get(files)
+
+    def get(files: list[Any]) -> None:
+        # One by one and in this thread: those of a snapshot do not hear Ctrl-C.
+        for file in files:
+            if file.will_download:
+                api.hf_hub_download(repo, file.filename, revision=commit)
+
+    get([file for file in files if file not in weights])
     if check is not None:
-        check(Path(weights[0].local_path).parent)
+        check(folder)
     get(weights)
-    return weights[0].commit_hash
+    return folder
 
 
 def _snapshot(
@@ -173,7 +179,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> AllMemError:
     causes = _causes(error)
     status = _status(error)
     access = _how_to_log_in()
-    absent = f"{repo} is not, or not completely, in {HF_HUB_CACHE}"
+    absent = f"is not, or not completely, in {HF_HUB_CACHE}"
     if has(errors.GatedRepoError):
         text = f"{repo} is gated: ask for access at {ENDPOINT}/{repo}, then {access}"
     elif has(errors.RepositoryNotFoundError):
@@ -191,16 +197,11 @@ def _explain(error: Exception, repo: str, revision: str | None) -> AllMemError:
             "room, or set HF_HOME to a folder elsewhere"
         )
     elif has(errors.OfflineModeIsEnabled):
-        text = f"{absent}, and HF_HUB_OFFLINE forbids to download it: unset it"
-    elif has(errors.LocalEntryNotFoundError) and status is None:
-        text = (
-            f"{ENDPOINT} cannot be reached ({_line(causes[-1])}), and {absent}: check "
-            "the network and try again"
-        )
+        text = f"{repo} {absent}, and HF_HUB_OFFLINE forbids to download it: unset it"
     else:
         text = (
-            f"{repo} could not be downloaded ({_line(causes[-1])}): try again; files "
-            "that are complete are not downloaded twice"
+            f"{repo} could not be downloaded from {ENDPOINT} ({_line(causes[-1])}), "
+            f"and {absent}: check the network and try again; complete files are kept"
         )
     return AllMemError(text)
 
