@@ -30,6 +30,7 @@ FILES = (
 )
 OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*")
 WEIGHTS = ("model*.safetensors",)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 OTHER_WEIGHTS = {
     ".gguf": "`hf download {repo} {file}`, then convert that file with --gguf",
     ".bin": "load it with transformers, save it with save_pretrained, and convert that",
@@ -191,10 +192,10 @@ def _explain(error: Exception, repo: str, revision: str | None) -> AllMemError:
         text = f"{repo} has no revision {revision!r}"
     elif status in (401, 403):
         text = f"{ENDPOINT} refuses access to {repo}: {access}"
-    elif any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
+    elif getattr(causes[-1], "errno", None) in UNWRITABLE:
         text = (
-            f"the disk is full: {repo} could not be downloaded to {HF_HUB_CACHE}; make "
-            "room, or set HF_HOME to a folder elsewhere"
+            f"{repo} could not be downloaded to {HF_HUB_CACHE} ({_line(causes[-1])}): "
+            "make room there, or set HF_HOME to a folder elsewhere"
         )
     elif has(errors.OfflineModeIsEnabled):
         text = f"{repo} {absent}, and HF_HUB_OFFLINE forbids to download it: unset it"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from allmem_mlx.errors import AllMemError
 
-# Some libraries raise their own exceptions with the system's words in them.
-FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+UNWRITABLE = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 @contextmanager
@@ -31,9 +30,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         _make(temporary, path)
         yield temporary
         os.rename(temporary, path)
+    except AllMemError:
+        raise
     except Exception as error:
-        if any(words in str(error) for words in FULL):
-            raise AllMemError(f"{path} cannot be written: the disk is full") from error
+        # Some libraries raise exceptions of their own with the system's words in them.
+        for words in UNWRITABLE:
+            if words in str(error):
+                raise AllMemError(f"{path} cannot be written: {words}") from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

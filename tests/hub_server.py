@@ -62,6 +62,7 @@ class Hub(ThreadingHTTPServer):
             once for each file; ``None`` for never.
         bytes_per_second (int): of large files; ``None`` for no limit.
         fail (dict): pattern of a path -> HTTP status that is answered.
+        silent (Event): when set, requests are not answered.
     """
 
     daemon_threads = True
@@ -75,6 +76,7 @@ class Hub(ThreadingHTTPServer):
         self.cut: set[str] = set()
         self.bytes_per_second: int | None = None
         self.fail: dict[str, int] = {}
+        self.silent = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.cdn = f"http://localhost:{self.server_port}/cdn"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
@@ -84,6 +86,7 @@ class Hub(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_):
+        self.silent.clear()
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -100,15 +103,15 @@ class Hub(ThreadingHTTPServer):
 
     def downloaded(self) -> list[str]:
         """Names of the files whose content was asked for."""
-        pattern = r"/[^/]+/[^/]+/resolve/[^/]+/(.+)"
-        gets = [request.path for request in self.requests if request.method == "GET"]
-        found = [re.fullmatch(pattern, path) for path in gets]
-        names = [match[1] for match in found if match]
-        return names + [
-            self.name_of(path.removeprefix("/cdn/"))
-            for path in gets
-            if path.startswith("/cdn/")
-        ]
+        names = []
+        for request in self.requests:
+            if request.method != "GET":
+                continue
+            if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", request.path):
+                names.append(match[1])
+            elif request.path.startswith("/cdn/"):
+                names.append(self.name_of(request.path.removeprefix("/cdn/")))
+        return names
 
     def name_of(self, sha256: str) -> str:
         for repo in self.repos.values():
@@ -135,6 +138,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(Request(self.command, path, dict(self.headers)))
         body = self._body()
+        while self.server.silent.is_set():
+            time.sleep(0.1)
         for pattern, status in self.server.fail.items():
             if re.search(pattern, path):
                 return self._error(status, "InternalError", "out of order")
