@@ -216,7 +216,8 @@ class Handler(BaseHTTPRequestHandler):
         content = files[path]
         if not _is_large(path):
             etag = f'"{_oid(content)}"'
-            return self._send(200, content, X_Repo_Commit=commit, ETag=etag)
+            headers = {"X_Repo_Commit": commit, "ETag": etag, **_disposition(path)}
+            return self._send(200, content, **headers)
         self._send(
             302,
             b"",
@@ -234,6 +235,8 @@ class Handler(BaseHTTPRequestHandler):
             start = int(match[1])
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        disposition = _disposition(self.server.name_of(sha256))
+        self.send_header("Content-Disposition", *disposition.values())
         if start:
             end = f"{start}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", f"bytes {end}")
@@ -330,6 +333,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def cdn_or_put(self, body, sha256):
         (self.put if self.command == "PUT" else self.cdn)(body, sha256)
+
+
+def _disposition(path: str) -> dict[str, str]:
+    """The name that a progress bar shows."""
+    return {"Content_Disposition": f'inline; filename="{Path(path).name}";'}
 
 
 def _entry(path: str, content: bytes) -> dict:
