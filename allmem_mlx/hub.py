@@ -17,7 +17,7 @@ from .errors import AllMemError, SettingError
 from .version import __version__
 
 # Everything of a model but its weights. mlx-lm's list without *.py: code of a
-# repository is never run; and with the card, for its licence.
+# repository is never run.
 FILES = (
     "*.json",
     "tokenizer.model",
@@ -26,8 +26,8 @@ FILES = (
     "*.txt",
     "*.jsonl",
     "*.jinja",
-    "README.md",
 )
+CARD = "README.md"  # for the licence; nothing fails without it
 OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*")
 WEIGHTS = ("model*.safetensors",)
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -70,7 +70,7 @@ def resolve(
     repo = str(path_or_repo)
     if not is_repo_id(repo):
         raise AllMemError(
-            f"{repo}: no such file or folder, and not the name of a hub repository, "
+            f"{repo}: no such model folder, and not the name of a hub repository, "
             "ORG/NAME"
         )
     return _download(repo, revision, check)
@@ -106,7 +106,7 @@ def _download(
         if not isinstance(error, RevisionNotFoundError):
             with suppress(LocalEntryNotFoundError):  # the cache does not have all of it
                 options = {"local_files_only": True}
-                return Path(_snapshot(repo, revision, FILES + WEIGHTS, **options))
+                return Path(_snapshot(repo, revision, (*FILES, *WEIGHTS), **options))
         raise _explain(error, repo, revision) from error
 
 
@@ -120,9 +120,9 @@ def _fetch(
     # Fails at once, where a snapshot tries again and again or waits without end.
     api.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
     # Notes in the cache which commit this is and what files belong to it.
-    folder = Path(_snapshot(repo, revision, ("config.json", "README.md")))
+    folder = Path(_snapshot(repo, revision, ("config.json", CARD)))
     commit = folder.name
-    files = _snapshot(repo, commit, FILES + WEIGHTS, dry_run=True)
+    files = _snapshot(repo, commit, (*FILES, *WEIGHTS), dry_run=True)
     weights = [file for file in files if fnmatch(file.filename, WEIGHTS[0])]
     if not weights:
         raise _no_weights(repo, api.list_repo_files(repo, revision=commit))

@@ -110,7 +110,7 @@ def load_tokenizer(
 
     # Without any of these, transformers makes up an empty tokenizer for some families.
     files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
-    if not any(True for pattern in files for _ in folder.glob(pattern)):
+    if not (found := [file for pattern in files for file in folder.glob(pattern)]):
         raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
     try:
         return mlx_lm_load_tokenizer(
@@ -119,7 +119,7 @@ def load_tokenizer(
     except Exception as error:  # the tokenizers library raises bare Exceptions
         reason = " ".join(str(error).split())
         raise AllMemError(
-            f"{folder}: the tokenizer cannot be read: {reason}"
+            f"{folder}: the tokenizer cannot be read: {reason}; {remedy(found[0])}"
         ) from error
 
 

@@ -5,11 +5,10 @@ from typing import Any
 
 from allmem_mlx.command import warn
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.hub import origin
+from allmem_mlx.hub import CARD, origin
 from allmem_mlx.loading import read_config
 from allmem_mlx.version import __version__
 
-CARD = "README.md"
 CARRIED_OVER = ("license", "license_name", "license_link", "language")
 TEXT = """\
 # {name}
