@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from .config import AllMemConfig
 from .errors import AllMemError, SettingError, reason
+from .hub import origin, remedy, resolve
 from .model import MODEL_TYPE, Model, ModelArgs
 
 
@@ -24,7 +25,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = load_config(folder)
     except (OSError, ValueError, TypeError) as error:
-        raise AllMemError(f"{folder / 'config.json'} cannot be read: {error}") from None
+        file = folder / "config.json"
+        raise AllMemError(f"{file} cannot be read: {error}; {remedy(file)}") from None
     if not isinstance(config, dict):
         raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
     return config
@@ -48,7 +50,7 @@ def check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise AllMemError(
-                f"{file} is damaged or incomplete ({error}); get it again"
+                f"{file} is damaged or incomplete ({error}); {remedy(file)}"
             ) from None
 
 
@@ -111,7 +113,7 @@ def load_tokenizer(
 
     # Without any of these, transformers makes up an empty tokenizer for some families.
     files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
-    if not any(True for pattern in files for _ in folder.glob(pattern)):
+    if not (found := [file for pattern in files for file in folder.glob(pattern)]):
         raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
     try:
         return mlx_lm_load_tokenizer(
@@ -119,8 +121,23 @@ def load_tokenizer(
         )
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise AllMemError(
-            f"{folder}: the tokenizer cannot be read: {reason(error)}"
+            f"{folder}: the tokenizer cannot be read: {reason(error)}; "
+            f"{remedy(found[0])}"
         ) from error
+
+
+def _hybrid_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of an AllMem model."""
+    config = read_config(folder)
+    if config.get("model_type") != MODEL_TYPE:
+        source, commit = origin(folder) or (folder, None)
+        revision = "" if commit is None else f" --revision {commit}"
+        raise AllMemError(
+            f"{source} is not an AllMem model (model_type "
+            f"{config.get('model_type')!r}); convert it first: "
+            f"python -m convert --hf-path {source}{revision} --mlx-path NEW_FOLDER"
+        )
+    return config
 
 
 def load(
@@ -130,23 +147,27 @@ def load(
     adapter_path: str | None = None,
     lazy: bool = False,
     return_config: bool = False,
+    revision: str | None = None,
 ) -> tuple:
     """Loads an AllMem model folder, as ``mlx_lm.load`` does any other.
 
     Args:
-        path (str | Path): the folder; ``None`` for the embedded default model.
+        path (str | Path): the folder, or a repository of the hub, ``ORG/NAME``;
+            ``None`` for the embedded default model.
         tokenizer_config (dict): options of the tokenizer.
         model_config (dict): values that replace those of the folder's ``allmem``
             block: ``window``, ``sinks``, ``chunk``, ...
         adapter_path (str): LoRA adapters to apply.
         lazy (bool): leave the weights on disk until they are used.
         return_config (bool): return the configuration too.
+        revision (str): branch, tag or commit of a hub repository.
 
     Returns:
         tuple: the model, its tokenizer and, if asked for, the configuration.
 
     Raises:
-        AllMemError: if the folder is not an AllMem model or is damaged.
+        AllMemError: if the folder is not an AllMem model or is damaged, or if the
+            repository cannot be downloaded.
         SettingError: if ``model_config`` holds an impossible value.
     """
     from mlx_lm.utils import load_adapters
@@ -155,16 +176,8 @@ def load(
         from .default_model import default_model
 
         path = default_model()
-    folder = Path(path)
-    if not folder.exists():
-        raise AllMemError(f"{folder}: no such model folder")
-    config = read_config(folder)
-    if config.get("model_type") != MODEL_TYPE:
-        raise AllMemError(
-            f"{folder} is not an AllMem model (model_type "
-            f"{config.get('model_type')!r}); convert it first: "
-            f"python -m convert --hf-path {folder} --mlx-path NEW_FOLDER"
-        )
+    folder = resolve(path, revision, check=_hybrid_config)
+    config = _hybrid_config(folder)
     block: Any = config.get("allmem")
     try:
         AllMemConfig.from_dict(block)
