@@ -3,27 +3,38 @@
 The result is a plain mlx-lm folder: weights, ``config.json``, tokenizer, and a small
 ``allmem.py`` through which mlx-lm's own commands find the model class. Its memory is
 fresh: alpha is 0, so it computes what the base model computes over window and sinks.
+Or it was distilled in PyTorch.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from allmem_mlx.command import warn
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.families import check_base, rope_settings
-from allmem_mlx.loading import load_tokenizer, load_weights, read_config
-from allmem_mlx.model import MODEL_TYPE, Model
+from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read_config
+from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs
 
 from . import gguf
+from .torch_files import read_files
+from .torch_weights import (
+    TorchWeights,
+    is_memory,
+    read_torch_weights,
+    replace_memory,
+)
 
 MODEL_FILE = "allmem.py"
 MODEL_FILE_TEXT = '''\
@@ -48,8 +59,7 @@ base_model: {source}
 
 {source} with AllMem hybrid attention: a window of {config.window} tokens and
 {config.sinks} sinks, beside a memory that is trained while it reads, updated every
-{config.chunk} tokens. Converted by allmem_mlx with fresh memory (alpha = 0): it
-remembers nothing beyond the window until its memory is distilled.
+{config.chunk} tokens. Converted by allmem_mlx with {memory}.
 
 ```bash
 python -m allmem_mlx.generate --model {name} --prompt-file book.txt
@@ -57,19 +67,29 @@ mlx_lm.generate --model {name} --trust-remote-code --prompt "hello"
 ```
 """
 
+FRESH = """\
+fresh memory (alpha = 0): it
+remembers nothing beyond the window until its memory is distilled"""
+DISTILLED = "memory weights distilled in PyTorch"
 SEED = 0  # of the fresh memory, so that a conversion can be repeated exactly
 
 
 class _FreshModel(Model):
-    """A hybrid whose memory's parameters are those it was created with."""
+    """A hybrid whose memory's parameters are those it was created with.
+
+    Args:
+        args (ModelArgs): the configuration.
+        base (Mapping): weights that take the place of the base's own.
+    """
+
+    def __init__(self, args: ModelArgs, base: Mapping[str, mx.array]):
+        super().__init__(args)
+        self._base = MappingProxyType(base)  # not a dict, so not parameters
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = super().sanitize(weights)
+        weights = super().sanitize({**weights, **self._base})
         parameters: Any = tree_flatten(self.parameters())
-        for name, x in parameters:
-            if ".self_attn.memory." in name or name.endswith(".self_attn.alpha"):
-                weights[name] = x
-        return weights
+        return weights | {name: x for name, x in parameters if is_memory(name)}
 
 
 def _cast(model: Any, dtype: mx.Dtype) -> None:
@@ -114,6 +134,7 @@ def convert(
     q_bits: int | None = None,
     q_group_size: int | None = None,
     q_mode: str = "affine",
+    torch_path: str | Path | None = None,
     name: str | None = None,
     **settings: Any,
 ) -> None:
@@ -126,26 +147,35 @@ def convert(
             file.
         quantize (bool): quantise the base model's weights, with mlx-lm's defaults for
             ``q_bits``, ``q_group_size`` and ``q_mode``. The memory is not quantised.
+        torch_path (str | Path): memory weights distilled in PyTorch, a file or a
+            folder; see ``torch_names.py``. Default: fresh memory.
         name (str): what the model card calls the source. Default: its path.
-        settings: sizes of the hybrid layer, see :class:`AllMemConfig`.
+        settings: sizes of the hybrid layer, see :class:`AllMemConfig`. Default: what
+            a ``config.json`` beside the memory weights says.
 
     Raises:
-        AllMemError: if the source is missing, damaged or not supported, or if
-            ``mlx_path`` exists.
+        AllMemError: if the source or the memory weights are missing, damaged or not
+            supported, if they do not fit each other, or if ``mlx_path`` exists.
         SettingError: if a setting is impossible.
     """
     source, mlx_path = Path(source), Path(mlx_path)
     if not source.exists():
         raise AllMemError(f"{source}: no such model folder or GGUF file")
     quantization = (q_group_size, q_bits, q_mode) if quantize else None
+    distilled = None
+    if torch_path is not None:
+        distilled = read_torch_weights(Path(torch_path))
+        settings = distilled.settings(settings)
+    options = (dtype, quantization, distilled, settings)
     with _new_folder(mlx_path) as folder:
         if source.is_dir():
-            _convert_folder(source, folder, dtype, quantization, settings)
+            _convert_folder(source, folder, *options)
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
                 gguf.unpack(source, Path(unpacked), getattr(mx, dtype or "float16"))
-                _convert_folder(Path(unpacked), folder, dtype, quantization, settings)
-        _write_card(folder, mlx_path.name, name or str(source))
+                _convert_folder(Path(unpacked), folder, *options)
+        memory = DISTILLED if distilled else FRESH
+        _write_card(folder, mlx_path.name, name or str(source), memory)
 
 
 def _convert_folder(
@@ -153,6 +183,7 @@ def _convert_folder(
     folder: Path,
     dtype: str | None,
     quantization: tuple[int | None, int | None, str] | None,
+    distilled: TorchWeights | None,
     settings: dict[str, Any],
 ) -> None:
     from mlx_lm.utils import quantize_model, save_config, save_model
@@ -164,15 +195,20 @@ def _convert_folder(
         check_base(base)
     except AllMemError as error:
         raise AllMemError(f"{source}: {error}") from None
+    allmem = AllMemConfig.for_base(base, **settings)
+    base_weights, memory = _distilled_weights(distilled, source, base, allmem)
     overrides = {
         **rope_settings(base),
         "model_type": MODEL_TYPE,
         "base_model_type": base["model_type"],
         "model_file": None,
-        "allmem": asdict(AllMemConfig.for_base(base, **settings)),
+        "allmem": asdict(allmem),
     }
     mx.random.seed(SEED)
-    model, config = load_weights(source, overrides, _FreshModel)
+    new_model: Any = partial(_FreshModel, base=base_weights)
+    model, config = load_weights(source, overrides, new_model)
+    if distilled:
+        replace_memory(model, memory, distilled.path)
 
     # The base's own type is that of its norms, which no quantisation touches.
     dtype = dtype or str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
@@ -197,7 +233,26 @@ def _convert_folder(
         shutil.copy(generation, folder)
 
 
-def _write_card(folder: Path, name: str, source: str) -> None:
+def _distilled_weights(
+    distilled: TorchWeights | None,
+    source: Path,
+    base: dict[str, Any],
+    config: AllMemConfig,
+) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    """Weights of the base model and of the memory from a checkpoint of PyTorch."""
+    if distilled is None:
+        return {}, {}
+    memory = distilled.memory(base["hidden_size"], config)
+    check_weights(source)
+    tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
+    weights, left_out = distilled.base_weights(tensors, base)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        warn(f"left out of {distilled.path}: {', '.join(left_out[:3])}{more}")
+    return weights, memory
+
+
+def _write_card(folder: Path, name: str, source: str, memory: str) -> None:
     config = AllMemConfig.from_dict(read_config(folder)["allmem"])
-    card = MODEL_CARD.format(name=name, source=source, config=config)
+    card = MODEL_CARD.format(name=name, source=source, config=config, memory=memory)
     (folder / "README.md").write_text(card)

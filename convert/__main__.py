@@ -27,6 +27,11 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--q-group-size", type=int, help="Group size for quantization")
     add("--q-bits", type=int, help="Bits per weight for quantization")
     add("--q-mode", default="affine", choices=Q_MODES, help="Quantization mode")
+    add(
+        "--torch-path",
+        metavar="PATH",
+        help="Memory weights distilled in PyTorch, a file or a folder",
+    )
     add_sizes(parser)
     return parser
 
@@ -44,6 +49,7 @@ def command(args: argparse.Namespace) -> None:
         q_bits=args.q_bits,
         q_group_size=args.q_group_size,
         q_mode=args.q_mode,
+        torch_path=args.torch_path,
         **sizes(args),
     )
 

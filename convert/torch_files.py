@@ -1,0 +1,295 @@
+"""The tensors of a PyTorch checkpoint: safetensors or pickles, one file or several.
+
+Nothing of a pickle is run: only tensors, and the dictionaries around them, are read.
+"""
+
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from allmem_mlx.errors import AllMemError
+
+PICKLES = (".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *PICKLES)
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Where trainers put the model's tensors; what stands beside them is not the model's.
+WRAPPERS = ("module", "state_dict", "model", "model_state_dict")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# What else a safetensors file may hold that mx.load reads.
+OTHER_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is still in its file.
+
+    Args:
+        file (Path): the file.
+        name (str): its name there.
+        shape (tuple): its shape.
+        dtype (str): ``"float32"``, ``"int64"``, ...
+        read (callable): reads it.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], mx.array]
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of what a library says."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 160 else words[:160] + "..."
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """
+    Raises:
+        AllMemError: if the file does not hold an object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AllMemError(f"{file} cannot be read: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise AllMemError(f"{file} does not hold an object")
+    return value
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files beside an index that it says the tensors are in.
+
+    Args:
+        index (Path): ``model.safetensors.index.json`` for one.
+
+    Raises:
+        AllMemError: if the index is damaged, or names a file that is not there.
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise AllMemError(f"{index} has no weight_map")
+    files = []
+    for name in dict.fromkeys(str(name) for name in names.values()):
+        if name in ("", "..") or Path(name).name != name or "\0" in name:
+            raise AllMemError(
+                f"{index} names {name!r}, which is not a file of its folder"
+            )
+        if not (index.parent / name).is_file():
+            raise AllMemError(f"{index} names {name}, which is missing; get it again")
+        files.append(index.parent / name)
+    return files
+
+
+def find_files(path: Path) -> list[Path]:
+    """The weight files of a checkpoint.
+
+    Args:
+        path (Path): a file, or a folder with an index and its shards, with safetensors,
+            with ``pytorch_model*.bin``, or with one pickle.
+
+    Raises:
+        AllMemError: if there are none, or more than one choice.
+    """
+    if not path.exists():
+        raise AllMemError(f"{path}: no such file or folder")
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise AllMemError(f"{path}: weights end in {', '.join(SUFFIXES)}")
+        return [path]
+    for index in INDEXES:
+        if (path / index).is_file():
+            return indexed_files(path / index)
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(file for file in path.glob(pattern) if file.is_file()):
+            return files
+    files = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    if not files:
+        raise AllMemError(f"{path} has no weights ({', '.join(SUFFIXES)})")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise AllMemError(f"{path} has several files; give one of them: {names}")
+    return files
+
+
+def read_files(files: list[Path]) -> tuple[dict[str, Tensor], list[str]]:
+    """Opens weight files; their tensors are read when they are used.
+
+    Args:
+        files (list): see :func:`find_files`.
+
+    Returns:
+        tuple: tensors by name, and names of what is no tensor of the model, such as an
+        optimizer's state.
+
+    Raises:
+        AllMemError: if a file is damaged, needs more than tensors, or needs PyTorch
+            and it is not installed; if two tensors have one name.
+    """
+    tensors: dict[str, Tensor] = {}
+    others: list[str] = []
+    for file in files:
+        read = _safetensors if file.suffix == ".safetensors" else _pickled
+        for tensor in read(file, others):
+            first = tensors.setdefault(tensor.name, tensor)
+            if first is not tensor:
+                raise twice(first, tensor)
+    return tensors, others
+
+
+def _safetensors(file: Path, others: list[str]) -> Iterator[Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Compares the header with the file's length.
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            header = {
+                name: (tuple(x.get_shape()), x.get_dtype())
+                for name, x in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise AllMemError(
+            f"{file} is damaged or incomplete ({one_line(error)}); get it again"
+        ) from None
+    for name, (_, dtype) in header.items():
+        if dtype not in DTYPES and dtype not in OTHER_DTYPES:
+            raise _wrong_dtype(file, name, dtype)
+    try:
+        arrays: Any = mx.load(str(file), format="safetensors")
+    except (RuntimeError, ValueError) as error:
+        raise AllMemError(f"{file} cannot be read: {one_line(error)}") from None
+    for name, (shape, dtype) in header.items():
+        kind = DTYPES.get(dtype, dtype)
+        yield Tensor(file, name, shape, kind, partial(arrays.__getitem__, name))
+
+
+def twice(one: Tensor, other: Tensor) -> AllMemError:
+    """Two tensors that would take the same place."""
+    return AllMemError(
+        f"{one.file}: {one.name} and {other.name} of {other.file.name} are the same "
+        "parameter; keep one"
+    )
+
+
+def _wrong_dtype(file: Path, name: str, dtype: str) -> AllMemError:
+    return AllMemError(
+        f"{file}: {name} is {dtype}; weights must be float32, float16 or bfloat16"
+    )
+
+
+def _pickled(file: Path, others: list[str]) -> Iterator[Tensor]:
+    try:
+        import torch
+    except ImportError:
+        raise AllMemError(
+            f"{file}: reading it needs PyTorch: pip install torch, or save the weights "
+            "as safetensors"
+        ) from None
+    _check_archive(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(
+                file,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(file),
+            )
+    except pickle.UnpicklingError as error:
+        if "WeightsUnpickler error" not in str(error):
+            raise _damaged(file, error) from None
+        raise AllMemError(
+            f"{file} needs more than tensors to be read ("
+            f"{_unpickler_reason(error)}); save the model's state_dict() alone"
+        ) from None
+    except Exception as error:  # of any kind: a pickle is a program
+        raise _damaged(file, error) from None
+    for name, x in _flatten(file, loaded, others):
+        # No more values than the file holds, whatever the shape says.
+        whole = x.device.type == "cpu" and x.layout == torch.strided
+        if not whole or x.is_nested or x.is_quantized or type(x) is not torch.Tensor:
+            raise AllMemError(f"{file}: {name} is not an ordinary tensor with values")
+        if x.numel() * x.element_size() > x.untyped_storage().nbytes():
+            raise AllMemError(f"{file}: {name} repeats values; save it contiguous")
+        dtype = str(x.dtype).removeprefix("torch.")
+        yield Tensor(file, name, tuple(x.shape), dtype, partial(from_torch, x))
+
+
+def _damaged(file: Path, error: BaseException) -> AllMemError:
+    return AllMemError(
+        f"{file} is damaged, or was not written by torch.save ({one_line(error)})"
+    )
+
+
+def _unpickler_reason(error: BaseException) -> str:
+    text = str(error).partition("WeightsUnpickler error:")[2]
+    return one_line(Exception(text.strip().partition(". ")[0].partition("\n")[0]))
+
+
+def _check_archive(file: Path) -> None:
+    """torch.save never compresses; a small file that is large when read is no
+    checkpoint."""
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _damaged(file, error) from None
+    size = file.stat().st_size
+    if any(
+        x.compress_type != zipfile.ZIP_STORED or x.file_size > size for x in entries
+    ):
+        raise AllMemError(f"{file} is a compressed archive; torch.save writes none")
+
+
+def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, Any]]:
+    """Tensors of the dictionaries that are the model's; names of everything else."""
+    import torch
+
+    if not isinstance(loaded, dict):
+        kind = type(loaded).__name__
+        raise AllMemError(f"{file} holds a {kind}, not a dictionary of tensors")
+    waiting, seen = [loaded], {id(loaded)}
+    while waiting:
+        for name, value in waiting.pop().items():
+            if isinstance(value, torch.nn.Parameter):
+                value = value.data
+            if isinstance(value, torch.Tensor) and isinstance(name, str):
+                yield name, value
+            elif name in WRAPPERS and isinstance(value, dict):
+                if id(value) not in seen:
+                    waiting.append(value)
+                    seen.add(id(value))
+            elif isinstance(value, torch.Tensor | dict | list) and len(value):
+                others.append(str(name))
+
+
+def from_torch(x: Any) -> mx.array:
+    """A tensor of PyTorch as an array, to the bit."""
+    import torch
+
+    x = x.detach().contiguous()
+    if x.dtype == torch.bfloat16:
+        return mx.array(x.view(torch.int16).numpy()).view(mx.bfloat16)
+    return mx.array(x.numpy())
+
+
+def to_torch(x: mx.array) -> Any:
+    """An array as a tensor of PyTorch, to the bit."""
+    import torch
+
+    if x.dtype == mx.bfloat16:
+        return torch.from_numpy(np.array(x.view(mx.int16))).view(torch.bfloat16)
+    return torch.from_numpy(np.array(x))
