@@ -21,7 +21,7 @@ def configure_parser() -> argparse.ArgumentParser:
         help="Hugging Face or mlx-lm model folder",
     )
     source.add_argument("--gguf", metavar="FILE", help="GGUF file")
-    add("--mlx-path", default="mlx_model", help="Folder to create")
+    add("--mlx-path", help="Folder to create. Default: mlx_model")
     add("--dtype", choices=DTYPES, help="Type of the weights. Default: the source's")
     add("-q", "--quantize", action="store_true", help="Quantise the base model")
     add("--q-group-size", type=int, help="Group size for quantization")
@@ -32,6 +32,11 @@ def configure_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="Memory weights distilled in PyTorch, a file or a folder",
     )
+    add(
+        "--export-torch",
+        metavar="PATH",
+        help="Write the memory of an AllMem --model for PyTorch, and convert nothing",
+    )
     add_sizes(parser)
     return parser
 
@@ -39,11 +44,14 @@ def configure_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     if not args.quantize and (args.q_bits or args.q_group_size):
         raise SettingError("--q-bits and --q-group-size need -q")
+    if args.export_torch is not None:
+        export(args)
+        return
     from . import convert
 
     convert(
         args.hf_path or args.gguf,
-        args.mlx_path,
+        args.mlx_path or "mlx_model",
         dtype=args.dtype,
         quantize=args.quantize,
         q_bits=args.q_bits,
@@ -52,6 +60,17 @@ def command(args: argparse.Namespace) -> None:
         torch_path=args.torch_path,
         **sizes(args),
     )
+
+
+def export(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        used = name in ("hf_path", "export_torch", "debug")
+        if not used and value != configure_parser().get_default(name):
+            flag = name.replace("_", "-")
+            raise SettingError(f"--export-torch does not go with --{flag}")
+    from .torch_export import export_torch
+
+    export_torch(args.hf_path, args.export_torch)
 
 
 def main() -> None:

@@ -23,9 +23,8 @@ SUFFIXES = (".safetensors", *PICKLES)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Where trainers put the model's tensors; what stands beside them is not the model's.
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# What else a safetensors file may hold that mx.load reads.
-OTHER_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
+# Types of a safetensors file that mx.load reads.
+DTYPES = "BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 C64".split()
 
 
 @dataclass(frozen=True)
@@ -163,15 +162,15 @@ def _safetensors(file: Path, others: list[str]) -> Iterator[Tensor]:
             f"{file} is damaged or incomplete ({one_line(error)}); get it again"
         ) from None
     for name, (_, dtype) in header.items():
-        if dtype not in DTYPES and dtype not in OTHER_DTYPES:
-            raise _wrong_dtype(file, name, dtype)
+        if dtype not in DTYPES:
+            raise wrong_dtype(file, name, dtype)
     try:
         arrays: Any = mx.load(str(file), format="safetensors")
     except (RuntimeError, ValueError) as error:
         raise AllMemError(f"{file} cannot be read: {one_line(error)}") from None
-    for name, (shape, dtype) in header.items():
-        kind = DTYPES.get(dtype, dtype)
-        yield Tensor(file, name, shape, kind, partial(arrays.__getitem__, name))
+    for name, (shape, _) in header.items():
+        dtype = str(arrays[name].dtype).removeprefix("mlx.core.")
+        yield Tensor(file, name, shape, dtype, partial(arrays.__getitem__, name))
 
 
 def twice(one: Tensor, other: Tensor) -> AllMemError:
@@ -182,20 +181,15 @@ def twice(one: Tensor, other: Tensor) -> AllMemError:
     )
 
 
-def _wrong_dtype(file: Path, name: str, dtype: str) -> AllMemError:
+def wrong_dtype(file: Path, name: str, dtype: str) -> AllMemError:
+    """A tensor that is no weight."""
     return AllMemError(
         f"{file}: {name} is {dtype}; weights must be float32, float16 or bfloat16"
     )
 
 
 def _pickled(file: Path, others: list[str]) -> Iterator[Tensor]:
-    try:
-        import torch
-    except ImportError:
-        raise AllMemError(
-            f"{file}: reading it needs PyTorch: pip install torch, or save the weights "
-            "as safetensors"
-        ) from None
+    torch = import_torch(file)
     _check_archive(file)
     try:
         with warnings.catch_warnings():
@@ -274,6 +268,21 @@ def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, 
                     seen.add(id(value))
             elif isinstance(value, torch.Tensor | dict | list) and len(value):
                 others.append(str(name))
+
+
+def import_torch(file: Path) -> Any:
+    """PyTorch, for a file that only it reads and writes.
+
+    Raises:
+        AllMemError: if it is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise AllMemError(
+            f"{file} needs PyTorch: pip install torch, or use safetensors"
+        ) from None
+    return torch
 
 
 def from_torch(x: Any) -> mx.array:

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError
 
-from .torch_files import Tensor, find_files, read_files, read_json, twice
+from .torch_files import Tensor, find_files, read_files, read_json, twice, wrong_dtype
 from .torch_names import (
     PARAMETERS,
     layout,
@@ -208,10 +208,7 @@ def _no_place(tensor: Tensor) -> AllMemError:
 
 def _check(tensor: Tensor, shape: tuple[int, ...], whose: str) -> None:
     if tensor.dtype not in DTYPES:
-        raise AllMemError(
-            f"{tensor.file}: {tensor.name} is {tensor.dtype}; it must be one of "
-            + ", ".join(DTYPES)
-        )
+        raise wrong_dtype(tensor.file, tensor.name, tensor.dtype)
     if tensor.shape != tuple(shape):
         raise AllMemError(
             f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; {whose} needs "
