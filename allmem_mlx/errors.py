@@ -1,5 +1,7 @@
 """Errors that are the user's to mend. Commands print them as one line."""
 
+import textwrap
+
 
 class AllMemError(Exception):
     """Something the user can mend: a file, a folder, a model that does not fit."""
@@ -11,3 +13,9 @@ class SettingError(AllMemError, ValueError):
     """A setting that cannot be obeyed."""
 
     exit_code = 2
+
+
+def reason(error: BaseException) -> str:
+    """What another library says of an error, as one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return textwrap.shorten(text, 300, placeholder=" ...")

@@ -9,6 +9,7 @@ import mlx.nn as nn
 from .config import AllMemConfig
 from .errors import AllMemError, SettingError
 from .model import MODEL_TYPE, Model, ModelArgs
+from .weight_files import indexed_files, safetensors_header
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AllMemError(f"{folder} is not a model folder: it has no config.json")
     try:
         config = load_config(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AllMemError(f"{folder / 'config.json'} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
@@ -31,25 +32,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuses a folder whose safetensors are missing, truncated or not safetensors.
+    """Refuses a folder whose safetensors, or one that its index names, are missing,
+    truncated or not safetensors.
 
     Raises:
         AllMemError: naming the file.
     """
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise AllMemError(f"{folder} has no weights (model*.safetensors)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        indexed_files(index)
     for file in files:
-        try:
-            # Reads the header and compares it with the file's length.
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise AllMemError(
-                f"{file} is damaged or incomplete ({error}); get it again"
-            ) from None
+        safetensors_header(file)
 
 
 def load_weights(

@@ -11,12 +11,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from allmem_mlx.errors import AllMemError
+from allmem_mlx.errors import AllMemError, reason
 from allmem_mlx.loading import load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE
 
 from . import _new_folder
-from .torch_files import PICKLES, SUFFIXES, import_torch, one_line, to_torch
+from .torch_files import PICKLES, SUFFIXES, import_torch, to_torch
 from .torch_weights import is_memory
 
 WEIGHTS = "memory.safetensors"  # in a folder
@@ -57,7 +57,7 @@ def export_torch(model_path: str | Path, path: str | Path) -> None:
                 block = json.dumps({"allmem": config["allmem"]}, indent=2)
                 (folder / "config.json").write_text(block)
     except (OSError, RuntimeError) as error:
-        raise AllMemError(f"{path} cannot be written: {one_line(error)}") from None
+        raise AllMemError(f"{path} cannot be written: {reason(error)}") from None
 
 
 def _write(memory: dict[str, mx.array], file: Path) -> None:

@@ -3,7 +3,6 @@
 Nothing of a pickle is run: only tensors, and the dictionaries around them, are read.
 """
 
-import json
 import pickle
 import warnings
 import zipfile
@@ -16,7 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from allmem_mlx.errors import AllMemError
+from allmem_mlx.errors import AllMemError, reason
+from allmem_mlx.weight_files import indexed_files, readable, safetensors_header
 
 PICKLES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -33,7 +33,7 @@ class Tensor:
 
     Args:
         file (Path): the file.
-        name (str): its name there.
+        name (str): its name there, for messages.
         shape (tuple): its shape.
         dtype (str): ``"float32"``, ``"int64"``, ...
         read (callable): reads it.
@@ -44,50 +44,6 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], mx.array]
-
-
-def one_line(error: BaseException) -> str:
-    """The first sentence of what a library says."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 160 else words[:160] + "..."
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """
-    Raises:
-        AllMemError: if the file does not hold an object.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AllMemError(f"{file} cannot be read: {one_line(error)}") from None
-    if not isinstance(value, dict):
-        raise AllMemError(f"{file} does not hold an object")
-    return value
-
-
-def indexed_files(index: Path) -> list[Path]:
-    """The files beside an index that it says the tensors are in.
-
-    Args:
-        index (Path): ``model.safetensors.index.json`` for one.
-
-    Raises:
-        AllMemError: if the index is damaged, or names a file that is not there.
-    """
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise AllMemError(f"{index} has no weight_map")
-    files = []
-    for name in dict.fromkeys(str(name) for name in names.values()):
-        if name in ("", "..") or Path(name).name != name or "\0" in name:
-            raise AllMemError(
-                f"{index} names {name!r}, which is not a file of its folder"
-            )
-        if not (index.parent / name).is_file():
-            raise AllMemError(f"{index} names {name}, which is missing; get it again")
-        files.append(index.parent / name)
-    return files
 
 
 def find_files(path: Path) -> list[Path]:
@@ -139,38 +95,26 @@ def read_files(files: list[Path]) -> tuple[dict[str, Tensor], list[str]]:
     others: list[str] = []
     for file in files:
         read = _safetensors if file.suffix == ".safetensors" else _pickled
-        for tensor in read(file, others):
-            first = tensors.setdefault(tensor.name, tensor)
+        for name, tensor in read(file, others):
+            first = tensors.setdefault(name, tensor)
             if first is not tensor:
                 raise twice(first, tensor)
     return tensors, others
 
 
-def _safetensors(file: Path, others: list[str]) -> Iterator[Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # Compares the header with the file's length.
-        with safe_open(file, framework="numpy") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}
-            header = {
-                name: (tuple(x.get_shape()), x.get_dtype())
-                for name, x in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise AllMemError(
-            f"{file} is damaged or incomplete ({one_line(error)}); get it again"
-        ) from None
+def _safetensors(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
+    header = safetensors_header(file)
     for name, (_, dtype) in header.items():
         if dtype not in DTYPES:
-            raise wrong_dtype(file, name, dtype)
+            raise wrong_dtype(file, readable(name), dtype)
     try:
         arrays: Any = mx.load(str(file), format="safetensors")
     except (RuntimeError, ValueError) as error:
-        raise AllMemError(f"{file} cannot be read: {one_line(error)}") from None
+        raise AllMemError(f"{file} cannot be read: {reason(error)}") from None
     for name, (shape, _) in header.items():
         dtype = str(arrays[name].dtype).removeprefix("mlx.core.")
-        yield Tensor(file, name, shape, dtype, partial(arrays.__getitem__, name))
+        read = partial(arrays.__getitem__, name)
+        yield name, Tensor(file, readable(name), shape, dtype, read)
 
 
 def twice(one: Tensor, other: Tensor) -> AllMemError:
@@ -188,7 +132,7 @@ def wrong_dtype(file: Path, name: str, dtype: str) -> AllMemError:
     )
 
 
-def _pickled(file: Path, others: list[str]) -> Iterator[Tensor]:
+def _pickled(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
     torch = import_torch(file)
     _check_archive(file)
     try:
@@ -213,22 +157,25 @@ def _pickled(file: Path, others: list[str]) -> Iterator[Tensor]:
         # No more values than the file holds, whatever the shape says.
         whole = x.device.type == "cpu" and x.layout == torch.strided
         if not whole or x.is_nested or x.is_quantized or type(x) is not torch.Tensor:
-            raise AllMemError(f"{file}: {name} is not an ordinary tensor with values")
+            shown = readable(name)
+            raise AllMemError(f"{file}: {shown} is not an ordinary tensor with values")
         if x.numel() * x.element_size() > x.untyped_storage().nbytes():
-            raise AllMemError(f"{file}: {name} repeats values; save it contiguous")
+            shown = readable(name)
+            raise AllMemError(f"{file}: {shown} repeats values; save it contiguous")
         dtype = str(x.dtype).removeprefix("torch.")
-        yield Tensor(file, name, tuple(x.shape), dtype, partial(from_torch, x))
+        read = partial(from_torch, x)
+        yield name, Tensor(file, readable(name), tuple(x.shape), dtype, read)
 
 
 def _damaged(file: Path, error: BaseException) -> AllMemError:
     return AllMemError(
-        f"{file} is damaged, or was not written by torch.save ({one_line(error)})"
+        f"{file} is damaged, or was not written by torch.save ({reason(error)})"
     )
 
 
 def _unpickler_reason(error: BaseException) -> str:
     text = str(error).partition("WeightsUnpickler error:")[2]
-    return one_line(Exception(text.strip().partition(". ")[0].partition("\n")[0]))
+    return reason(Exception(text.strip().partition(". ")[0].partition("\n")[0]))
 
 
 def _check_archive(file: Path) -> None:
@@ -267,7 +214,7 @@ def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, 
                     waiting.append(value)
                     seen.add(id(value))
             elif isinstance(value, torch.Tensor | dict | list) and len(value):
-                others.append(str(name))
+                others.append(readable(name))
 
 
 def import_torch(file: Path) -> Any:

@@ -69,7 +69,7 @@ WRAPPERS = {
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 }
-_OF_LAYER = re.compile(r"layers\.(\d{1,6})\.self_attn\.(alpha|memory\..+)")
+_OF_LAYER = re.compile(r"layers\.([0-9]{1,6})\.self_attn\.(alpha|memory\..+)")
 
 
 def shapes(dims: int, config: AllMemConfig) -> dict[str, tuple[int, ...]]:

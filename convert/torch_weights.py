@@ -9,9 +9,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.errors import AllMemError, SettingError
+from allmem_mlx.errors import AllMemError, SettingError, reason
+from allmem_mlx.weight_files import read_json
 
-from .torch_files import Tensor, find_files, read_files, read_json, twice, wrong_dtype
+from .torch_files import Tensor, find_files, read_files, twice, wrong_dtype
 from .torch_names import (
     PARAMETERS,
     layout,
@@ -75,7 +76,8 @@ class TorchWeights:
         try:
             AllMemConfig.from_dict({**block, **found})
         except SettingError as error:
-            raise AllMemError(f"{config if block else self.path}: {error}") from None
+            where = config if block else self.path
+            raise AllMemError(f"{where}: {reason(error)}") from None
         return {**block, **found, **given}
 
     def _sizes(self) -> dict[str, int]:
@@ -239,7 +241,7 @@ def read_torch_weights(path: Path) -> TorchWeights:
     for name, tensor in all_tensors.items():
         plain = plain_name(name)
         if plain.startswith("optim"):
-            others.append(name)
+            others.append(tensor.name)
             continue
         if (found := place(plain)) is not None:
             layer, key = found

@@ -512,11 +512,11 @@ FOLDERS = {
     "index without a map": (lambda f: index(f, "{}"), ["index.json", "weight_map"]),
     "a shard is missing": (
         lambda f: index(f, '{"weight_map": {"a": "b.safetensors"}}'),
-        ["index.json", "b.safetensors", "missing"],
+        ["index.json", "b.safetensors", "not in its folder"],
     ),
     "a shard elsewhere": (
         lambda f: index(f, '{"weight_map": {"a": "../base/model.safetensors"}}'),
-        ["index.json", "'../base/model.safetensors'"],
+        ["index.json", "../base/model.safetensors"],
     ),
     "a whole model": (
         lambda f: [
