@@ -3,7 +3,7 @@
 Nothing of a pickle is run: only tensors, and the dictionaries around them, are read.
 """
 
-import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -144,15 +144,8 @@ def _pickled(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
                 weights_only=True,
                 mmap=zipfile.is_zipfile(file),
             )
-    except pickle.UnpicklingError as error:
-        if "WeightsUnpickler error" not in str(error):
-            raise _damaged(file, error) from None
-        raise AllMemError(
-            f"{file} needs more than tensors to be read ("
-            f"{_unpickler_reason(error)}); save the model's state_dict() alone"
-        ) from None
     except Exception as error:  # of any kind: a pickle is a program
-        raise _damaged(file, error) from None
+        raise _unreadable(file, error) from None
     for name, x in _flatten(file, loaded, others):
         # No more values than the file holds, whatever the shape says.
         whole = x.device.type == "cpu" and x.layout == torch.strided
@@ -167,15 +160,16 @@ def _pickled(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
         yield name, Tensor(file, readable(name), tuple(x.shape), dtype, read)
 
 
-def _damaged(file: Path, error: BaseException) -> AllMemError:
-    return AllMemError(
-        f"{file} is damaged, or was not written by torch.save ({reason(error)})"
-    )
-
-
-def _unpickler_reason(error: BaseException) -> str:
-    text = str(error).partition("WeightsUnpickler error:")[2]
-    return reason(Exception(text.strip().partition(". ")[0].partition("\n")[0]))
+def _unreadable(file: Path, error: BaseException) -> AllMemError:
+    text = str(error)
+    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
+        return AllMemError(
+            f"{file} needs more than tensors to be read ({wanted[1]}); save the model's "
+            "state_dict() alone"
+        )
+    # PyTorch's own advice is to run what is in the file.
+    why = "" if "weights_only" in text else f" ({reason(error)})"
+    return AllMemError(f"{file} is damaged, or was not written by torch.save{why}")
 
 
 def _check_archive(file: Path) -> None:
@@ -187,12 +181,15 @@ def _check_archive(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _damaged(file, error) from None
+        raise _unreadable(file, error) from None
     size = file.stat().st_size
     if any(
         x.compress_type != zipfile.ZIP_STORED or x.file_size > size for x in entries
     ):
-        raise AllMemError(f"{file} is a compressed archive; torch.save writes none")
+        raise AllMemError(
+            f"{file} is a compressed archive, not of torch.save; save the model's "
+            "state_dict()"
+        )
 
 
 def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, Any]]:

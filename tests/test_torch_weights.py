@@ -243,21 +243,25 @@ def test_there_and_back_to_the_bit(base, tmp_path, write):
     assert fingerprint(torch.load(tmp_path / "back.pt")) == expected
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_types(base, tmp_path, dtype):
+def test_half_types(base, tmp_path, dtype, suffix):
     """What our precision rules keep in float32 comes back in it, of the same value;
     the rest to the bit."""
     tensors = memory_tensors(dtype=dtype)
-    save_file(tensors, tmp_path / "m.safetensors")
+    file = tmp_path / f"memory.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(tensors, file)
     name = str(dtype).removeprefix("torch.")
-    convert(base, tmp_path / "new", torch_path=tmp_path / "m.safetensors", dtype=name)
-    export_torch(tmp_path / "new", tmp_path / "back.bin")
-    back = torch.load(tmp_path / "back.bin")
-    kept = ("in_proj.weight", "conv_weight", "o_proj.weight")
-    for name in tensors:
-        assert back[name].dtype == (dtype if name.endswith(kept) else torch.float32)
-        back[name] = back[name].to(dtype)
-    assert fingerprint(back) == fingerprint(tensors)
+    convert(base, tmp_path / "new", torch_path=file, dtype=name)
+    for back in (tmp_path / "back.bin", tmp_path / "back.safetensors"):
+        export_torch(tmp_path / "new", back)
+        found = torch.load(back) if back.suffix == ".bin" else load_file(back)
+        kept = ("in_proj.weight", "conv_weight", "o_proj.weight")
+        for name in tensors:
+            follows = name.endswith(kept)
+            assert found[name].dtype == (dtype if follows else torch.float32)
+            found[name] = found[name].to(dtype)
+        assert fingerprint(found) == fingerprint(tensors)
 
 
 def test_what_is_exported_loads_into_the_reference(trained, tmp_path):
