@@ -28,7 +28,7 @@ from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read
 from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs
 
 from . import gguf
-from .torch_files import read_files
+from .torch_files import Tensor, read_files
 from .torch_weights import (
     TorchWeights,
     is_memory,
@@ -243,8 +243,10 @@ def _distilled_weights(
     if distilled is None:
         return {}, {}
     memory = distilled.memory(base["hidden_size"], config)
-    check_weights(source)
-    tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
+    tensors: dict[str, Tensor] = {}
+    if distilled.base:
+        check_weights(source)
+        tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
     weights, left_out = distilled.base_weights(tensors, base)
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""

@@ -50,25 +50,29 @@ def find_files(path: Path) -> list[Path]:
     """The weight files of a checkpoint.
 
     Args:
-        path (Path): a file, or a folder with an index and its shards, with safetensors,
-            with ``pytorch_model*.bin``, or with one pickle.
+        path (Path): a file; or a folder with an index and its shards, with safetensors
+            (both, if there are both), with ``pytorch_model*.bin``, or with one pickle.
 
     Raises:
         AllMemError: if there are none, or more than one choice.
     """
-    if not path.exists():
-        raise AllMemError(f"{path}: no such file or folder")
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise AllMemError(f"{path}: weights end in {', '.join(SUFFIXES)}")
         return [path]
+    if not path.is_dir():
+        raise AllMemError(f"{path}: no such file or folder")
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    safetensors = [file for file in files if file.suffix == ".safetensors"]
     for index in INDEXES:
-        if (path / index).is_file():
-            return indexed_files(path / index)
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        if files := sorted(file for file in path.glob(pattern) if file.is_file()):
-            return files
-    files = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+        if path / index in files:
+            shards = indexed_files(path / index)
+            return shards + [file for file in safetensors if file not in shards]
+    if safetensors:
+        return safetensors
+    if shards := [file for file in files if file.match("pytorch_model*.bin")]:
+        return shards
+    files = [file for file in files if file.suffix in PICKLES]
     if not files:
         raise AllMemError(f"{path} has no weights ({', '.join(SUFFIXES)})")
     if len(files) > 1:
@@ -164,8 +168,8 @@ def _unreadable(file: Path, error: BaseException) -> AllMemError:
     text = str(error)
     if wanted := re.search(r"GLOBAL ([\w.]+)", text):
         return AllMemError(
-            f"{file} needs more than tensors to be read ({wanted[1]}); save the model's "
-            "state_dict() alone"
+            f"{file} needs more than tensors to be read ({wanted[1]}); save "
+            "the model's state_dict() alone"
         )
     # PyTorch's own advice is to run what is in the file.
     why = "" if "weights_only" in text else f" ({reason(error)})"

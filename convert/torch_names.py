@@ -27,8 +27,8 @@ whole, or in the parts given beside it, in this order:
     memory.o_proj.weight           [D, np]
 
 The rows of the learning rates are gate, up and down of head 0, then of head 1, and so
-on. Names of wrappers (``WRAPPERS``) may stand anywhere in a name, and ``model`` any
-number of times at its beginning.
+on. Names of wrappers (``WRAPPERS``) may stand anywhere in a name, and those of the
+model itself (``MODELS``) any number of times at its beginning.
 """
 
 import re
@@ -69,6 +69,7 @@ WRAPPERS = {
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 }
+MODELS = ("model", "language_model")
 _OF_LAYER = re.compile(r"layers\.([0-9]{1,6})\.self_attn\.(alpha|memory\..+)")
 
 
@@ -116,9 +117,9 @@ def layout(parameter: str, names: set[str]) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without wrappers, and without ``model`` at its beginning."""
+    """A tensor's name without wrappers, and without the model at its beginning."""
     steps = [step for step in name.split(".") if step not in WRAPPERS]
-    while len(steps) > 1 and steps[0] == "model":
+    while len(steps) > 1 and steps[0] in MODELS:
         del steps[0]
     return ".".join(steps)
 

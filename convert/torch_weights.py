@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason
-from allmem_mlx.weight_files import read_json
+from allmem_mlx.weight_files import read_json, readable
 
 from .torch_files import Tensor, find_files, read_files, twice, wrong_dtype
 from .torch_names import (
@@ -66,8 +66,9 @@ class TorchWeights:
             raise AllMemError(f"{config}: the allmem block must be an object")
         for name, size in found.items():
             if block.get(name, size) != size:
+                said = readable(block[name])
                 raise AllMemError(
-                    f"{config}: {name} is {block[name]!r}; in the weights it is {size}"
+                    f"{config}: {name} is {said}; in the weights it is {size}"
                 )
             if given.get(name, size) != size:
                 raise SettingError(
@@ -171,15 +172,15 @@ class TorchWeights:
         left_out = [x.name for plain, x in base.items() if plain not in places]
         if not found:
             return {}, [*self.others, *left_out]
-        if missing := sorted(places.keys() - found):
-            raise AllMemError(
-                f"{self.path} has {len(found)} of the base model's {len(places)} "
-                f"tensors, but not {places[missing[0]]}; it must have all or none"
-            )
         if config.get("quantization"):
             raise AllMemError(
                 f"{self.path} has the base model's weights too; give a base that is "
                 "not quantised"
+            )
+        if missing := sorted(places.keys() - found):
+            raise AllMemError(
+                f"{self.path} has {len(found)} of the base model's {len(places)} "
+                f"tensors, but not {places[missing[0]]}; it must have all or none"
             )
         for plain, name in places.items():
             _check(base[plain], folder[name].shape, "the base model")

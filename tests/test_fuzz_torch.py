@@ -99,6 +99,36 @@ def nested(data: bytes, rng: random.Random) -> bytes:
 CORRUPTIONS = (truncated, flipped, flipped, scrambled, other, compressed, nested)
 
 
+def other_tensors(tensors: dict, rng: random.Random) -> dict:
+    """Good files of tensors that are not what they should be."""
+    name = rng.choice(sorted(tensors))
+    x = tensors[name]
+    ways = {
+        "gone": lambda: None,
+        "turned": lambda: x.mT.contiguous() if x.ndim > 1 else x[None],
+        "flat": lambda: x.flatten(),
+        "cut": lambda: x[1:].clone(),
+        "empty": lambda: x[:0].clone(),
+        "scalar": lambda: x.flatten()[0].clone(),
+        "NaN": lambda: torch.where(x == x.max(), torch.nan, x),
+        "another type": lambda: x.to(
+            rng.choice((torch.int8, torch.float64, torch.bool, torch.bfloat16))
+        ),
+        "another layer": lambda: x,
+        "another name": lambda: x,
+    }
+    way = rng.choice(list(ways))
+    new = {key: y for key, y in tensors.items() if key != name}
+    if way == "another layer":
+        name = name.replace(".0.", f".{rng.choice(('1', '7', '-1', '99999999'))}.")
+    if way == "another name":
+        name = rng.choice(
+            (f"{name}s", name[5:], f"x.{name}", name.upper(), "\n" + name)
+        )
+    x = ways[way]()
+    return new if x is None else {**new, name: x}
+
+
 def attempt(base, folder, torch_path) -> str | None:
     """The message if it is refused; whatever else goes wrong is raised."""
     before = sorted(path.name for path in folder.iterdir())
@@ -142,6 +172,20 @@ def test_corrupted_weights(base, tmp_path, kind):
         except BaseException as error:
             raise AssertionError(f"case {case}, {way.__name__}: {error!r}") from error
         shutil.rmtree(folder)
+    assert refused > COUNT // 8
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_other_tensors(base, tmp_path, suffix):
+    rng, refused = random.Random(suffix), 0
+    file = tmp_path / f"memory.{suffix}"
+    for case in range(COUNT // 4):
+        tensors = other_tensors(memory_tensors(), rng)
+        (save_file if suffix == "safetensors" else torch.save)(tensors, file)
+        try:
+            refused += attempt(base, tmp_path, file) is not None
+        except BaseException as error:
+            raise AssertionError(f"case {case}: {error!r}") from error
     assert refused > COUNT // 8
 
 
