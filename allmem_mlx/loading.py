@@ -10,6 +10,7 @@ from .config import AllMemConfig
 from .errors import AllMemError, SettingError, reason
 from .hub import origin, remedy, resolve
 from .model import MODEL_TYPE, Model, ModelArgs
+from .weight_files import indexed_files, safetensors_header
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -24,34 +25,31 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AllMemError(f"{folder} is not a model folder: it has no config.json")
     try:
         config = load_config(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         file = folder / "config.json"
-        raise AllMemError(f"{file} cannot be read: {error}; {remedy(file)}") from None
+        raise AllMemError(
+            f"{file} cannot be read: {reason(error)}; {remedy(file)}"
+        ) from None
     if not isinstance(config, dict):
         raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
     return config
 
 
 def check_weights(folder: Path) -> None:
-    """Refuses a folder whose safetensors are missing, truncated or not safetensors.
+    """Refuses a folder whose safetensors, or one that its index names, are missing,
+    truncated or not safetensors.
 
     Raises:
         AllMemError: naming the file.
     """
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise AllMemError(f"{folder} has no weights (model*.safetensors)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        indexed_files(index)
     for file in files:
-        try:
-            # Reads the header and compares it with the file's length.
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise AllMemError(
-                f"{file} is damaged or incomplete ({error}); {remedy(file)}"
-            ) from None
+        safetensors_header(file)
 
 
 def load_weights(
