@@ -123,8 +123,8 @@ def convert(
     Args:
         source (str | Path): a Hugging Face or mlx-lm model folder, or a GGUF file.
         mlx_path (str | Path): the folder to create; it must not exist.
-        dtype (str): type of the weights. Default: the source's; float16 for a GGUF
-            file.
+        dtype (str): type of the weights. Default: the source's; for a quantised GGUF
+            file float16, or bfloat16 for a family that overflows in float16.
         quantize (bool): quantise the base model's weights, with mlx-lm's defaults for
             ``q_bits``, ``q_group_size`` and ``q_mode``. The memory is not quantised.
         name (str): what the model card calls the source. Default: its path.
@@ -144,7 +144,7 @@ def convert(
             _convert_folder(source, folder, dtype, quantization, settings)
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-                gguf.unpack(source, Path(unpacked), getattr(mx, dtype or "float16"))
+                gguf.unpack(source, Path(unpacked), dtype)
                 _convert_folder(Path(unpacked), folder, dtype, quantization, settings)
         _write_card(folder, mlx_path.name, name or str(source))
 
