@@ -8,6 +8,8 @@ from .file import Metadata, Tensor
 
 # Keys of an architecture that do not change what it computes for a text.
 HARMLESS = {
+    "attention.layer_norm_epsilon",  # a family asks for its own
+    "attention.layer_norm_rms_epsilon",
     "context_length",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
