@@ -122,8 +122,8 @@ def convert(
         source (str | Path): a Hugging Face or mlx-lm model folder, a GGUF file, or a
             repository of the hub, ``ORG/NAME``.
         mlx_path (str | Path): the folder to create; it must not exist.
-        dtype (str): type of the weights. Default: the source's; float16 for a GGUF
-            file.
+        dtype (str): type of the weights. Default: the source's; for a quantised GGUF
+            file float16, or bfloat16 for a family that overflows in float16.
         quantize (bool): quantise the base model's weights, with mlx-lm's defaults for
             ``q_bits``, ``q_group_size`` and ``q_mode``. The memory is not quantised.
         torch_path (str | Path): memory weights distilled in PyTorch, a file or a
@@ -155,7 +155,7 @@ def convert(
             _convert_folder(path, folder, *options)
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-                gguf.unpack(path, Path(unpacked), getattr(mx, dtype or "float16"))
+                gguf.unpack(path, Path(unpacked), dtype)
                 _convert_folder(Path(unpacked), folder, *options)
         memory = f"distilled in PyTorch, `{distilled.path.name}`" if distilled else None
         card.write(

@@ -211,19 +211,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def complete(changed: dict[str, Any]) -> dict[str, Any]:
+    ids = {"eos_token_id": 126, "bos_token_id": 125, "pad_token_id": 0}
+    return {**TINY_BASE, **ids, **changed}
+
+
 def settings(name: str) -> tuple[str, dict[str, Any]]:
     family, changed = CASES[name]
-    ids = {"eos_token_id": 126, "bos_token_id": 125, "pad_token_id": 0}
-    return family, {**TINY_BASE, **ids, **changed}
+    return family, complete(changed)
 
 
 def save_checkpoint(folder: Path, name: str) -> Path:
+    return save_family(folder, *settings(name))
+
+
+def save_family(folder: Path, family: str, config: dict[str, Any]) -> Path:
     """A folder as Hugging Face writes it; no parameter is 0 or 1."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    family, config = settings(name)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config))
     with torch.no_grad():
         for x in model.parameters():

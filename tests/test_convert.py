@@ -1,4 +1,4 @@
-"""Conversion: from a folder, from GGUF, quantised, and everything refused."""
+"""Conversion: from a folder, quantised, and everything refused."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from helpers import (
 from mlx.utils import tree_flatten
 
 from allmem_mlx import load
-from allmem_mlx.convert import convert, gguf
+from allmem_mlx.convert import convert
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.model import base_model
 
@@ -153,103 +153,6 @@ def test_a_quantised_base(base_folder, tmp_path):
         convert(quantised, tmp_path / "again", quantize=True)
 
 
-def save_gguf(base_folder, path, **changed):
-    """The tiny base as llama.cpp stores it: its names, rows permuted for llama."""
-    config = json.loads((base_folder / "config.json").read_text())
-    kind, d = config["model_type"], config["head_dim"]
-    names = {hf: name for name, hf in gguf.TENSORS.items()}
-    tensors = {}
-    for name, x in mx.load(str(base_folder / "model.safetensors")).items():
-        parts = name.removesuffix(".weight").split(".")
-        if "layers" in parts:
-            stem = f"blk.{parts[2]}." + names[".".join(parts[3:])]
-        else:
-            stem = names[".".join(parts)]
-        if kind == "llama" and ("attn_q" in stem or "attn_k" in stem):
-            # Halves of a head's rows, interleaved.
-            x = x.reshape(-1, 2, d // 2, x.shape[-1]).swapaxes(1, 2)
-            x = x.reshape(-1, x.shape[-1])
-        tensors[f"{stem}.weight"] = x
-    tokenizer = json.loads((base_folder / "tokenizer.json").read_text())
-    vocab = tokenizer["model"]["vocab"] | {
-        token["content"]: token["id"] for token in tokenizer["added_tokens"]
-    }
-    special = {token["id"] for token in tokenizer["added_tokens"]}
-    metadata = {
-        "general.architecture": kind,
-        f"{kind}.embedding_length": mx.array(config["hidden_size"]),
-        f"{kind}.block_count": mx.array(config["num_hidden_layers"]),
-        f"{kind}.feed_forward_length": mx.array(config["intermediate_size"]),
-        f"{kind}.attention.head_count": mx.array(config["num_attention_heads"]),
-        f"{kind}.attention.head_count_kv": mx.array(config["num_key_value_heads"]),
-        f"{kind}.attention.key_length": mx.array(d),
-        f"{kind}.attention.layer_norm_rms_epsilon": mx.array(1e-6),
-        f"{kind}.rope.freq_base": mx.array(10000.0),
-        f"{kind}.context_length": mx.array(4096),
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": sorted(vocab, key=vocab.get),
-        "tokenizer.ggml.merges": ["H e"],
-        "tokenizer.ggml.token_type": mx.array(
-            [3 if i in special else 1 for i in range(len(vocab))], mx.int32
-        ),
-        "tokenizer.ggml.eos_token_id": mx.array(126),
-        "tokenizer.chat_template": "{{ messages[0].content }}",
-        **changed,
-    }
-    metadata = {name: value for name, value in metadata.items() if value is not None}
-    mx.save_gguf(str(path), tensors, metadata)
-
-
-def test_a_tiny_gguf(base_folder, tmp_path):
-    save_gguf(base_folder, tmp_path / "tiny.gguf")
-    convert(tmp_path / "tiny.gguf", tmp_path / "new", dtype="float32", **SIZES)
-    model, tokenizer = load(tmp_path / "new")
-    tokens = random_tokens(1, 52)
-    assert_close(
-        "logits", model(tokens), transformers_logits(base_folder, tokens), 1e-5
-    )
-    assert tokenizer.encode("Hello<|im_end|>!")[0] == 124  # the merge
-    assert tokenizer.encode("Hello<|im_end|>!")[-2:] == [126, 0]
-    assert tokenizer.eos_token_ids == {126}
-    assert tokenizer.chat_template == "{{ messages[0].content }}"
-
-
-def test_a_gguf_that_asks_for_bos(base_folder, tmp_path):
-    bos = {
-        "tokenizer.ggml.add_bos_token": mx.array(True),
-        "tokenizer.ggml.bos_token_id": mx.array(125),
-    }
-    save_gguf(base_folder, tmp_path / "tiny.gguf", **bos)
-    convert(tmp_path / "tiny.gguf", tmp_path / "new", **SIZES)
-    assert load(tmp_path / "new")[1].encode("!") == [125, 0]
-
-
-@pytest.mark.parametrize(
-    "changed, words",
-    [
-        ({"general.architecture": "mamba"}, ["'mamba'", "llama, qwen3"]),
-        ({"general.architecture": None}, ["general.architecture"]),
-        ({"qwen3.block_count": None}, ["qwen3.block_count"]),
-        ({"qwen3.block_count": mx.array(5)}, ["do not fit"]),
-        ({"qwen3.rope.scaling.type": "yarn"}, ["'yarn'"]),
-        ({"qwen3.rope.dimension_count": mx.array(8)}, ["partial RoPE"]),
-        ({"tokenizer.ggml.pre": "klingon"}, ["'klingon'", "smollm"]),
-        ({"tokenizer.ggml.model": "llama"}, ["'llama'", "'gpt2'"]),
-        ({"tokenizer.ggml.tokens": None}, ["tokenizer.ggml.tokens"]),
-    ],
-    ids=str,
-)
-def test_refused_gguf(tmp_path_factory, tmp_path, changed, words):
-    base = tiny_base_folder(tmp_path_factory.mktemp("base"), "qwen3")
-    save_gguf(base, tmp_path / "tiny.gguf", **changed)
-    with pytest.raises(AllMemError) as error:
-        convert(tmp_path / "tiny.gguf", tmp_path / "new")
-    for word in words:
-        assert word in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
-
-
 @pytest.fixture(scope="module")
 def qwen3_folder(tmp_path_factory):
     return tiny_base_folder(tmp_path_factory.mktemp("qwen3"), "qwen3")
@@ -376,29 +279,3 @@ def test_impossible_settings(qwen3_folder, tmp_path):
     with pytest.raises(SettingError, match="window"):
         convert(qwen3_folder, tmp_path / "new", window=0)
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.real_model
-class TestRealGGUF:
-    def test_tokens(self, smollm2, gguf_file, book):
-        """The tokenizer built from the metadata cuts like the model's own: digits one
-        by one, words with the space before them, special tokens whole."""
-        _, tokenizer = smollm2
-        text = "<|im_start|>user\nIn 1865, naïve  Alice\tdidn't sleep.\n\n<|im_end|>"
-        tokens = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
-        assert "".join(tokens[:-1]).count("1") == 1 and "1865" not in tokens
-        assert tokens[0] == "<|im_start|>" and tokens[-1] == "<|im_end|>"
-        assert " Alice" in tokens
-        whole = book.read_text()
-        assert tokenizer.decode(tokenizer.encode(whole)) == whole
-
-    def test_it_answers(self, smollm2):
-        from allmem_mlx import generate
-
-        model, tokenizer = smollm2
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "What is the capital of France?"}],
-            add_generation_prompt=True,
-        )
-        text = generate(model, tokenizer, prompt, max_tokens=20)
-        assert text == "The capital of France is Paris."

@@ -1,0 +1,353 @@
+"""The families of models that GGUF files hold, as llama.cpp stores them.
+
+A family is data: names of tensors, and a function that reads its settings. llama.cpp
+knows by heart what a file does not say; so do these functions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .rope import rope_parameters
+from .source import Source
+
+TENSORS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+QK_NORMS = {
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+FUSED_MLP = {"ffn_up": "mlp.gate_up_proj"}
+
+
+def _layer_types(source: Source, period: int) -> list[str]:
+    """Every how manieth layer is global, or a list of those that slide."""
+    key, layers = "attention.sliding_window_pattern", source.layers
+    name = f"{source.architecture}.{key}"
+    if isinstance(source.metadata.values.get(name), list):
+        sliding = source.get(key, list)
+        if len(sliding) < layers or any(type(x) is not bool for x in sliding):
+            raise source.error(f"{name} must be a list of {layers} truth values")
+    else:
+        period = source.get(key, int, period)
+        sliding = [period == 0 or (i + 1) % period != 0 for i in range(layers)]
+    return [
+        "sliding_attention" if sliding[i] else "full_attention" for i in range(layers)
+    ]
+
+
+def _rms(source: Source) -> dict[str, Any]:
+    return {"rms_norm_eps": source.get("attention.layer_norm_rms_epsilon", float)}
+
+
+def _eps(source: Source) -> float:
+    return source.get("attention.layer_norm_epsilon", float)
+
+
+def _biases(source: Source) -> dict[str, Any]:
+    return {
+        "attention_bias": source.has_tensor("attn_q.bias"),
+        "mlp_bias": source.has_tensor("ffn_up.bias"),
+    }
+
+
+def _llama(source: Source) -> dict[str, Any]:
+    settings = {**_rms(source), **_biases(source)}
+    # Mistral is stored as llama too; its window is the difference.
+    if window := source.get("attention.sliding_window", int, 0):
+        settings |= {"model_type": "mistral", "sliding_window": window}
+        settings["architectures"] = ["MistralForCausalLM"]
+        if settings.pop("attention_bias") or settings.pop("mlp_bias"):
+            raise source.error("a sliding llama with biases is not supported")
+    return settings
+
+
+def _gemma(source: Source) -> dict[str, Any]:
+    return {**_rms(source), "attention_bias": False}
+
+
+def _attention_scale(source: Source, largest: int) -> dict[str, Any]:
+    """Of Gemma: by the size of a head, or of its share in the largest model."""
+    heads, width = (
+        source.get("attention.head_count", int),
+        source.get("embedding_length", int),
+    )
+    size = width // heads if source.layers == largest else source.head_dim
+    return {"query_pre_attn_scalar": size}
+
+
+def _gemma2(source: Source) -> dict[str, Any]:
+    return {
+        **_gemma(source),
+        **_attention_scale(source, 46),
+        "attn_logit_softcapping": source.get("attn_logit_softcapping", float, 50.0),
+        "final_logit_softcapping": source.get("final_logit_softcapping", float, 30.0),
+        "sliding_window": source.get("attention.sliding_window", int, 4096),
+        "layer_types": _layer_types(source, 2),
+    }
+
+
+def _gemma3(source: Source) -> dict[str, Any]:
+    window = source.get("attention.sliding_window", int, 0)
+    local = source.get("rope.freq_base_swa", float, 10000.0)
+    return {
+        **_gemma(source),
+        **_attention_scale(source, 62),
+        "final_logit_softcapping": source.get("final_logit_softcapping", float, None),
+        "attn_logit_softcapping": None,
+        "sliding_window": window,
+        "layer_types": _layer_types(source, 6 if window else 1),
+        "rope_parameters": {
+            "full_attention": rope_parameters(source),
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }
+
+
+def _phi3(source: Source) -> dict[str, Any]:
+    length = source.get("context_length", int)
+    original = "rope.scaling.original_context_length"
+    return {
+        **_rms(source),
+        "sliding_window": source.get("attention.sliding_window", int, 0) or None,
+        "original_max_position_embeddings": source.get(original, int, length),
+        "pad_token_id": None,
+    }
+
+
+def _starcoder2(source: Source) -> dict[str, Any]:
+    # A file does not say the window that some have, and llama.cpp uses none.
+    return {"norm_epsilon": _eps(source), "use_bias": True, "sliding_window": None}
+
+
+def _granite(source: Source) -> dict[str, Any]:
+    if not source.get("rope.scaling.finetuned", bool, True):
+        raise source.error("granite without a rotary embedding is not supported")
+    scale = source.get("attention.scale", float, source.head_dim**-0.5)
+    return {
+        **_rms(source),
+        **_biases(source),
+        "attention_multiplier": scale,
+        "embedding_multiplier": source.get("embedding_scale", float, 1.0),
+        "residual_multiplier": source.get("residual_scale", float, 1.0),
+        "logits_scaling": source.get("logit_scale", float),
+    }
+
+
+def _cohere(source: Source) -> dict[str, Any]:
+    return {
+        "layer_norm_eps": _eps(source),
+        "attention_bias": source.has_tensor("attn_q.bias"),
+        "use_qk_norm": source.has_tensor("attn_q_norm.weight"),
+        "logit_scale": source.get("logit_scale", float, 1.0),
+    }
+
+
+def _cohere2(source: Source) -> dict[str, Any]:
+    return {
+        "layer_norm_eps": _eps(source),
+        "attention_bias": source.has_tensor("attn_q.bias"),
+        "logit_scale": source.get("logit_scale", float),
+        "sliding_window": source.get("attention.sliding_window", int),
+        "layer_types": _layer_types(source, 4),
+    }
+
+
+def _olmo2(source: Source) -> dict[str, Any]:
+    settings = {**_rms(source), "attention_bias": source.has_tensor("attn_q.bias")}
+    if not (window := source.get("attention.sliding_window", int, 0)):
+        return settings
+    rope = rope_parameters(source)  # only global layers are scaled
+    local = source.get("rope.freq_base_swa", float, rope["rope_theta"])
+    return {
+        **settings,
+        "model_type": "olmo3",
+        "architectures": ["Olmo3ForCausalLM"],
+        "sliding_window": window,
+        "layer_types": _layer_types(source, 4),
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }
+
+
+def _smollm3(source: Source) -> dict[str, Any]:
+    rotates = [int((i + 1) % 4 != 0) for i in range(source.layers)]
+    return {
+        **_rms(source),
+        **_biases(source),
+        "no_rope_layers": rotates,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "layer_types": ["full_attention"] * source.layers,
+        "pad_token_id": None,
+    }
+
+
+def _exaone4(source: Source) -> dict[str, Any]:
+    settings = {**_rms(source), "attention_bias": False, "sliding_window": None}
+    if not (window := source.get("attention.sliding_window", int, 0)):
+        return {**settings, "layer_types": ["full_attention"] * source.layers}
+    settings |= {"sliding_window": window, "layer_types": _layer_types(source, 4)}
+    return settings
+
+
+def _stablelm(source: Source) -> dict[str, Any]:
+    parallel = not source.has_tensor("ffn_norm.weight")
+    if source.get("use_parallel_residual", bool, parallel) != parallel:
+        raise source.error("stablelm.use_parallel_residual does not fit its tensors")
+    return {
+        "layer_norm_eps": _eps(source),
+        "use_qkv_bias": source.has_tensor("attn_q.bias"),
+        "use_parallel_residual": parallel,
+    }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp stores a family of models.
+
+    Args:
+        model_type (str): the family in transformers.
+        hf_class (str): its class there.
+        settings (callable): what is in ``config.json`` beside the sizes.
+        tensors (dict): names of tensors, in the file and in transformers' model,
+            that are not in ``TENSORS``.
+        interleaved (bool): whether the rows of q and k that are rotated together
+            stand together.
+        norm_offset (float): what was added to the weights of norms.
+        partial (bool): whether part of a head may be rotated.
+        dtype (str): the type in which the family does not overflow.
+    """
+
+    model_type: str
+    hf_class: str
+    settings: Callable[[Source], dict[str, Any]]
+    tensors: dict[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    norm_offset: float = 0.0
+    partial: bool = False
+    dtype: str = "float16"
+
+
+GEMMA2 = {**POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
+ARCHITECTURES = {
+    "llama": Architecture("llama", "LlamaForCausalLM", _llama, interleaved=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _rms),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _rms, QK_NORMS),
+    "gemma": Architecture(
+        "gemma", "GemmaForCausalLM", _gemma, norm_offset=1.0, dtype="bfloat16"
+    ),
+    "gemma2": Architecture(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        _gemma2,
+        GEMMA2,
+        norm_offset=1.0,
+        dtype="bfloat16",
+    ),
+    "gemma3": Architecture(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        _gemma3,
+        {**GEMMA2, **QK_NORMS},
+        norm_offset=1.0,
+        dtype="bfloat16",
+    ),
+    "phi2": Architecture(
+        "phi",
+        "PhiForCausalLM",
+        lambda source: {"layer_norm_eps": _eps(source), "qk_layernorm": False},
+        {
+            "output_norm": "model.final_layernorm",
+            "attn_output": "self_attn.dense",
+            "ffn_up": "mlp.fc1",
+            "ffn_down": "mlp.fc2",
+        },
+        partial=True,
+    ),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        _phi3,
+        {"attn_qkv": "self_attn.qkv_proj", **FUSED_MLP},
+        partial=True,
+    ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        _starcoder2,
+        {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+    ),
+    "granite": Architecture(
+        "granite", "GraniteForCausalLM", _granite, interleaved=True
+    ),
+    "command-r": Architecture("cohere", "CohereForCausalLM", _cohere, QK_NORMS),
+    "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _cohere2),
+    "olmo2": Architecture(
+        "olmo2", "Olmo2ForCausalLM", _olmo2, {**POST_NORMS, **QK_NORMS}
+    ),
+    "smollm3": Architecture(
+        "smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True
+    ),
+    "ernie4_5": Architecture(
+        "ernie4_5",
+        "Ernie4_5ForCausalLM",
+        lambda source: {**_rms(source), "use_bias": source.has_tensor("attn_q.bias")},
+    ),
+    "exaone4": Architecture(
+        "exaone4", "Exaone4ForCausalLM", _exaone4, {**POST_NORMS, **QK_NORMS}
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        lambda source: {
+            **_rms(source),
+            "attention_bias": source.has_tensor("attn_q.bias"),
+            "pad_token_id": None,
+        },
+        {
+            **FUSED_MLP,
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        },
+        partial=True,
+    ),
+    "seed_oss": Architecture(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        lambda source: {
+            **_rms(source),
+            **_biases(source),
+            "attention_out_bias": source.has_tensor("attn_output.bias"),
+        },
+        {"post_attention_norm": "post_attention_layernorm"},
+    ),
+    "stablelm": Architecture(
+        "stablelm", "StableLmForCausalLM", _stablelm, partial=True
+    ),
+    "nemotron": Architecture(
+        "nemotron",
+        "NemotronForCausalLM",
+        lambda source: {**_biases(source), "norm_eps": _eps(source)},
+        norm_offset=1.0,
+        partial=True,
+    ),
+}

@@ -1,0 +1,93 @@
+r"""How text is cut before the merges of a byte-level BPE, by ``tokenizer.ggml.pre``.
+
+The patterns are those of the ``tokenizer.json`` of the models that the names stand for.
+A name that is missing is one whose way is not known for certain.
+"""
+
+from dataclasses import dataclass
+
+from tokenizers import Regex
+from tokenizers import pre_tokenizers as pre
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+BEFORE = r"[^\r\n\p{L}\p{N}]?"  # a word
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    rf"{CONTRACTIONS}|{BEFORE}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+)
+LLAMA3 += f"|{SPACES}"
+QWEN2 = LLAMA3.replace("{1,3}", "")
+TEKKEN = rf"{BEFORE}{UPPER}*{LOWER}+|{BEFORE}{UPPER}+{LOWER}*|\p{{N}}"
+TEKKEN += rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+GPT4O = rf"{BEFORE}{UPPER}*{LOWER}+{CONTRACTIONS}?|{BEFORE}{UPPER}+{LOWER}*"
+GPT4O += rf"{CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+CHINESE = "[一-龥ࠀ-一가-퟿]+"
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """What a name means.
+
+    Args:
+        patterns (tuple): cut in turn, each match by itself.
+        nfc (bool): whether text is brought into the form NFC first.
+        ignore_merges (bool): whether a piece that is a token is not merged.
+        bos (bool): whether a text starts with a token of its own, if the file does not
+            say.
+    """
+
+    patterns: tuple[str, ...]
+    nfc: bool = False
+    ignore_merges: bool = False
+    bos: bool = False
+
+    def build(self) -> pre.PreTokenizer:
+        splits = [pre.Split(Regex(p), behavior="isolated") for p in self.patterns]
+        return pre.Sequence(
+            [*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+
+
+_gpt2 = PreTokenizer((GPT2,))
+_digits = PreTokenizer((r"\p{N}", GPT2))
+_llama3 = PreTokenizer((LLAMA3,), ignore_merges=True, bos=True)
+_cl100k = PreTokenizer((LLAMA3,))
+_qwen2 = PreTokenizer((QWEN2,))
+_gpt4o = PreTokenizer((GPT4O,))
+
+PRE_TOKENIZERS = {
+    "gpt-2": _gpt2,
+    "phi-2": _gpt2,
+    "exaone4": _gpt2,
+    "smollm": _digits,
+    "starcoder": _digits,
+    "refact": _digits,
+    "codeshell": _digits,
+    "command-r": PreTokenizer((r"\p{N}", GPT2), nfc=True),
+    "llama-bpe": _llama3,
+    "llama3": _llama3,
+    "llama-v3": _llama3,
+    "falcon3": _llama3,
+    "pixtral": _llama3,
+    "midm-2.0": _llama3,
+    "dbrx": _cl100k,
+    "smaug-bpe": _cl100k,
+    "chatglm-bpe": _cl100k,
+    "glm4": PreTokenizer((LLAMA3,), ignore_merges=True),
+    "qwen2": PreTokenizer((QWEN2,), nfc=True),
+    "deepseek-r1-qwen": _qwen2,
+    "megrez": _qwen2,
+    "stablelm2": _qwen2,
+    "hunyuan": _qwen2,
+    "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, bos=True),
+    "gpt-4o": _gpt4o,
+    "llama4": _gpt4o,
+    "kanana2": _gpt4o,
+    "deepseek-coder": PreTokenizer(
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CHINESE, r"\p{N}")
+    ),
+}

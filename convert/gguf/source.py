@@ -1,0 +1,95 @@
+"""A GGUF file as its family's functions see it."""
+
+from typing import Any
+
+from allmem_mlx.errors import AllMemError
+
+from .file import Metadata, Tensor
+
+# Keys of an architecture that do not change what it computes for a text.
+HARMLESS = {
+    "attention.layer_norm_epsilon",  # a family asks for its own
+    "attention.layer_norm_rms_epsilon",
+    "context_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "tensor_data_layout",
+    "vocab_size",
+}
+# Keys that are sometimes written without meaning anything, and that value.
+MEANINGLESS: dict[str, Any] = {
+    "attention.causal": True,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+}
+
+
+class Source:
+    """A GGUF file as its architecture's functions see it.
+
+    Args:
+        metadata (Metadata): its key-value block.
+        tensors (dict): its tensors.
+    """
+
+    def __init__(self, metadata: Metadata, tensors: dict[str, Tensor]):
+        self.metadata = metadata
+        self.tensors = tensors
+        self.path = metadata.path
+        self.architecture = metadata.get("general.architecture", str)
+
+    def get(self, key: str, kind: type, *default: Any) -> Any:
+        """A value of the architecture, ``llama.block_count`` for one."""
+        return self.metadata.get(f"{self.architecture}.{key}", kind, *default)
+
+    def has(self, key: str) -> bool:
+        return f"{self.architecture}.{key}" in self.metadata.values
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether the first layer has it, ``attn_q.bias`` for one."""
+        return f"blk.0.{name}" in self.tensors
+
+    @property
+    def layers(self) -> int:
+        count = self.get("block_count", int)
+        stored = {name.split(".")[1] for name in self.tensors if name[:4] == "blk."}
+        if stored != {str(i) for i in range(min(count, len(stored) + 1))}:
+            raise self.error(
+                f"{self.architecture}.block_count is {count}, and there are tensors of "
+                f"{len(stored)} layers"
+            )
+        return count
+
+    @property
+    def head_dim(self) -> int:
+        heads = self.get("attention.head_count", int)
+        width = self.get("embedding_length", int)
+        if not 0 < heads <= width:
+            raise self.error(f"attention.head_count {heads} of {width} is impossible")
+        size = self.get("attention.key_length", int, width // heads)
+        if self.get("attention.value_length", int, size) != size:
+            raise self.error("values of another size than keys are not supported")
+        return size
+
+    def error(self, text: str) -> AllMemError:
+        return AllMemError(f"{self.path}: {text}")
+
+    def check_asked(self) -> None:
+        """
+        Raises:
+            AllMemError: if the file states a setting that nothing has asked for, and
+                that could change what the model computes.
+        """
+        prefix = f"{self.architecture}."
+        for key in self.metadata.not_asked(prefix):
+            name = key.removeprefix(prefix)
+            value = self.metadata.values[key]
+            if name in HARMLESS or (name in MEANINGLESS and value == MEANINGLESS[name]):
+                continue
+            raise self.error(f"{key} = {str(value)[:40]} is not supported")
