@@ -65,7 +65,7 @@ class _FreshModel(Model):
         self._base = MappingProxyType(base)  # not a dict, so not parameters
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = super().sanitize(language_weights({**weights, **self._base}))
+        weights = super().sanitize({**language_weights(weights), **self._base})
         parameters: Any = tree_flatten(self.parameters())
         return weights | {name: x for name, x in parameters if is_memory(name)}
 
@@ -243,7 +243,7 @@ def _distilled_weights(
     if distilled.base:
         check_weights(source)
         tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
-    weights, left_out = distilled.base_weights(tensors, base)
+    weights, left_out = distilled.base_weights(language_weights(tensors), base)
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         warn(f"left out of {distilled.path}: {', '.join(left_out[:3])}{more}")
