@@ -292,7 +292,7 @@ def test_what_is_exported_loads_into_the_reference(trained, tmp_path):
     assert np.array_equal(torch_logits(again, tokens), torch_logits(model, tokens))
     # And from the folder, whose config.json has the sizes.
     convert(base, tmp_path / "twice", torch_path=tmp_path / "back")
-    assert load(tmp_path / "twice")[0].args.allmem == CONFIG
+    assert load(tmp_path / "twice")[0].layers[0].self_attn.config == CONFIG
 
 
 def base_tensors(folder) -> dict:
@@ -391,7 +391,7 @@ def test_settings_of_a_config_beside_the_weights(base, tmp_path):
         ("file", folder / "memory.safetensors", {"window": 24, "max_update_norm": 2.0}),
     ):
         convert(base, tmp_path / name, torch_path=path, **given)
-        config = load(tmp_path / name)[0].args.allmem
+        config = load(tmp_path / name)[0].layers[0].self_attn.config
         sizes = {"heads": 2, "head_dim": 16, "hidden_dim": 32, "conv_kernel": 4}
         assert config == AllMemConfig(**{**sizes, **block, **given})
 
