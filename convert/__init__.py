@@ -196,7 +196,7 @@ def _convert_folder(
     except AllMemError as error:
         raise AllMemError(f"{source}: {error}") from None
     allmem = AllMemConfig.for_base(base, **settings)
-    base_weights, memory = _distilled_weights(distilled, source, base, allmem)
+    base_weights, memory, left_out = _distilled_weights(distilled, source, base, allmem)
     overrides = {
         **rope_settings(base),
         "model_type": MODEL_TYPE,
@@ -231,6 +231,9 @@ def _convert_folder(
     (folder / MODEL_FILE).write_text(MODEL_FILE_TEXT)
     if (generation := source / "generation_config.json").exists():
         shutil.copy(generation, folder)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        warn(f"left out of the weights: {', '.join(left_out[:3])}{more}")
 
 
 def _distilled_weights(
@@ -238,20 +241,18 @@ def _distilled_weights(
     source: Path,
     base: dict[str, Any],
     config: AllMemConfig,
-) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-    """Weights of the base model and of the memory from a checkpoint of PyTorch."""
+) -> tuple[dict[str, mx.array], dict[str, mx.array], list[str]]:
+    """What a checkpoint of PyTorch has for the base model, what for the memory, and
+    what for neither."""
     if distilled is None:
-        return {}, {}
+        return {}, {}, []
     memory = distilled.memory(base["hidden_size"], config)
     tensors: dict[str, Tensor] = {}
     if distilled.base:
         check_weights(source)
         tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
-    weights, left_out = distilled.base_weights(tensors, base)
-    if left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        warn(f"left out of {distilled.path}: {', '.join(left_out[:3])}{more}")
-    return weights, memory
+    base_weights, left_out = distilled.base_weights(tensors, base)
+    return base_weights, memory, left_out
 
 
 def _write_card(folder: Path, name: str, source: str, memory: str) -> None:
