@@ -194,7 +194,7 @@ def _convert_folder(
     from mlx_lm.utils import save_config, save_model
 
     base, allmem = _configure(source, settings)
-    base_weights, memory = _distilled_weights(distilled, source, base, allmem)
+    base_weights, memory, left_out = _distilled_weights(distilled, source, base, allmem)
     overrides = {
         **base,
         "model_type": MODEL_TYPE,
@@ -227,6 +227,9 @@ def _convert_folder(
     (folder / MODEL_FILE).write_text(MODEL_FILE_TEXT)
     if (generation := source / "generation_config.json").exists():
         shutil.copy(generation, folder)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        warn(f"left out of the weights: {', '.join(left_out[:3])}{more}")
 
 
 def _distilled_weights(
@@ -234,17 +237,15 @@ def _distilled_weights(
     source: Path,
     base: dict[str, Any],
     config: AllMemConfig,
-) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-    """Weights of the base model and of the memory from a checkpoint of PyTorch."""
+) -> tuple[dict[str, mx.array], dict[str, mx.array], list[str]]:
+    """What a checkpoint of PyTorch has for the base model, what for the memory, and
+    what for neither."""
     if distilled is None:
-        return {}, {}
+        return {}, {}, []
     memory = distilled.memory(base["hidden_size"], config)
     tensors: dict[str, Tensor] = {}
     if distilled.base:
         check_weights(source)
         tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
     weights, left_out = distilled.base_weights(language_weights(tensors), base)
-    if left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        warn(f"left out of {distilled.path}: {', '.join(left_out[:3])}{more}")
-    return weights, memory
+    return weights, memory, left_out
