@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_model
+from gguf_files import save_gguf
 from helpers import (
     TINY_ALLMEM,
     TINY_BASE,
@@ -25,7 +26,6 @@ from helpers import (
 from mlx.utils import tree_flatten
 from oracle import HybridAttention
 from safetensors.torch import load_file, save_file
-from test_convert import save_gguf
 from transformers import AutoModelForCausalLM
 
 from allmem_mlx import load
