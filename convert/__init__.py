@@ -100,6 +100,15 @@ def _new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def _naming(source: Path, unpacked: str) -> Iterator[None]:
+    """Errors name the file that the user gave, not the folder that it became."""
+    try:
+        yield
+    except AllMemError as error:
+        raise type(error)(str(error).replace(unpacked, str(source))) from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -145,7 +154,10 @@ def convert(
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
                 gguf.unpack(source, Path(unpacked), dtype)
-                _convert_folder(Path(unpacked), folder, dtype, quantization, settings)
+                with _naming(source, unpacked):
+                    _convert_folder(
+                        Path(unpacked), folder, dtype, quantization, settings
+                    )
         _write_card(folder, mlx_path.name, name or str(source))
 
 
