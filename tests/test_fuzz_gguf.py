@@ -1,5 +1,6 @@
 """Corrupted GGUF files: each is refused with one line or converts, and nothing else."""
 
+import math
 import random
 import resource
 import shutil
@@ -7,12 +8,13 @@ import signal
 import sys
 
 import pytest
-from gguf_files import save_gguf
+from gguf_files import save_gguf, write_gguf
 from helpers import tiny_base_folder
 
 from allmem_mlx.convert import convert
+from allmem_mlx.convert.gguf.families import ARCHITECTURES
 from allmem_mlx.convert.gguf.file import read_header
-from allmem_mlx.errors import AllMemError
+from allmem_mlx.errors import AllMemError, SettingError
 
 FILES = 300
 SECONDS = 20  # for one file; it takes less than one
@@ -83,6 +85,37 @@ def corrupted(good, seed) -> bytes:
     return bytes(content)
 
 
+# In the place of any value of the metadata.
+VALUES = (
+    *(True, False, 0, 1, 2, 3, 7, 31, 10**4, 10**6, 2**32 - 1, 2**63, 2**64 - 1),
+    *(0.0, -1.0, 1e-30, 1e30, math.inf, math.nan),
+    *("", "0", "llama", "gemma3", "yarn", "linear", "none", "é" * 1000, "a b"),
+    *([0], [1] * 128, ["a"], ["a"] * 128, [True, False], [0.5] * 128, ["a b c"]),
+)
+# Settings that the file does not have.
+ADDED = (
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
+    *("attention.sliding_window", "attention.sliding_window_pattern"),
+    *("rope.dimension_count", "rope.scaling.original_context_length"),
+)
+
+
+def nonsense(values, rng):
+    """Metadata of which one or two values are others, of another family or missing."""
+    values = dict(values)
+    for _ in range(rng.choice((1, 1, 2))):
+        key = rng.choice(list(values))
+        if rng.random() < 0.2:
+            key = f"llama.{rng.choice(ADDED)}"
+        values[key] = None if rng.random() < 0.1 else rng.choice(VALUES)
+    name = values["general.architecture"]
+    if rng.random() < 0.3 or not isinstance(name, str | None):
+        name = rng.choice(list(ARCHITECTURES))
+        values = {key.replace("llama.", f"{name}."): x for key, x in values.items()}
+        values["general.architecture"] = name
+    return values
+
+
 @pytest.fixture
 def watched():
     """Ends a test that hangs, and fails one that takes gigabytes."""
@@ -100,23 +133,44 @@ def watched():
     assert peak - before < 1e9
 
 
+def assert_refused_or_converted(folder, seed) -> bool:
+    """Whether it was refused."""
+    signal.alarm(SECONDS)
+    try:
+        convert(folder / "tiny.gguf", folder / "new", **SIZES)
+    except AllMemError as error:
+        named = isinstance(error, SettingError) or "tiny.gguf" in str(error)
+        assert named and "\n" not in str(error), seed
+        refused = True
+    except BaseException as error:
+        raise AssertionError(f"seed {seed}: {error!r}") from error
+    else:
+        shutil.rmtree(folder / "new")
+        refused = False
+    signal.alarm(0)
+    assert [file.name for file in folder.iterdir()] == ["tiny.gguf"], seed
+    return refused
+
+
 @pytest.mark.parametrize("block", range(0, FILES, 50))
 def test_corrupted_files(good, tmp_path, watched, block):
-    path, new = tmp_path / "tiny.gguf", tmp_path / "new"
     refused = 0
     for seed in range(block, block + 50):
-        path.write_bytes(corrupted(good, seed))
-        signal.alarm(SECONDS)
-        try:
-            convert(path, new, **SIZES)
-        except AllMemError as error:
-            refused += 1
-            assert str(error) and "\n" not in str(error), seed
-            assert not new.exists(), seed
-        except BaseException as error:
-            raise AssertionError(f"seed {seed}: {error!r}") from error
-        else:
-            shutil.rmtree(new)
-        signal.alarm(0)
-        assert [file.name for file in tmp_path.iterdir()] == ["tiny.gguf"], seed
+        (tmp_path / "tiny.gguf").write_bytes(corrupted(good, seed))
+        refused += assert_refused_or_converted(tmp_path, seed)
+    assert 10 < refused < 50
+
+
+@pytest.mark.parametrize("block", range(0, FILES, 50))
+def test_metadata_that_makes_no_sense(good, tmp_path, watched, block):
+    """A file without damage, but made by a program that is wrong."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(good[0])
+    metadata, tensors = read_header(path)
+    arrays = {name: x.read(0, x.rows).reshape(x.shape) for name, x in tensors.items()}
+    refused = 0
+    for seed in range(block, block + 50):
+        values = nonsense(metadata.values, random.Random(seed))
+        write_gguf(path, values, arrays)
+        refused += assert_refused_or_converted(tmp_path, seed)
     assert 10 < refused < 50

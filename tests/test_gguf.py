@@ -16,7 +16,9 @@ from helpers import ROOT, assert_close, random_tokens, tiny_base_folder
 from allmem_mlx import load
 from allmem_mlx.convert import convert, gguf
 from allmem_mlx.convert.gguf import weights
+from allmem_mlx.convert.gguf.families import ARCHITECTURES
 from allmem_mlx.convert.gguf.file import read_header
+from allmem_mlx.convert.gguf.pre_tokenizers import PRE_TOKENIZERS
 from allmem_mlx.errors import AllMemError
 
 SIZES = {"window": 96, "sinks": 4, "chunk": 64}
@@ -368,12 +370,22 @@ def test_refused_metadata(checkpoints, tmp_path, changed, words):
         ({"blk.0.ffn_gate_inp.weight": np.ones((4, 64), "f")}, ["ffn_gate_inp"]),
         ({"rope_factors_long.weight": np.ones(8, "f")}, ["longrope"]),
         ({"token_embd.weight": None}, ["token_embd.weight"]),
+        ({"token_embd.weight": np.ones((99, 64), "f")}, ["99 rows for 128 tokens"]),
         ({"blk.1.ffn_up.weight": None}, ["do not fit", "layers.1.mlp.up_proj"]),
         ({"blk.1.ffn_up.weight": np.ones((8, 64), "f")}, ["do not fit"]),
         ({"blk.1.ffn_up.weight": np.ones((8, 4, 64), "f")}, ["do not fit"]),
         ({"output_norm.weight": np.full(64, np.nan, "f")}, ["not numbers"]),
     ],
-    ids=["expert", "longrope", "embedding", "missing", "rows", "3 dimensions", "nan"],
+    ids=[
+        "expert",
+        "longrope",
+        "embedding",
+        "tokens",
+        "missing",
+        "rows",
+        "3 dimensions",
+        "nan",
+    ],
 )
 def test_refused_tensors(checkpoints, tmp_path, tensors, words):
     save_gguf(checkpoints("qwen3"), tmp_path / "tiny.gguf", tensors)
@@ -419,3 +431,11 @@ def test_neutral_settings(checkpoints, tmp_path):
     }
     save_gguf(checkpoints("qwen3"), tmp_path / "tiny.gguf", **neutral)
     convert(tmp_path / "tiny.gguf", tmp_path / "new")
+
+
+def test_the_documentation():
+    """It lists what is supported."""
+    text = (ROOT / "docs" / "conversion.md").read_text()
+    section = text[text.index("## GGUF") :]
+    for name in (*ARCHITECTURES, *PRE_TOKENIZERS):
+        assert f"`{name}`" in section, name

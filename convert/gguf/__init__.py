@@ -55,6 +55,9 @@ def read_config(
     heads = source.get("attention.head_count", int)
     if rotated(source) != 1.0 and not family.partial:
         raise source.error("rope.dimension_count: partial RoPE is not supported")
+    rows, tokens = source.tensors[EMBEDDING].rows, len(vocabulary.tokens)
+    if tokens > rows:
+        raise source.error(f"{EMBEDDING} has {rows} rows for {tokens} tokens")
     config = {
         "model_type": family.model_type,
         "architectures": [family.hf_class],
@@ -64,7 +67,7 @@ def read_config(
         "num_attention_heads": heads,
         "num_key_value_heads": source.get("attention.head_count_kv", int, heads),
         "head_dim": source.head_dim,
-        "vocab_size": source.tensors[EMBEDDING].rows,
+        "vocab_size": rows,
         "max_position_embeddings": source.get("context_length", int),
         "rope_parameters": rope_parameters(source),
         "tie_word_embeddings": OUTPUT not in source.tensors,

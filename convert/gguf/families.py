@@ -68,14 +68,18 @@ def _biases(source: Source) -> dict[str, Any]:
 
 
 def _llama(source: Source) -> dict[str, Any]:
-    settings = {**_rms(source), **_biases(source)}
+    biases = _biases(source)
+    if not (window := source.get("attention.sliding_window", int, 0)):
+        return {**_rms(source), **biases}
     # Mistral is stored as llama too; its window is the difference.
-    if window := source.get("attention.sliding_window", int, 0):
-        settings |= {"model_type": "mistral", "sliding_window": window}
-        settings["architectures"] = ["MistralForCausalLM"]
-        if settings.pop("attention_bias") or settings.pop("mlp_bias"):
-            raise source.error("a sliding llama with biases is not supported")
-    return settings
+    if any(biases.values()):
+        raise source.error("a sliding llama with biases is not supported")
+    return {
+        **_rms(source),
+        "model_type": "mistral",
+        "architectures": ["MistralForCausalLM"],
+        "sliding_window": window,
+    }
 
 
 def _gemma(source: Source) -> dict[str, Any]:
@@ -84,12 +88,12 @@ def _gemma(source: Source) -> dict[str, Any]:
 
 def _attention_scale(source: Source, largest: int) -> dict[str, Any]:
     """Of Gemma: by the size of a head, or of its share in the largest model."""
-    heads, width = (
-        source.get("attention.head_count", int),
-        source.get("embedding_length", int),
+    share = source.get("embedding_length", int) // source.get(
+        "attention.head_count", int
     )
-    size = width // heads if source.layers == largest else source.head_dim
-    return {"query_pre_attn_scalar": size}
+    return {
+        "query_pre_attn_scalar": share if source.layers == largest else source.head_dim
+    }
 
 
 def _gemma2(source: Source) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A GGUF file as its family's functions see it."""
+"""What a GGUF file says of its model."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ MEANINGLESS: dict[str, Any] = {
 
 
 class Source:
-    """A GGUF file as its architecture's functions see it.
+    """A GGUF file as the functions of its family see it.
 
     Args:
         metadata (Metadata): its key-value block.
@@ -47,9 +47,6 @@ class Source:
     def get(self, key: str, kind: type, *default: Any) -> Any:
         """A value of the architecture, ``llama.block_count`` for one."""
         return self.metadata.get(f"{self.architecture}.{key}", kind, *default)
-
-    def has(self, key: str) -> bool:
-        return f"{self.architecture}.{key}" in self.metadata.values
 
     def has_tensor(self, name: str) -> bool:
         """Whether the first layer has it, ``attn_q.bias`` for one."""
