@@ -96,7 +96,10 @@ class User:
 
     def run(self, *command, **env) -> subprocess.CompletedProcess:
         process = self.start(*command, **env)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def run_code(self, *command, **env) -> subprocess.CompletedProcess:
