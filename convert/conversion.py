@@ -8,7 +8,8 @@ Or it was distilled in PyTorch.
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,8 @@ def convert(
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
                 gguf.unpack(path, Path(unpacked), dtype)
-                _convert_folder(Path(unpacked), folder, *options)
+                with _naming(path, unpacked):
+                    _convert_folder(Path(unpacked), folder, *options)
         memory = f"distilled in PyTorch, `{distilled.path.name}`" if distilled else None
         card.write(
             folder, upload_repo or mlx_path.name, path, name or path.name, memory
@@ -164,6 +166,15 @@ def convert(
     if upload_repo is not None:
         url = hub.upload(mlx_path, upload_repo)
         print(f"Upload successful, go to {url} for details.")
+
+
+@contextmanager
+def _naming(source: Path, unpacked: str) -> Iterator[None]:
+    """Errors name the file that the user gave, not the folder that it became."""
+    try:
+        yield
+    except AllMemError as error:
+        raise type(error)(str(error).replace(unpacked, str(source))) from error
 
 
 def _configure(
