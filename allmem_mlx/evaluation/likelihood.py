@@ -68,6 +68,11 @@ def _sums(losses: list[np.ndarray], first: int, ends: Sequence[int]) -> np.ndarr
     return np.array([x[first:end].sum() for x, end in zip(losses, ends, strict=True)])
 
 
+def _mean(losses: np.ndarray, first: int, length: int) -> float | None:
+    mean = float(losses[first:].mean()) if len(losses) == length else None
+    return mean if mean is not None and np.isfinite(mean) else None
+
+
 def buckets(window: int, longest: int) -> list[tuple[int, int]]:
     """``[W, 2W), [2W, 4W), ...`` up to the end of the longest document."""
     edges = [window]
@@ -110,6 +115,11 @@ def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
     counts = np.array(lengths) - window
     gain = difference(WINDOW, ALLMEM, window, lengths)
     edges = buckets(window, max(lengths))
+    # A document that a system has not read whole has no mean.
+    documents = [
+        {name: _mean(x[i], window, length) for name, x in found.items()}
+        for i, length in enumerate(lengths)
+    ]
     return {
         "window": window,
         "buckets": [
@@ -129,6 +139,7 @@ def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
             name: asdict(ratio(difference(name, ALLMEM, window, lengths), gain, seed))
             for name in (NEVER, OTHER, MATCHED)
         },
+        "documents": [{"nll": means} for means in documents],
         "crossover": _crossover(found, lengths, [first for first, _ in edges], seed),
     }
 
@@ -150,9 +161,7 @@ def _crossover(
     return crossover
 
 
-def _lead(
-    found: Losses, first: int, ends: Sequence[int], seed: int
-) -> Interval:
+def _lead(found: Losses, first: int, ends: Sequence[int], seed: int) -> Interval:
     """How much less AllMem's mean loss is than the matched window's, in nats."""
     counts = np.maximum(0, np.array(ends) - first)
     lead = _sums(found[MATCHED], first, ends) - _sums(found[ALLMEM], first, ends)

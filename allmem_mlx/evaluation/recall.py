@@ -10,6 +10,7 @@ from ..errors import AllMemError
 from ..model import Model
 from .recall_tasks import DEPTHS, NAMES, PLACES, Task, encoder, facts, mqar, passkey
 from .systems import Reader, System, systems
+from .texts import Text
 
 TASKS = ("passkey", "mqar", "facts")
 ANSWER = 24  # tokens of an answer at most
@@ -46,7 +47,7 @@ def make_tasks(
     distances: Sequence[int],
     samples: int,
     seed: int,
-    books: Sequence[tuple[list[int], str]] = (),
+    books: Sequence[Text] = (),
 ) -> list[list[Task]]:
     """Groups of tasks that differ in what was drawn only. Each group has one more than
     ``samples``: the memory of its document is lent, and it is not asked about.
@@ -57,15 +58,14 @@ def make_tasks(
         distances (list): in tokens.
         samples (int): tasks of each kind.
         seed (int): of what is drawn.
-        books (list): tokens and text of each, for ``facts``.
+        books (list): where ``facts`` are planted.
 
     Raises:
         AllMemError: if a book is too short.
     """
     encode = encoder(tokenizer)
-    texts = [text for _, text in books]
     names, places = (
-        [word for word in words if not any(word in text for text in texts)]
+        [word for word in words if not any(word in book.text for book in books)]
         for words in (NAMES, PLACES)
     )
     if not (names and places):
@@ -81,7 +81,7 @@ def make_tasks(
         return facts(
             encode,
             distance,
-            books[sample % len(books)][0],
+            books[sample % len(books)].tokens,
             names[(seed + sample) % len(names)],
             places[(seed + sample) % len(places)],
             rng,

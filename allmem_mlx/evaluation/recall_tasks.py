@@ -96,9 +96,7 @@ def _noise(encode: Encode, tokens: int) -> list[int]:
     return (sentence * (tokens // len(sentence) + 1))[:tokens]
 
 
-def passkey(
-    encode: Encode, distance: int, depth: float, rng: random.Random
-) -> Task:
+def passkey(encode: Encode, distance: int, depth: float, rng: random.Random) -> Task:
     """A number of five digits in noise.
 
     Args:

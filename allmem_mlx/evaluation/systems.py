@@ -162,9 +162,14 @@ class Reader:
         model (Model): the hybrid, which has the chunk grid.
         other (list): the other document, for a system that borrows its memory. It is
             read at the same pace, so that both memories are of the same age.
+
+    Raises:
+        ValueError: if a system that borrows has nothing to borrow.
     """
 
     def __init__(self, system: System, model: Model, other: Sequence[int] = ()):
+        if system.borrows and not other:
+            raise ValueError(f"{system.name} needs another document")
         self.system, self.model = system, model
         self.cache: list[Any] = make_prompt_cache(system.model)
         self._tokens = 0
@@ -210,11 +215,11 @@ class Reader:
         """
         self._borrow()
         cache = copy.deepcopy(self.cache)
-        block, said = mx.array(prompt[:-1]), []
-        if block.size:
-            self.system.model(block[None], cache=cache)
+        *block, token = prompt
+        if block:
+            self.system.model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])
-        token = prompt[-1]
+        said: list[int] = []
         while len(said) < most:
             logits = self.system.model(mx.array([[token]]), cache=cache)
             token = int(logits[0, -1].argmax().item())

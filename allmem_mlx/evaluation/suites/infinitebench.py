@@ -14,7 +14,8 @@ MOST = 40
 PROMPTS = {
     "longbook_qa_eng": "Read the book and answer the question. Be very concise in your "
     "answer.\n\n{context}\n\nQuestion: {question}\nAnswer:",
-    "longbook_qa_chn": "阅读以下书籍然后回答问题。\n\n{context}\n\n问题：{question}\n答案：",
+    "longbook_qa_chn": "阅读以下书籍然后回答问题。\n\n{context}\n\n"
+    "问题：{question}\n答案：",
 }
 METRICS = {"longbook_qa_eng": qa_f1, "longbook_qa_chn": character_f1_zh}
 

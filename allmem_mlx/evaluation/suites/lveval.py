@@ -13,7 +13,15 @@ from pathlib import Path
 
 from ...errors import AllMemError
 from . import lveval_words
-from .metrics import normalize, normalize_zh, package, qa_f1, qa_f1_zh, rouge_l, words_zh
+from .metrics import (
+    normalize,
+    normalize_zh,
+    package,
+    qa_f1,
+    qa_f1_zh,
+    rouge_l,
+    words_zh,
+)
 from .suite import Example, Record, Suite
 
 Metric = Callable[[str, str, str | None], float]

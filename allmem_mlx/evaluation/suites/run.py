@@ -14,9 +14,28 @@ from .infinitebench import INFINITEBENCH
 from .longbench import LONGBENCH
 from .lveval import LVEVAL
 from .ruler import RULER
-from .suite import Example
+from .suite import Example, read
 
 SUITES = {suite.name: suite for suite in (LONGBENCH, INFINITEBENCH, LVEVAL, RULER)}
+
+
+def load(name: str, sources: Sequence[str], limit: int | None = None) -> list[Example]:
+    """The examples of a suite in files and folders.
+
+    Args:
+        name (str): a key of :data:`SUITES`.
+        sources (list): files and folders.
+        limit (int): first examples of each subset only.
+
+    Raises:
+        AllMemError: see :func:`suite.read`; if all are about one document.
+    """
+    subsets: dict[str, list[Example]] = {}
+    for example in read(SUITES[name], sources):
+        subsets.setdefault(example.subset, []).append(example)
+    examples = [x for subset in subsets.values() for x in subset[:limit]]
+    neighbours(examples)
+    return examples
 
 
 class Prompts:
@@ -93,7 +112,7 @@ def run(
     Args:
         model (Model): a hybrid.
         tokenizer: its tokenizer.
-        examples (list): of :func:`suite.load`.
+        examples (list): of :func:`load`.
         longest (int): see :class:`Prompts`.
         progress: called with the tokens of each prompt that was read.
 

@@ -54,7 +54,7 @@ class Suite:
     files: str
 
 
-def load(suite: Suite, sources: Sequence[str | Path]) -> list[Example]:
+def read(suite: Suite, sources: Sequence[str | Path]) -> list[Example]:
     """The examples of files, and of all files of the suite in folders.
 
     Raises:
