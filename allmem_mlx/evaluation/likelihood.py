@@ -77,7 +77,7 @@ def buckets(window: int, longest: int) -> list[tuple[int, int]]:
     """``[W, 2W), [2W, 4W), ...`` up to the end of the longest document."""
     edges = [window]
     while edges[-1] < longest:
-        edges.append(2 * edges[-1])
+        edges.append(min(2 * edges[-1], longest))
     return list(zip(edges, edges[1:], strict=False))
 
 
