@@ -25,6 +25,7 @@ from allmem_mlx.evaluation.systems import (
     ALLMEM,
     FULL,
     MATCHED,
+    NAMES,
     NEVER,
     OTHER,
     WINDOW,
@@ -38,7 +39,6 @@ from allmem_mlx.evaluation.systems import (
 )
 from allmem_mlx.memory import MemoryState
 
-NAMES = [FULL, WINDOW, ALLMEM, NEVER, OTHER, MATCHED]
 LENGTH = 200  # several times window and chunk
 
 
@@ -56,7 +56,7 @@ def all_losses(model, tokens, other):
 
 class TestSystems:
     def test_the_columns(self):
-        assert [system.name for system in systems(tiny_model())] == NAMES
+        assert [system.name for system in systems(tiny_model())] == list(NAMES)
 
     def test_losses_are_those_of_the_logits_at_once(self):
         """Block by block, and each token's own."""

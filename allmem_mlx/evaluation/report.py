@@ -9,9 +9,7 @@ from typing import Any
 
 from ..errors import AllMemError
 from .intervals import Interval
-from .systems import ALLMEM, FULL, MATCHED, NEVER, OTHER, WINDOW
-
-NAMES = (FULL, WINDOW, ALLMEM, NEVER, OTHER, MATCHED)
+from .systems import ALLMEM, FULL, NAMES, WINDOW
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

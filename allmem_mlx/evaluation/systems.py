@@ -24,6 +24,7 @@ ALLMEM = "AllMem"
 NEVER = "never written"
 OTHER = "another document"
 MATCHED = "matched window"
+NAMES = (FULL, WINDOW, ALLMEM, NEVER, OTHER, MATCHED)
 
 LOGITS = 2**26  # most logits that exist at once; a whole document's never do
 
