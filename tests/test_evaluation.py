@@ -13,6 +13,7 @@ from helpers import (
     feed,
     random_tokens,
     relative_error,
+    state_arrays,
     tiny_model,
 )
 from matplotlib.image import imread
@@ -120,7 +121,8 @@ class TestSystems:
 
     def test_another_document_lends_its_memory_and_nothing_else(self):
         """After each block: its fast weights, and the ring of the own document."""
-        model, own, other = tiny_model(), document(0), document(1)
+        model = tiny_model()
+        own, other = document(0, 192), document(1, 192)  # whole chunks
         by_name = {system.name: system for system in systems(model)}
         reader = Reader(by_name[OTHER], model, other)
         theirs = Reader(by_name[ALLMEM], model)
@@ -136,6 +138,15 @@ class TestSystems:
             if lent is not None:
                 used = memory_weights(reader.cache)
                 assert all(map(mx.array_equal, used, lent))
+        before = state_arrays(reader.cache)
+        reader._borrow()
+        after = state_arrays(reader.cache)
+        changed = {
+            path for path in after if not mx.array_equal(after[path], before[path])
+        }
+        lent = memory_weights(theirs.cache)
+        assert all(map(mx.array_equal, memory_weights(reader.cache), lent))
+        assert len(changed) == len(lent)
         first = reader.cache[0].ring, never.cache[0].ring
         # Below the first memory nothing differs.
         assert mx.array_equal(first[0].keys, first[1].keys)
