@@ -104,6 +104,8 @@ def check_args(args: argparse.Namespace) -> str:
         path = getattr(args, flag)
         if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
             raise SettingError(f"the folder of {path!r} does not exist")
+        if path is not None and os.path.isdir(path):
+            raise SettingError(f"--{flag} is {path!r}, a folder; name a file")
     if args.plot is not None:
         from .evaluation.report import check_plotting
 

@@ -144,6 +144,7 @@ def test_suite(folder, tmp_path):
         (("--recall", "mqar", "--distances", "0"), "--distances must be at least 1"),
         (("--text", "x", "--seed", "-1"), "--seed is -1"),
         (("--text", "x", "--json", "no/where.json"), "folder of 'no/where.json'"),
+        (("--text", "x", "--json", "tests"), "a folder; name a file"),
         (("--text", "x", "--plot", "x.pdf"), "must end in .png"),
     ],
 )
