@@ -245,6 +245,13 @@ class TestIntervals:
         found = ratio(np.array([0.0, 1.0]), np.ones(2), 0)
         assert found == Interval(0.5, 0.0, 1.0)
 
+    def test_long_documents_weigh_more(self):
+        """The last of four is drawn k times, k ~ Bin(4, 1/4): P(k = 4) = 0.4 %,
+        P(k >= 3) = 5.1 %, P(k = 0) = 32 %. So the ends are those of k = 3, where it
+        is 1 / (1 + 3 * 3), and of k = 0."""
+        over, under = np.array([1.0, 1.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0, 3.0])
+        assert ratio(over, under, 0) == Interval(0.5, 0.1, 1.0)
+
     def test_the_mean_of_many_is_as_wide_as_its_standard_error(self):
         x = np.random.default_rng(1).normal(3.0, 2.0, 400)
         found = ratio(x, np.ones(400), 0)

@@ -65,8 +65,8 @@ class TestTasks:
                 assert question.answer not in after
             ends = {
                 "passkey": r"is the pass key\.$",
-                "mqar": r"\w+: \d{4}\n$",
-                "facts": r"left in \w+\.$",
+                "mqar": r"number of \w+ is \d{4}\.\n$",
+                "facts": r"was lost is \w+\.$",
             }
             assert re.search(ends[name], before)
 
@@ -83,7 +83,9 @@ class TestTasks:
 
     def test_mqar_has_every_pair_once(self, tiny):
         for task in every_task(tiny[1], None, "mqar"):
-            pairs = re.findall(r"(\w+): (\d+)\n", tiny[1].decode(task.document))
+            pairs = re.findall(
+                r"number of (\w+) is (\d+)\.\n", tiny[1].decode(task.document)
+            )
             assert len(dict(pairs)) == len(pairs) == recall_tasks.PAIRS
             assert len({number for _, number in pairs}) == recall_tasks.PAIRS
             assert len(set(task.questions)) == recall_tasks.QUERIES

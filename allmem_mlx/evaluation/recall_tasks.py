@@ -123,8 +123,11 @@ def mqar(encode: Encode, distance: int, rng: random.Random) -> Task:
     number each, then noise, then 4 of the words are asked for."""
     words = rng.sample(WORDS, PAIRS)
     numbers = [str(number) for number in rng.sample(range(1_000, 10_000), PAIRS)]
-    pairs = "\n".join(f"{w}: {n}" for w, n in zip(words, numbers, strict=True))
-    start = f"Remember the number of each word.\n{pairs}\n"
+    pairs = "".join(
+        f"The number of {word} is {number}.\n"
+        for word, number in zip(words, numbers, strict=True)
+    )
+    start = f"Remember the number of each word.\n{pairs}"
     asked = rng.sample(range(PAIRS), QUERIES)
     questions = [
         Question("mqar", f"What is the number of {words[i]}?", numbers[i])
@@ -164,7 +167,7 @@ def facts(
     number = str(rng.randint(1_000, 9_999))
     planted = (
         f" The name of the glassblower is {name}. The number of the locker is {number}."
-        f" The silver compass was left in {place}."
+        f" The town where the lantern was lost is {place}."
     )
     start = rng.randrange(len(book) - needed + 1)
     middle = start + BEFORE
@@ -176,6 +179,6 @@ def facts(
     questions = [
         Question("name", "What is the name of the glassblower?", name),
         Question("number", "What is the number of the locker?", number),
-        Question("place", "Where was the silver compass left?", place),
+        Question("place", "What is the town where the lantern was lost?", place),
     ]
     return Task("facts", document, distance, questions)

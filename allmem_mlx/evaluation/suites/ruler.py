@@ -26,7 +26,7 @@ def _example(name: str, record: Record) -> Example:
     kind, outputs = name.partition("_")[0], record["outputs"]
     metric = string_match_part if kind == "qa" else string_match_all
     # What comes before the answer is already a part of it, in some files a field.
-    prompt = record["input"] + record.get("answer_prefix", "")
+    prompt = record["input"] + (record.get("answer_prefix") or "")
     return Example(
         subset=name,
         context=record["input"],
