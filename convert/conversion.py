@@ -215,7 +215,7 @@ def _convert_folder(
     }
     mx.random.seed(SEED)
     new_model: Any = partial(_FreshModel, base=base_weights)
-    model, config = load_weights(source, overrides, new_model)
+    model, config = load_weights(source, overrides, new_model, lazy=True)
     if distilled:
         replace_memory(model, memory, distilled.path)
 

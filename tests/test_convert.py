@@ -111,6 +111,23 @@ def test_quantised(base_folder, tmp_path):
     assert_close("8 bits", expected, transformers_logits(base_folder, tokens), 0.1)
 
 
+def test_quantising_does_not_need_room_for_the_base(tmp_path):
+    """Its weights are read one after the other: a model may be larger than memory."""
+    base = tiny_base_folder(
+        tmp_path / "base",
+        "qwen3",
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=16,
+    )
+    size = (base / "model.safetensors").stat().st_size
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    convert(base, tmp_path / "new", quantize=True)
+    assert mx.get_peak_memory() - before < 0.6 * size
+
+
 @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
 def test_quantised_by_mode(base_folder, tmp_path, mode):
     convert(base_folder, tmp_path / "new", quantize=True, q_mode=mode, **SIZES)
