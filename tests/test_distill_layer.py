@@ -15,8 +15,8 @@ from allmem_mlx.config import AllMemConfig
 
 sys.path.insert(0, str(ROOT / "examples" / "distill_pytorch"))
 
-from hybrid import TEACHER, Hybrid, View  # noqa: E402
-from loss import forward_kl, next_token_loss  # noqa: E402
+from hybrid import TEACHER, Hybrid, View
+from loss import forward_kl, next_token_loss
 
 CHUNK = TINY_ALLMEM["chunk"]
 LENGTH = 5 * CHUNK + 3

@@ -17,13 +17,15 @@ from transformers import AttentionInterface
 from allmem_mlx.config import AllMemConfig
 
 
+FULL = 1 << 40  # a window that no document fills
+
+
 @dataclass(frozen=True)
 class View:
     """What the layers do in a forward pass.
 
     Args:
-        window (int): tokens that attention sees, the query included; ``None`` is full
-            attention.
+        window (int): tokens that attention sees, the query included.
         sinks (int): first tokens that attention always sees.
         chunk (int): tokens between two updates of the memory.
         memory (bool): whether there is a memory branch.
@@ -31,7 +33,7 @@ class View:
         swap (bool): whether documents read each other's memory.
     """
 
-    window: int | None = None
+    window: int = FULL
     sinks: int = 0
     chunk: int = 64
     memory: bool = False
@@ -51,7 +53,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def window_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -72,7 +74,7 @@ def window_attention(
     B, heads, L, d = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    if view.window is None:
+    if view.window >= L:
         out = F.scaled_dot_product_attention(
             query,
             key.repeat_interleave(group, 1),
@@ -85,7 +87,7 @@ def window_attention(
     window, sinks, chunk = view.window, view.sinks, view.chunk
     queries = query.unflatten(1, (kv_heads, group))
     token = torch.arange(L, device=query.device)
-    out = []
+    blocks = []
     for start in range(0, L, chunk):
         end = min(start + chunk, L)
         first = start - window + 1
@@ -103,8 +105,8 @@ def window_attention(
         o = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask.repeat(group, 1), scale=scaling
         )
-        out.append(o.unflatten(2, (group, end - start)).flatten(1, 2))
-    return torch.cat(out, dim=2).transpose(1, 2), None
+        blocks.append(o.unflatten(2, (group, end - start)).flatten(1, 2))
+    return torch.cat(blocks, dim=2).transpose(1, 2), None
 
 
 AttentionInterface.register("allmem", window_attention)
@@ -120,9 +122,9 @@ class HybridAttention(nn.Module):
         config (AllMemConfig): sizes of the memory.
     """
 
-    def __init__(self, base: nn.Module, dims: int, config: AllMemConfig):
+    def __init__(self, base: Any, dims: int, config: AllMemConfig):
         super().__init__()
-        self.base = base
+        self.base: Any = base
         self.memory = Memory(dims, config)
         self.alpha = nn.Parameter(torch.zeros(dims))
 
@@ -167,6 +169,15 @@ class Hybrid:
         if hasattr(rotary, "inv_freq"):
             return rotary.inv_freq
         return rotary.full_attention_inv_freq
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix, ``[V, D]``."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def checkpoint_activations(self) -> None:
         """Trades time for memory: a layer's activations are computed again when the

@@ -67,12 +67,14 @@ class Memory(nn.Module):
         qkv, rates = projected.split([3 * n * p, 5 * n], dim=-1)
         padded = F.pad(qkv, (0, 0, taps - 1, 0))
         L = u.shape[1]
-        mixed = sum(padded[:, i : i + L] * self.conv_weight[:, i] for i in range(taps))
+        taps_of = self.conv_weight.unbind(dim=1)
+        shifted = [w * padded[:, i : i + L] for i, w in enumerate(taps_of)]
+        q, k, v = torch.stack(shifted).sum(0).chunk(3, dim=-1)
 
         def heads(x: Tensor) -> Tensor:  # [B, L, n p'] -> [B n, L, p']
             return x.unflatten(-1, (n, -1)).transpose(1, 2).flatten(0, 1)
 
-        q, k, v = (heads(x) for x in mixed.chunk(3, dim=-1))
+        q, k, v = heads(q), heads(k), heads(v)
         silu = getattr(self.config, "silu", "qkv")
         q = F.silu(q) if "q" in silu else q
         k = F.silu(k) if "k" in silu else k

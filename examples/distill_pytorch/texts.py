@@ -14,26 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from allmem_mlx.errors import AllMemError
+
+TRIES = 100  # of finding a file that is long enough
 NAMES = (
     "Abel Ada Adam Agnes Albert Alma Amos Anna Arthur Astrid Barnaby Beatrix Bella "
-    "Bernard Bruno Carmen Cecil Clara Conrad Cora Cyrus Daphne Dora Edgar Edith Elias "
-    "Ella Ernest Esther Ezra Felix Fiona Flora Frances George Gilbert Gloria Greta "
-    "Gustav Hannah Harold Hector Helen Henry Hilda Hugo Ida Igor Irene Isaac Ivan Jasper "
-    "Joan Joseph Judith Karl Laura Leo Lewis Lola Lucy Luther Mabel Magnus Marcus Martha "
-    "Max Mildred Miriam Nadia Nathan Nina Nora Oliver Olga Oscar Otto Paul Pearl Peter "
-    "Phoebe Quentin Rachel Ralph Rosa Rufus Ruth Samuel Sarah Silas Simon Sophie Stella "
-    "Theodore Thomas Ursula Vera Victor Viola Walter Wanda Wilfred Yvonne Zelda"
+    "Bernard Bruno Carmen Cecil Clara Conrad Cora Cyrus Daphne Dora Edgar Edith "
+    "Elias Ella Ernest Esther Ezra Felix Fiona Flora Frances George Gilbert Gloria "
+    "Greta Gustav Hannah Harold Hector Helen Henry Hilda Hugo Ida Igor Irene Isaac "
+    "Ivan Jasper Joan Joseph Judith Karl Laura Leo Lewis Lola Lucy Luther Mabel "
+    "Magnus Marcus Martha Max Mildred Miriam Nadia Nathan Nina Nora Oliver Olga "
+    "Oscar Otto Paul Pearl Peter Phoebe Quentin Rachel Ralph Rosa Rufus Ruth Samuel "
+    "Sarah Silas Simon Sophie Stella Theodore Thomas Ursula Vera Victor Viola "
+    "Walter Wanda Wilfred Yvonne Zelda"
 ).split()
 WORDS = (
     "anchor apple arrow basket beacon bell bottle bridge bronze butter button cabin "
-    "camel candle canoe carpet castle cedar chalk cherry clock cloud copper coral cotton "
-    "crown crystal desert diamond dragon drum eagle ember falcon feather fiddle flame "
-    "forest fountain garden ginger glass glove gold granite hammer harbor harp honey "
-    "horn iron island ivory jacket jewel kettle ladder lantern leather lemon lily lion "
-    "marble meadow mirror moon needle oak ocean olive orange orchard owl paper pearl "
-    "pepper piano pigeon pine plum rabbit raven ribbon river rocket rose saddle salmon "
-    "sand scarf shadow silk silver spider spoon star stone storm sugar table thunder "
-    "tiger tower tulip turtle velvet violet walnut water whale willow window wolf wool"
+    "camel candle canoe carpet castle cedar chalk cherry clock cloud copper coral "
+    "cotton crown crystal desert diamond dragon drum eagle ember falcon feather "
+    "fiddle flame forest fountain garden ginger glass glove gold granite hammer "
+    "harbor harp honey horn iron island ivory jacket jewel kettle ladder lantern "
+    "leather lemon lily lion marble meadow mirror moon needle oak ocean olive "
+    "orange orchard owl paper pearl pepper piano pigeon pine plum rabbit raven "
+    "ribbon river rocket rose saddle salmon sand scarf shadow silk silver spider "
+    "spoon star stone storm sugar table thunder tiger tower tulip turtle velvet "
+    "violet walnut water whale willow window wolf wool"
 ).split()
 # What is planted, and how it is asked for: the answer follows the question.
 FACTS = (
@@ -91,7 +96,7 @@ class Texts:
 
     def passage(self, length: int) -> list[int]:
         """A piece of a random book, from the beginning of a paragraph."""
-        while True:
+        for _ in range(TRIES):
             path = self.random.choice(self.files)
             characters = 8 * length  # of which a token has 4 to 5
             size = path.stat().st_size
@@ -102,6 +107,7 @@ class Texts:
             tokens = self._tokens(text[text.find("\n\n") + 2 :])
             if len(tokens) >= length:
                 return tokens[:length]
+        raise AllMemError(f"{path.parent}: too little text for {length} tokens")
 
     def book(self, length: int) -> Document:
         return Document(self.passage(length), [])
