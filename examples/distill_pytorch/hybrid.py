@@ -16,7 +16,6 @@ from transformers import AttentionInterface
 
 from allmem_mlx.config import AllMemConfig
 
-
 FULL = 1 << 40  # a window that no document fills
 
 

@@ -4,7 +4,9 @@ The inputs of an attention layer, and so its keys, point mostly the same way (th
 cosine of two keys of SmolLM2 is 0.8). A memory that learns such keys learns one thing,
 their mean. The projections are therefore those of the base model's own keys and values,
 whitened on a few thousand tokens of text, and the output projection undoes it: a value
-read back exactly is what the base model's attention would have brought.
+read back exactly is what the base model's attention would have brought. A query is the
+key of the token itself and a key that of the token before, so that reading finds what
+followed tokens like this one.
 """
 
 import torch
@@ -12,6 +14,10 @@ from hybrid import TEACHER, Hybrid, HybridAttention
 from torch import Tensor
 
 FLOOR = 1e-3  # of the largest variance: what varies less is noise
+INPUT = 0.1  # of the SiLU of queries and keys: so small that it is nearly linear
+# Added to the learning rates of gate and up before the softplus: 1/150 of the rate of
+# down. What is written is read back through features that stay what they are.
+STEADY = -5.0
 
 
 def whitening(moment: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +32,8 @@ def whitening(moment: Tensor, width: int) -> tuple[Tensor, Tensor]:
     variance, directions = torch.linalg.eigh(moment.double())
     variance, directions = variance.flip(0)[:width], directions.flip(1)[:, :width]
     deviation = variance.clamp(min=FLOOR * variance[0]).sqrt()
-    return directions.T / deviation[:, None], directions * deviation
+    whiten, inverse = directions.T / deviation[:, None], directions * deviation
+    return whiten.to(moment.dtype), inverse.to(moment.dtype)
 
 
 @torch.no_grad()
@@ -58,39 +65,41 @@ def interleave(x: Tensor, heads: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(hybrid: Hybrid, documents: Tensor, opts=None) -> None:
-    """Sets the memory's projections.
+def initialize(hybrid: Hybrid, documents: Tensor, w0_std: float, alpha: float) -> None:
+    """Sets what training starts from, in every layer.
 
     Args:
-        documents (Tensor): text to measure on, ``[B, L]``.
+        documents (Tensor): text to measure the layers' inputs on, ``[B, L]``.
+        w0_std (float): of the random fast weights of gate and up.
+        alpha (float): of every channel.
     """
-    for layer, moment in zip(
-        hybrid.layers(), second_moments(hybrid, documents), strict=True
-    ):
-        _initialize_layer(layer, moment, opts or {})
+    moments = second_moments(hybrid, documents)
+    for layer, moment in zip(hybrid.layers(), moments, strict=True):
+        memory, n = layer.memory, hybrid.config.heads
+        memory.w0_gate.normal_(std=w0_std)
+        memory.w0_up.normal_(std=w0_std)
+        memory.rate_bias[: 3 * n].view(n, 3)[:, :2] = STEADY
+        layer.alpha.fill_(alpha)
+        _project(layer, moment)
 
 
-def _initialize_layer(layer: HybridAttention, moment: Tensor, opts) -> None:
+def _project(layer: HybridAttention, moment: Tensor) -> None:
     base, memory = layer.base, layer.memory
     n, p = memory.config.heads, memory.config.head_dim
-    key, value, out, query = (
-        x.weight.float() for x in (base.k_proj, base.v_proj, base.o_proj, base.q_proj)
+    key, value, out = (
+        x.weight.to(moment.dtype) for x in (base.k_proj, base.v_proj, base.o_proj)
     )
-    group = out.shape[1] // value.shape[0]
-    by_head = (-1, group, base.head_dim)  # query heads that share a key and value head
+    # The memory has one head where query heads of the base share a key and a value.
+    by_head = (-1, out.shape[1] // value.shape[0], base.head_dim)
     out = out.unflatten(1, by_head).mean(2).flatten(1)
-    query = query.unflatten(0, by_head).mean(1).flatten(0, 1)
 
-    def whiten(x):
-        A, inverse = (m.float() for m in whitening(x @ moment @ x.T, n * p))
+    def whiten(x: Tensor) -> tuple[Tensor, Tensor]:
+        A, inverse = whitening(x @ moment @ x.T, n * p)
         return interleave(A @ x, n), interleave(inverse.T, n).T
 
     keys, _ = whiten(key)
     values, unwhiten = whiten(value)
-    queries = keys if opts.get("q", "key") == "key" else whiten(query)[0]
-    s = opts.get("qk_scale", 0.1)
-    vs = opts.get("v_scale", p**-0.5)
-    projections = torch.cat([s * queries, s * keys, vs * values])
-    memory.in_proj.weight[: 3 * n * p] = projections
-    memory.in_proj.weight[3 * n * p :] *= 0.25
+    rates = 0.25 * memory.in_proj.weight[3 * n * p :]
+    parts = [INPUT * keys, INPUT * keys, 2 * p**-0.5 * values, rates]
+    memory.in_proj.weight.copy_(torch.cat(parts))
     memory.o_proj.weight.copy_(out @ unwhiten)

@@ -10,9 +10,31 @@ from dataclasses import replace
 import torch
 from hybrid import TEACHER, Hybrid, View
 from loss import next_token_loss
-from texts import HELD_OUT_FACTS, Texts
+from texts import HELD_OUT_FACTS, Document, Texts
+from torch import Tensor
 
 VIEW = View(window=128, sinks=16, chunk=64)
+
+
+@torch.no_grad()
+def token_losses(hybrid: Hybrid, tokens: Tensor, view: View) -> Tensor:
+    """Negative log-likelihoods ``[B, L - 1]`` of the tokens after the first."""
+    hidden = hybrid.hidden(tokens, view)[:, :-1].flatten(0, 1)
+    losses = next_token_loss(hidden, tokens[:, 1:].flatten(), hybrid.head)
+    return losses.view(len(tokens), -1)
+
+
+@torch.no_grad()
+def answered(hybrid: Hybrid, document: Document, view: View) -> int:
+    """Questions of a document that greedy decoding answers: those of which every token
+    is the likeliest after the ones before it."""
+    tokens = torch.tensor([document.tokens], device=hybrid.device)
+    hidden = hybrid.hidden(tokens, view)[0]
+    found = 0
+    for answer in document.answers:
+        logits = hidden[answer.start - 1 : answer.stop - 1] @ hybrid.head.T
+        found += torch.equal(logits.argmax(-1), tokens[0, answer.start : answer.stop])
+    return found
 
 
 class Judge:
@@ -55,39 +77,20 @@ class Judge:
         return {
             "memory": self.scores(view),
             "never written": self.scores(replace(view, write=False)),
-            "of another document": {"books": round(self._loss(self.books, other), 4)},
+            "of another document": {"books": self._loss(self.books, other)},
         }
 
     def scores(self, view: View) -> dict[str, float]:
         """Nats per token beyond the window for books and repeated passages, and the
         share of facts that greedy decoding would answer."""
+        found = sum(answered(self.hybrid, d, view) for d in self.facts)
         return {
-            "books": round(self._loss(self.books, view), 4),
-            "repeats": round(self._loss(self.repeats, view), 4),
-            "facts": round(self._recall(view), 4),
+            "books": self._loss(self.books, view),
+            "repeats": self._loss(self.repeats, view),
+            "facts": round(found / sum(len(d.answers) for d in self.facts), 4),
         }
 
-    @torch.no_grad()
-    def _loss(self, documents, view: View) -> float:
-        hybrid, window = self.hybrid, self.view.window
-        tokens = torch.tensor([d.tokens for d in documents], device=hybrid.device)
-        hidden = hybrid.hidden(tokens, view)[:, window:-1].flatten(0, 1)
-        targets = tokens[:, window + 1 :].flatten()
-        return next_token_loss(hidden, targets, hybrid.head).mean().item()
-
-    @torch.no_grad()
-    def _recall(self, view: View) -> float:
-        """Greedy decoding gives an answer if every token of it is the likeliest after
-        those before it."""
-        found, asked = 0, 0
-        for document in self.facts:
-            tokens = torch.tensor([document.tokens], device=self.hybrid.device)
-            hidden = self.hybrid.hidden(tokens, view)[0]
-            for answer in document.answers:
-                before = hidden[answer.start - 1 : answer.stop - 1]
-                likeliest = (before @ self.hybrid.head.T).argmax(-1)
-                found += bool(
-                    (likeliest == tokens[0, answer.start : answer.stop]).all()
-                )
-                asked += 1
-        return found / asked
+    def _loss(self, documents: list[Document], view: View) -> float:
+        tokens = torch.tensor([d.tokens for d in documents], device=self.hybrid.device)
+        losses = token_losses(self.hybrid, tokens, view)
+        return round(losses[:, self.view.window :].mean().item(), 4)

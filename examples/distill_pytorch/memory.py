@@ -1,7 +1,6 @@
 """The memory branch of a hybrid layer in PyTorch, with the MLX layer's parameters."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,6 @@ from torch import Tensor, nn
 from allmem_mlx.config import AllMemConfig
 
 L2_EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class LabConfig(AllMemConfig):
-    silu: str = "qkv"
-    residual: bool = True
-    output_norm: bool = True
-    center: bool = False
 
 
 def unit(x: Tensor) -> Tensor:
@@ -69,24 +60,17 @@ class Memory(nn.Module):
         L = u.shape[1]
         taps_of = self.conv_weight.unbind(dim=1)
         shifted = [w * padded[:, i : i + L] for i, w in enumerate(taps_of)]
-        q, k, v = torch.stack(shifted).sum(0).chunk(3, dim=-1)
+        q, k, v = F.silu(torch.stack(shifted).sum(0)).chunk(3, dim=-1)
 
         def heads(x: Tensor) -> Tensor:  # [B, L, n p'] -> [B n, L, p']
             return x.unflatten(-1, (n, -1)).transpose(1, 2).flatten(0, 1)
 
-        q, k, v = heads(q), heads(k), heads(v)
-        silu = getattr(self.config, "silu", "qkv")
-        q = F.silu(q) if "q" in silu else q
-        k = F.silu(k) if "k" in silu else k
-        v = F.silu(v) if "v" in silu else v
-        if "V" in silu:
-            v = unit(v) * p**0.5
         eta, decay, gate = (rates + self.rate_bias).split([3 * n, n, n], dim=-1)
         offset = math.log(math.expm1(self.config.learning_rate))
         tokens = Tokens(
-            queries=unit(self.q_norm(q)),
-            keys=unit(self.k_norm(k)),
-            values=v,
+            queries=unit(self.q_norm(heads(q))),
+            keys=unit(self.k_norm(heads(k))),
+            values=heads(v),
             rates=F.softplus(heads(eta) + offset),
             decay=heads(decay).sigmoid()[..., 0],
         )
@@ -113,12 +97,7 @@ class Memory(nn.Module):
             write=write,
             shift=n if swap else 0,
         )
-        if not getattr(self.config, "residual", True):
-            values = values - tokens.queries
-        if getattr(self.config, "output_norm", True):
-            values = self.o_norm(values)
-        else:
-            values = values * self.o_norm.weight
+        values = self.o_norm(values)
         y = gate * values.unflatten(0, (B, n)).transpose(1, 2)
         y = y.flatten(2).to(u.dtype)
         return F.linear(y, self.o_proj.weight.to(u.dtype))

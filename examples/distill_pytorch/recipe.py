@@ -17,6 +17,7 @@ class Recipe:
         heads, head_dim, hidden_dim (int): sizes of the memory, see ``AllMemConfig``.
         learning_rate, max_update_norm (float): eta and Theta before training.
         w0_std (float): of the random initial weights of gate and up.
+        alpha (float): where alpha starts.
         lengths, windows, sinks, chunks (str): what each step draws from, separated by
             commas.
         window_dropout (float): share of steps in which the window is one chunk: all
@@ -49,6 +50,7 @@ class Recipe:
     learning_rate: float = 0.02
     max_update_norm: float = 3.0
     w0_std: float = 1.0
+    alpha: float = 0.1
     lengths: str = "768,1024,1536"
     windows: str = "64,128,256"
     sinks: str = "4,16"

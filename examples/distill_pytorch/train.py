@@ -181,14 +181,10 @@ class Run:
         return self.out / "checkpoint.pt"
 
     def _start(self) -> None:
-        scale = self.recipe.w0_std / 0.5
-        with torch.no_grad():
-            for layer in self.hybrid.layers():
-                layer.memory.w0_gate.mul_(scale)
-                layer.memory.w0_up.mul_(scale)
         count, length = CALIBRATION
         passages = [self.texts.passage(length) for _ in range(count)]
-        initialize(self.hybrid, torch.tensor(passages, device=self.hybrid.device))
+        documents = torch.tensor(passages, device=self.hybrid.device)
+        initialize(self.hybrid, documents, self.recipe.w0_std, self.recipe.alpha)
         self.log(recipe=asdict(self.recipe), base=self.judge.base())
 
     def _resume(self) -> bool:
