@@ -55,8 +55,8 @@ class Judge:
         texts: Texts,
         view: View = VIEW,
         books: int = 4,
-        length: int = 2048,
-        recalls: int = 3,
+        length: int = 1536,
+        recalls: int = 2,
         recall_length: int = 1024,
     ):
         self.hybrid, self.view = hybrid, view
