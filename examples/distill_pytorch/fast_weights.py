@@ -80,6 +80,35 @@ def clip(grad: Tensor, max_norm: float) -> Tensor:
     return grad * (max_norm / norm(grad, (-2, -1))).clamp(max=1)
 
 
+def update(
+    weights: FastWeights,
+    momentum: FastWeights,
+    norms: FastWeights,
+    chunk: Tokens,
+    max_norm: float,
+) -> tuple[FastWeights, FastWeights]:
+    """Writes a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``.
+
+    Args:
+        weights (FastWeights): W, not normalised.
+        momentum (FastWeights): M.
+        norms (FastWeights): row norms N of the initial weights.
+        chunk (Tokens): the chunk's.
+        max_norm (float): Theta.
+
+    Returns:
+        tuple: the new W and M.
+    """
+    unified = normalize(weights, norms)
+    decay = chunk.decay.mean(dim=1)[:, None, None]
+    grads = gradient(unified, chunk)
+    momentum = FastWeights(
+        *(decay * m - clip(g, max_norm) for m, g in zip(momentum, grads, strict=True))
+    )
+    weights = FastWeights(*(u + m for u, m in zip(unified, momentum, strict=True)))
+    return weights, momentum
+
+
 def run(
     initial: FastWeights,
     tokens: Tokens,
@@ -115,14 +144,5 @@ def run(
         reads.append(read(seen, part.queries))
         if part is parts[-1]:  # nobody reads what it would write
             break
-        weights = normalize(weights, norms)
-        grads = gradient(weights, part)
-        decay = part.decay.mean(dim=1)[:, None, None]
-        momentum = FastWeights(
-            *(
-                decay * m - clip(g, max_norm)
-                for m, g in zip(momentum, grads, strict=True)
-            )
-        )
-        weights = FastWeights(*(w + m for w, m in zip(weights, momentum, strict=True)))
+        weights, momentum = update(weights, momentum, norms, part, max_norm)
     return torch.cat(reads, dim=1)
