@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, assert_close, tiny_base_folder
-from safetensors.torch import load_file
+from helpers import ROOT, TINY_ALLMEM, assert_close, tiny_base_folder
+from safetensors.torch import load_file, save_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
@@ -169,9 +169,9 @@ def test_a_run_goes_on_exactly(folders, tmp_path):
     assert {"memory", "never written", "of another document"} == set(log[-1]["judged"])
 
 
-def train(*flags):
+def program(name, *flags):
     return subprocess.run(
-        [sys.executable, "examples/distill_pytorch/train.py", *map(str, flags)],
+        [sys.executable, f"examples/distill_pytorch/{name}.py", *map(str, flags)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -180,10 +180,12 @@ def train(*flags):
 
 def test_refusals(folders, tmp_path):
     base, texts = folders
-    result = train("--model", tmp_path, "--texts", texts, "--out", tmp_path / "o")
+    result = program(
+        "train", "--model", tmp_path, "--texts", texts, "--out", tmp_path / "o"
+    )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "validation" in result.stderr
-    with pytest.raises(AllMemError, match="no model folder"):
+    with pytest.raises(AllMemError, match="not a model folder"):
         Run(recipe_of(folders, tmp_path / "o", model=str(tmp_path)))
     assert not (tmp_path / "o").exists()
     with pytest.raises(AllMemError, match="no text file"):
@@ -195,3 +197,48 @@ def test_another_recipe_does_not_go_on(folders, tmp_path):
     run.save()
     with pytest.raises(AllMemError, match="other settings"):
         Run(recipe_of(folders, tmp_path, rate=1e-4))
+
+
+def test_evaluation_prints_every_control(folders, tmp_path):
+    run = Run(recipe_of(folders, tmp_path / "run"))
+    run.train_step()
+    run.save()
+    base, texts = folders
+    books = [texts / "training.txt", texts / "validation.txt"]
+    flags = ["--model", base, "--memory", tmp_path / "run", "--length", 600]
+    flags += ["--window", 64, "--sinks", 4, "--fact-length", 1200, "--facts", 2]
+    result = program("evaluate", *flags, *books)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines()[2:7]]
+    names = [row[0].strip() for row in rows]
+    assert names[0] == "full attention" and names[-1] == "memory of another document"
+    assert all(2 < float(cell) < 10 for row in rows for cell in row[1:-1])
+    assert "facts asked: 4" in result.stdout
+
+
+def test_evaluation_refuses_what_does_not_fit(folders, tmp_path):
+    base, texts = folders
+    book = texts / "training.txt"
+    result = program("evaluate", "--model", base, "--memory", tmp_path, book)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "has no memory.safetensors" in result.stderr
+    save_file({"x": torch.zeros(1)}, tmp_path / "memory.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"allmem": TINY_ALLMEM}))
+    result = program("evaluate", "--model", base, "--memory", tmp_path, book)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "is not a memory of" in result.stderr
+
+
+def test_readback(folders):
+    base, texts = folders
+    sizes = ["--heads", 2, "--head-dim", 16, "--hidden-dim", 64, "--length", 1024]
+    sizes += ["--learning-rate", 0.2]
+    found = {}
+    for start in ("random", "whitened"):
+        flags = ["--model", base, "--start", start, *sizes]
+        result = program("readback", *flags, texts / "training.txt")
+        assert result.returncode == 0, result.stderr
+        cosine, _, first, *_ = result.stdout.splitlines()
+        found[start] = float(cosine.split()[-1]), float(first.split()[-1])
+    assert found["whitened"][0] < found["random"][0]
+    assert found["whitened"][1] > 2 / 64

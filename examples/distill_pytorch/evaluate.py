@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base import load_base
 from hybrid import TEACHER, Hybrid, View
 from judge import answered, token_losses
 from safetensors.torch import load_file
 from texts import HELD_OUT_FACTS, Texts
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
@@ -33,15 +33,14 @@ def load(model: Path, memory: Path, dtype: str) -> tuple[Hybrid, Any]:
     Raises:
         AllMemError: if a file is missing, or the memory is not this model's.
     """
-    for folder, name in (model, "config.json"), (memory, "memory.safetensors"):
-        if not (folder / name).is_file():
-            raise AllMemError(f"{folder}: no {name}")
+    if not (memory / "memory.safetensors").is_file():
+        raise AllMemError(f"{memory} has no memory.safetensors; train.py writes it")
     try:
         block = json.loads((memory / "config.json").read_text())["allmem"]
     except (OSError, ValueError, KeyError) as error:
         raise AllMemError(f"{memory}/config.json has no allmem block") from error
     config = AllMemConfig.from_dict(block)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    base, tokenizer = load_base(model, dtype)
     hybrid = Hybrid(base, config)
     weights = load_file(memory / "memory.safetensors")
     parameters = hybrid.parameters()
@@ -51,8 +50,6 @@ def load(model: Path, memory: Path, dtype: str) -> tuple[Hybrid, Any]:
     with torch.no_grad():
         for name, x in parameters.items():
             x.copy_(weights[name])
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.model_max_length = 10**9  # documents are cut by us
     return hybrid, tokenizer
 
 

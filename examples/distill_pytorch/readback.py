@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base import load_base
 from fast_weights import FastWeights, Tokens, norm, read, update
 from hybrid import TEACHER, Hybrid
 from initial import initialize
@@ -18,7 +19,6 @@ from memory import unit
 from texts import Texts
 from torch import Tensor
 from train import CALIBRATION
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
@@ -88,9 +88,7 @@ def command(args: Any) -> None:
         learning_rate=args.learning_rate,
         max_update_norm=args.max_update_norm,
     )
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    tokenizer.model_max_length = 10**9
+    model, tokenizer = load_base(args.model, "float32")
     hybrid = Hybrid(model, config)
     texts = Texts([args.book], tokenizer, args.seed)
     if args.start == "whitened":

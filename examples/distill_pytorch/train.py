@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base import load_base
 from hybrid import TEACHER, Hybrid, View
 from initial import initialize
 from judge import Judge
@@ -23,7 +24,6 @@ from recipe import Recipe
 from safetensors.torch import save_file
 from texts import Document, Texts
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
@@ -56,10 +56,9 @@ def load(recipe: Recipe) -> tuple[Hybrid, Any]:
     """The hybrid of a base model, and its tokenizer.
 
     Raises:
-        AllMemError: if the folder has no model that fits.
+        AllMemError: if there is no such model.
     """
-    if not (Path(recipe.model) / "config.json").is_file():
-        raise AllMemError(f"{recipe.model}: no model folder")
+    model, tokenizer = load_base(recipe.model, recipe.dtype)
     config = AllMemConfig(
         heads=recipe.heads,
         head_dim=recipe.head_dim,
@@ -70,11 +69,6 @@ def load(recipe: Recipe) -> tuple[Hybrid, Any]:
         learning_rate=recipe.learning_rate,
         max_update_norm=recipe.max_update_norm,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        recipe.model, dtype=getattr(torch, recipe.dtype)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
-    tokenizer.model_max_length = 10**9  # documents are cut by us
     return Hybrid(model, config), tokenizer
 
 
