@@ -1,6 +1,7 @@
 """The memory branch of a hybrid layer in PyTorch, with the MLX layer's parameters."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,10 +77,11 @@ class Memory(nn.Module):
         )
         return tokens, gate.sigmoid()[..., None]
 
-    def forward(
+    def recall(
         self, u: Tensor, *, chunk: int, write: bool = True, swap: bool = False
     ) -> Tensor:
-        """
+        """What all heads read, ``[B, L, n p]``, before the output projection.
+
         Args:
             u (Tensor): the layer's normed input, ``[B, L, D]``.
             chunk (int): c.
@@ -97,7 +99,10 @@ class Memory(nn.Module):
             write=write,
             shift=n if swap else 0,
         )
-        values = self.o_norm(values)
-        y = gate * values.unflatten(0, (B, n)).transpose(1, 2)
-        y = y.flatten(2).to(u.dtype)
+        y = gate * self.o_norm(values).unflatten(0, (B, n)).transpose(1, 2)
+        return y.flatten(2).to(u.dtype)
+
+    def forward(self, u: Tensor, **options: Any) -> Tensor:
+        """``y [B, L, D]``; the options are those of :meth:`recall`."""
+        y = self.recall(u, **options)
         return F.linear(y, self.o_proj.weight.to(u.dtype))
