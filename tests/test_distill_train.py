@@ -112,7 +112,7 @@ def test_keys_are_apart_at_the_start_of_training():
     with torch.no_grad():
         assert mean_cosine() > 0.5
         initialize(hybrid, tokens, w0_std=1.0, alpha=0.1)
-        assert mean_cosine() < 0.1
+        assert mean_cosine() < 0.2
 
 
 def test_alpha_moves_first_and_everything_after():
