@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from allmem_mlx.errors import AllMemError
 
 # test_distill_layer put the program's folder on the path.
+import mqar  # isort: skip
 from hybrid import View  # isort: skip
 from initial import initialize, whitening  # isort: skip
 from readback import layer_inputs  # isort: skip
@@ -247,3 +249,10 @@ def test_readback(folders):
         found[start] = float(cosine.split()[-1]), float(first.split()[-1])
     assert found["whitened"][0] < found["random"][0]
     assert found["whitened"][1] > 2 / 64
+
+
+def test_a_tiny_model_learns_to_recall():
+    hybrid = mqar.train("matched", pairs=8, steps=40, batch=16, seed=0)
+    never = replace(mqar.VIEW, write=False)
+    assert mqar.recall(hybrid, 8, mqar.VIEW) > 0.9
+    assert mqar.recall(hybrid, 8, never) < 0.1
