@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
-from allmem_mlx.errors import AllMemError
+from allmem_mlx.errors import AllMemError, SettingError
 
 # test_distill_layer put the program's folder on the path.
 import mqar  # isort: skip
@@ -256,3 +256,29 @@ def test_a_tiny_model_learns_to_recall():
     never = replace(mqar.VIEW, write=False)
     assert mqar.recall(hybrid, 8, mqar.VIEW) > 0.9
     assert mqar.recall(hybrid, 8, never) < 0.1
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"windows": "64,x"}, "windows"),
+        ({"chunks": ""}, "chunks"),
+        ({"windows": "64,1280"}, "beyond a window"),
+        ({"repeats": 0.7, "facts": 0.7}, "shares"),
+    ],
+    ids=str,
+)
+def test_impossible_recipes(settings, word):
+    with pytest.raises(SettingError, match=word):
+        Recipe("model", "texts", "out", **{"lengths": "1280", **settings})
+
+
+def test_a_memory_wider_than_the_base():
+    hybrid = tiny_hybrid(num_key_value_heads=1)
+    with pytest.raises(SettingError, match="wider than the base's keys"):
+        initialize(hybrid, random_tokens(), w0_std=1.0, alpha=0.1)
+
+
+def test_other_families_are_refused():
+    with pytest.raises(AllMemError, match="'gpt2' cannot be distilled"):
+        tiny_hybrid("gpt2")

@@ -35,3 +35,8 @@ def load_base(folder: str | Path, dtype: str) -> tuple[Any, Any]:
         raise AllMemError(f"{folder} cannot be loaded: {reason}") from error
     tokenizer.model_max_length = 10**9  # documents are cut to length by us
     return model, tokenizer
+
+
+def best_device() -> torch.device:
+    """A GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

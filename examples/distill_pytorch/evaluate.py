@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from base import load_base
+from base import best_device, load_base
 from hybrid import TEACHER, Hybrid, View
 from judge import answered, token_losses
 from safetensors.torch import load_file
@@ -50,6 +50,7 @@ def load(model: Path, memory: Path, dtype: str) -> tuple[Hybrid, Any]:
     with torch.no_grad():
         for name, x in parameters.items():
             x.copy_(weights[name])
+    hybrid.model.to(best_device())
     return hybrid, tokenizer
 
 

@@ -2,8 +2,8 @@
 
 One head's memory is a residual SwiGLU network, trained while it reads (AllMem,
 arXiv 2602.13680, section 3). The inner gradient is written out, so that training
-differentiates through it once, not twice. All tensors are float32 (or float64 in
-tests); N = batch x heads documents' heads, c tokens, head width p, hidden width h.
+differentiates through it once, not twice. N counts the heads of all documents, document
+by document; L tokens, head width p, hidden width h.
 """
 
 from typing import NamedTuple

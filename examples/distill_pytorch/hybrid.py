@@ -1,8 +1,8 @@
 """A Hugging Face causal LM whose attention layers are hybrids.
 
 Each attention layer becomes window + sinks + alpha * memory, beside the base model's
-own weights, which stay frozen. The same model is also the teacher: see
-:meth:`Hybrid.view`.
+own weights, which stay frozen. The same model is also the teacher: the :class:`View` of
+a forward pass says what its layers do.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from allmem_mlx.config import AllMemConfig
+from allmem_mlx.errors import AllMemError
 
+FAMILIES = ("llama", "qwen3", "gemma3_text")
 FULL = 1 << 40  # a window that no document fills
 
 
@@ -145,9 +147,17 @@ class Hybrid:
     Args:
         model (PreTrainedModel): a causal LM of transformers.
         config (AllMemConfig): sizes of the memory.
+
+    Raises:
+        AllMemError: if the model is of a family that is not supported.
     """
 
     def __init__(self, model: Any, config: AllMemConfig):
+        if model.config.model_type not in FAMILIES:
+            raise AllMemError(
+                f"model family {model.config.model_type!r} cannot be distilled here; "
+                f"supported: {', '.join(FAMILIES)}"
+            )
         self.model, self.config = model, config
         model.requires_grad_(False)
         model.config._attn_implementation = "allmem"

@@ -13,6 +13,8 @@ import torch
 from hybrid import TEACHER, Hybrid, HybridAttention
 from torch import Tensor
 
+from allmem_mlx.errors import SettingError
+
 FLOOR = 1e-3  # of the largest variance: what varies less is noise
 INPUT = 0.1  # of the SiLU of queries and keys: so small that it is nearly linear
 # Added to the learning rates of gate and up before the softplus: 1/150 of the rate of
@@ -72,6 +74,9 @@ def initialize(hybrid: Hybrid, documents: Tensor, w0_std: float, alpha: float) -
         documents (Tensor): text to measure the layers' inputs on, ``[B, L]``.
         w0_std (float): of the random fast weights of gate and up.
         alpha (float): of every channel.
+
+    Raises:
+        SettingError: if the memory is wider than the base's keys and values.
     """
     moments = second_moments(hybrid, documents)
     for layer, moment in zip(hybrid.layers(), moments, strict=True):
@@ -92,6 +97,12 @@ def _project(layer: HybridAttention, moment: Tensor) -> None:
     # The memory has one head where query heads of the base share a key and a value.
     by_head = (-1, out.shape[1] // value.shape[0], base.head_dim)
     out = out.unflatten(1, by_head).mean(2).flatten(1)
+
+    if n * p > len(key):
+        raise SettingError(
+            f"a memory of {n} heads of width {p} is wider than the base's keys and "
+            f"values ({len(key)}); lower heads or head_dim"
+        )
 
     def whiten(x: Tensor) -> tuple[Tensor, Tensor]:
         A, inverse = whitening(x @ moment @ x.T, n * p)

@@ -19,9 +19,10 @@ VIEW = View(window=128, sinks=16, chunk=64)
 @torch.no_grad()
 def token_losses(hybrid: Hybrid, tokens: Tensor, view: View) -> Tensor:
     """Negative log-likelihoods ``[B, L - 1]`` of the tokens after the first."""
+    tokens = tokens.to(hybrid.device)
     hidden = hybrid.hidden(tokens, view)[:, :-1].flatten(0, 1)
     losses = next_token_loss(hidden, tokens[:, 1:].flatten(), hybrid.head)
-    return losses.view(len(tokens), -1)
+    return losses.view(len(tokens), -1).cpu()
 
 
 @torch.no_grad()
@@ -91,6 +92,6 @@ class Judge:
         }
 
     def _loss(self, documents: list[Document], view: View) -> float:
-        tokens = torch.tensor([d.tokens for d in documents], device=self.hybrid.device)
+        tokens = torch.tensor([d.tokens for d in documents])
         losses = token_losses(self.hybrid, tokens, view)
         return round(losses[:, self.view.window :].mean().item(), 4)

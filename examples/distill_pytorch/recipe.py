@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from allmem_mlx.errors import SettingError
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,6 +39,9 @@ class Recipe:
         every (int): steps between two checkpoints.
         evaluate (int): steps between two evaluations.
         seed (int): of everything drawn.
+
+    Raises:
+        SettingError: if settings are impossible, alone or together.
     """
 
     model: str
@@ -73,6 +78,27 @@ class Recipe:
     every: int = 20
     evaluate: int = 50
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("lengths", "windows", "sinks", "chunks"):
+            try:
+                numbers = self.numbers(name)
+            except ValueError:
+                numbers = []
+            if not numbers or min(numbers) < (name != "sinks"):
+                raise SettingError(
+                    f"{name} is {getattr(self, name)!r}; it must be whole numbers with "
+                    "commas between them"
+                )
+        shortest = min(self.numbers("lengths"))
+        longest = max(self.numbers("windows") + self.numbers("chunks"))
+        if longest >= shortest - 1:
+            raise SettingError(
+                f"a document of {shortest} tokens has nothing beyond a window or chunk "
+                f"of {longest}"
+            )
+        if self.repeats < 0 or self.facts < 0 or self.repeats + self.facts > 1:
+            raise SettingError("repeats and facts must be shares of at most 1 together")
 
     def numbers(self, name: str) -> list[int]:
         """A setting that lists numbers."""

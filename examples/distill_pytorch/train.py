@@ -7,6 +7,7 @@ known of the settings.
 """
 
 import json
+import math
 import os
 import random
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from base import load_base
+from base import best_device, load_base
 from hybrid import TEACHER, Hybrid, View
 from initial import initialize
 from judge import Judge
@@ -65,11 +66,14 @@ def load(recipe: Recipe) -> tuple[Hybrid, Any]:
         hidden_dim=recipe.hidden_dim,
         window=max(recipe.numbers("windows")),
         sinks=max(recipe.numbers("sinks")),
-        chunk=min(recipe.numbers("chunks")),
+        chunk=(chunk := min(recipe.numbers("chunks"))),
+        fold=math.gcd(chunk, 64),
         learning_rate=recipe.learning_rate,
         max_update_norm=recipe.max_update_norm,
     )
-    return Hybrid(model, config), tokenizer
+    hybrid = Hybrid(model, config)
+    hybrid.model.to(best_device())
+    return hybrid, tokenizer
 
 
 def make_optimizer(hybrid: Hybrid, recipe: Recipe) -> torch.optim.AdamW:
@@ -184,7 +188,7 @@ class Run:
     def _resume(self) -> bool:
         if not self.checkpoint.exists():
             return False
-        saved = torch.load(self.checkpoint, weights_only=True)
+        saved = torch.load(self.checkpoint, self.hybrid.device, weights_only=True)
         if saved["recipe"] != asdict(self.recipe):
             raise AllMemError(
                 f"{self.checkpoint} is of a run with other settings; choose another "
