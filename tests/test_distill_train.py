@@ -1,0 +1,284 @@
+"""Distillation as a program: texts, start, recipe, and runs that go on."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import ROOT, TINY_ALLMEM, assert_close, tiny_base_folder
+from safetensors.torch import load_file, save_file
+from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
+from transformers import AutoTokenizer
+
+from allmem_mlx.errors import AllMemError, SettingError
+
+# test_distill_layer put the program's folder on the path.
+import mqar  # isort: skip
+from hybrid import View  # isort: skip
+from initial import initialize, whitening  # isort: skip
+from readback import layer_inputs  # isort: skip
+from recipe import Recipe  # isort: skip
+from texts import Texts  # isort: skip
+from train import Run, document_loss, draw_step  # isort: skip
+
+BOOK = "\n\n".join(f"It was the best of {i} times, and the worst." for i in range(500))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("distill")
+    (root / "texts").mkdir()
+    for name in ("training", "validation"):
+        (root / "texts" / f"{name}.txt").write_text(BOOK)
+    return tiny_base_folder(root / "base"), root / "texts"
+
+
+def recipe_of(folders, out, **settings) -> Recipe:
+    base, texts = folders
+    return Recipe(
+        **{
+            "model": str(base),
+            "texts": str(texts),
+            "out": str(out),
+            "validation": "validation",
+            "heads": 2,
+            "head_dim": 16,
+            "hidden_dim": 32,
+            "lengths": "1280",
+            "windows": "64",
+            "sinks": "4",
+            "batch": 1,
+            "steps": 4,
+            "every": 2,
+            "evaluate": 4,
+            "dtype": "float32",
+            **settings,
+        }
+    )
+
+
+@pytest.fixture
+def texts(folders):
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    return Texts(sorted(folders[1].glob("training.txt")), tokenizer, seed=0), tokenizer
+
+
+def test_a_passage_comes_again(texts):
+    tokens = texts[0].repeat(1000).tokens
+    assert len(tokens) == 1000
+    start = next(i for i in range(200, 900) if tokens[i : i + 60] == tokens[:60])
+    assert start >= 250  # the passage itself, and what lies between
+
+
+def test_an_answer_stands_in_the_first_half(texts):
+    texts, tokenizer = texts
+    document = texts.facts(2000, count=4)
+    assert len(document.tokens) == 2000 and len(document.answers) == 4
+    for answer in document.answers:
+        value = tokenizer.decode(document.tokens[answer.start : answer.stop])
+        told = tokenizer.decode(document.tokens[:1100])
+        assert value.strip() in told
+
+
+def test_too_little_text(texts):
+    with pytest.raises(AllMemError, match="too little text for 100000 tokens"):
+        texts[0].passage(100_000)
+
+
+def test_whitening():
+    torch.manual_seed(0)
+    x = (
+        torch.randn(1000, 24) @ torch.randn(24, 24) + 5
+    )  # far from 0: a common direction
+    A, _ = whitening(x.T @ x / len(x), 16)
+    y = x @ A.T
+    assert_close("moment", y.T @ y / len(y), torch.eye(16), 1e-3)
+    A, inverse = whitening(x.T @ x / len(x), 24)
+    assert_close("round trip", x @ A.T @ inverse.T, x, 1e-3)
+
+
+def test_keys_are_apart_at_the_start_of_training():
+    hybrid, tokens = tiny_hybrid(dtype=torch.float32), random_tokens(4, 256)
+    with torch.no_grad():  # all inputs point mostly the same way, as in real models
+        hybrid.model.model.embed_tokens.weight.add_(1.0)
+
+    def mean_cosine() -> float:
+        cosines = []
+        for layer, u in zip(hybrid.layers(), layer_inputs(hybrid, tokens), strict=True):
+            keys = layer.memory.tokens(u)[0].keys[:, 1:]
+            cosines.append((keys @ keys.mT).mean())
+        return torch.stack(cosines).mean().item()
+
+    with torch.no_grad():
+        assert mean_cosine() > 0.5
+        initialize(hybrid, tokens, w0_std=1.0, alpha=0.1)
+        assert mean_cosine() < 0.2
+
+
+def test_alpha_moves_first_and_everything_after():
+    hybrid = tiny_hybrid()
+    with torch.no_grad():
+        for layer in hybrid.layers():
+            layer.alpha.zero_()
+    from texts import Document
+
+    document = Document(random_tokens(1, 4 * CHUNK)[0].tolist(), [range(50, 52)])
+    view = View(window=16, sinks=2, chunk=CHUNK, memory=True)
+    for moves in (("alpha",), tuple(hybrid.parameters())):
+        document_loss(hybrid, document, view)[0].backward()
+        for name, x in hybrid.parameters().items():
+            assert bool(x.grad.abs().max() > 0) == name.endswith(moves), name
+            x.grad = None
+        with torch.no_grad():
+            for layer in hybrid.layers():
+                layer.alpha.fill_(0.1)
+
+
+def test_rates_rise_and_fall():
+    recipe = Recipe("m", "t", "o", steps=100, warm_up=0.1, decay=0.2)
+    scales = [recipe.scale(step) for step in range(100)]
+    assert scales[0] == 0.1 and scales[9:81] == [1.0] * 72
+    assert scales[90] == 0.5 and 0 < scales[99] < 0.1
+
+
+def test_a_step_depends_on_seed_and_number_alone(folders, tmp_path, texts):
+    recipe = recipe_of(folders, tmp_path, windows="32,64,96,128")
+    first = [draw_step(recipe, texts[0], step) for step in range(6)]
+    again = [draw_step(recipe, texts[0], step) for step in reversed(range(6))]
+    assert first == again[::-1]
+    assert len({view.window for view, _ in first}) > 1
+
+
+def test_a_run_goes_on_exactly(folders, tmp_path):
+    whole = Run(recipe_of(folders, tmp_path / "whole"))
+    whole.train()
+    Run(recipe_of(folders, tmp_path / "parts"))  # stopped before its first step
+    started = Run(recipe_of(folders, tmp_path / "parts"))
+    for _ in range(2):
+        started.train_step()
+    started.save()
+    started.train_step()  # lost
+    resumed = Run(recipe_of(folders, tmp_path / "parts"))
+    assert resumed.step == 2
+    resumed.train()
+    files = [tmp_path / name / "memory.safetensors" for name in ("whole", "parts")]
+    expected, actual = (load_file(file) for file in files)
+    assert len(actual) == 2 * 11
+    for name, x in expected.items():
+        assert torch.equal(actual[name], x), name
+    assert any(x.abs().max() > 0 for n, x in actual.items() if n.endswith("alpha"))
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["allmem"]["hidden_dim"] == 32
+    log = [json.loads(x) for x in (tmp_path / "whole/log.jsonl").open()]
+    assert [x["step"] for x in log] == [0, 1, 2, 3, 4, 4]
+    assert {"memory", "never written", "of another document"} == set(log[-1]["judged"])
+
+
+def program(name, *flags):
+    return subprocess.run(
+        [sys.executable, f"examples/distill_pytorch/{name}.py", *map(str, flags)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_refusals(folders, tmp_path):
+    base, texts = folders
+    result = program(
+        "train", "--model", tmp_path, "--texts", texts, "--out", tmp_path / "o"
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "validation" in result.stderr
+    with pytest.raises(AllMemError, match="not a model folder"):
+        Run(recipe_of(folders, tmp_path / "o", model=str(tmp_path)))
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(AllMemError, match="no text file"):
+        Run(recipe_of(folders, tmp_path / "o", texts=str(tmp_path)))
+
+
+def test_another_recipe_does_not_go_on(folders, tmp_path):
+    run = Run(recipe_of(folders, tmp_path))
+    run.save()
+    with pytest.raises(AllMemError, match="other settings"):
+        Run(recipe_of(folders, tmp_path, rate=1e-4))
+
+
+def test_evaluation_prints_every_control(folders, tmp_path):
+    run = Run(recipe_of(folders, tmp_path / "run"))
+    run.train_step()
+    run.save()
+    base, texts = folders
+    books = [texts / "training.txt", texts / "validation.txt"]
+    flags = ["--model", base, "--memory", tmp_path / "run", "--length", 600]
+    flags += ["--window", 64, "--sinks", 4, "--fact-length", 1200, "--facts", 2]
+    result = program("evaluate", *flags, *books)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines()[2:7]]
+    names = [row[0].strip() for row in rows]
+    assert names[0] == "full attention" and names[-1] == "memory of another document"
+    assert all(2 < float(cell) < 10 for row in rows for cell in row[1:-1])
+    assert "facts asked: 4" in result.stdout
+
+
+def test_evaluation_refuses_what_does_not_fit(folders, tmp_path):
+    base, texts = folders
+    book = texts / "training.txt"
+    result = program("evaluate", "--model", base, "--memory", tmp_path, book)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "has no memory.safetensors" in result.stderr
+    save_file({"x": torch.zeros(1)}, tmp_path / "memory.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"allmem": TINY_ALLMEM}))
+    result = program("evaluate", "--model", base, "--memory", tmp_path, book)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "is not a memory of" in result.stderr
+
+
+def test_readback(folders):
+    base, texts = folders
+    sizes = ["--heads", 2, "--head-dim", 16, "--hidden-dim", 64, "--length", 1024]
+    sizes += ["--learning-rate", 0.2]
+    found = {}
+    for start in ("random", "whitened"):
+        flags = ["--model", base, "--start", start, *sizes]
+        result = program("readback", *flags, texts / "training.txt")
+        assert result.returncode == 0, result.stderr
+        cosine, _, first, *_ = result.stdout.splitlines()
+        found[start] = float(cosine.split()[-1]), float(first.split()[-1])
+    assert found["whitened"][0] < found["random"][0]
+    assert found["whitened"][1] > 2 / 64
+
+
+def test_a_tiny_model_learns_to_recall():
+    hybrid = mqar.train("matched", pairs=8, steps=40, batch=16, seed=0)
+    never = replace(mqar.VIEW, write=False)
+    assert mqar.recall(hybrid, 8, mqar.VIEW) > 0.9
+    assert mqar.recall(hybrid, 8, never) < 0.1
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"windows": "64,x"}, "windows"),
+        ({"chunks": ""}, "chunks"),
+        ({"windows": "64,1280"}, "beyond a window"),
+        ({"repeats": 0.7, "facts": 0.7}, "shares"),
+    ],
+    ids=str,
+)
+def test_impossible_recipes(settings, word):
+    with pytest.raises(SettingError, match=word):
+        Recipe("model", "texts", "out", **{"lengths": "1280", **settings})
+
+
+def test_a_memory_wider_than_the_base():
+    hybrid = tiny_hybrid(num_key_value_heads=1)
+    with pytest.raises(SettingError, match="wider than the base's keys"):
+        initialize(hybrid, random_tokens(), w0_std=1.0, alpha=0.1)
+
+
+def test_other_families_are_refused():
+    with pytest.raises(AllMemError, match="'gpt2' cannot be distilled"):
+        tiny_hybrid("gpt2")
