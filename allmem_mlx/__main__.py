@@ -8,6 +8,7 @@ COMMANDS = {
     "allmem_mlx.generate": "read a document and go on from it, or answer about it",
     "allmem_mlx.chat": "talk with a model that remembers what it has read",
     "allmem_mlx.benchmark": "reading speed and memory beside full attention",
+    "allmem_mlx.evaluate": "how well a model remembers, beside the controls",
     "allmem_mlx.convert": "convert a pretrained model",
 }
 

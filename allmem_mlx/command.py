@@ -28,7 +28,12 @@ class ArgumentParser(argparse.ArgumentParser):
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that name a model."""
     add = parser.add_argument
-    add("--model", help="Model folder. Default: the embedded SmolLM2-135M-Instruct")
+    add(
+        "--model",
+        metavar="FOLDER_OR_REPO",
+        help="Model folder, or ORG/NAME of the Hugging Face hub. Default: the embedded "
+        "SmolLM2-135M-Instruct",
+    )
     add("--adapter-path", help="LoRA adapter weights and config")
     add("--trust-remote-code", action="store_true", help="Of the tokenizer")
 

@@ -8,7 +8,9 @@ import mlx.nn as nn
 
 from .config import AllMemConfig
 from .errors import AllMemError, SettingError, reason
+from .hub import origin, remedy, resolve
 from .model import MODEL_TYPE, Model, ModelArgs
+from .weight_files import indexed_files, safetensors_header
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -23,33 +25,31 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AllMemError(f"{folder} is not a model folder: it has no config.json")
     try:
         config = load_config(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise AllMemError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        file = folder / "config.json"
+        raise AllMemError(
+            f"{file} cannot be read: {reason(error)}; {remedy(file)}"
+        ) from None
     if not isinstance(config, dict):
         raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
     return config
 
 
 def check_weights(folder: Path) -> None:
-    """Refuses a folder whose safetensors are missing, truncated or not safetensors.
+    """Refuses a folder whose safetensors, or one that its index names, are missing,
+    truncated or not safetensors.
 
     Raises:
         AllMemError: naming the file.
     """
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise AllMemError(f"{folder} has no weights (model*.safetensors)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        indexed_files(index)
     for file in files:
-        try:
-            # Reads the header and compares it with the file's length.
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise AllMemError(
-                f"{file} is damaged or incomplete ({error}); get it again"
-            ) from None
+        safetensors_header(file)
 
 
 def load_weights(
@@ -111,7 +111,7 @@ def load_tokenizer(
 
     # Without any of these, transformers makes up an empty tokenizer for some families.
     files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
-    if not any(True for pattern in files for _ in folder.glob(pattern)):
+    if not (found := [file for pattern in files for file in folder.glob(pattern)]):
         raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
     try:
         return mlx_lm_load_tokenizer(
@@ -119,8 +119,23 @@ def load_tokenizer(
         )
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise AllMemError(
-            f"{folder}: the tokenizer cannot be read: {reason(error)}"
+            f"{folder}: the tokenizer cannot be read: {reason(error)}; "
+            f"{remedy(found[0])}"
         ) from error
+
+
+def _hybrid_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of an AllMem model."""
+    config = read_config(folder)
+    if config.get("model_type") != MODEL_TYPE:
+        source, commit = origin(folder) or (folder, None)
+        revision = "" if commit is None else f" --revision {commit}"
+        raise AllMemError(
+            f"{source} is not an AllMem model (model_type "
+            f"{config.get('model_type')!r}); convert it first: "
+            f"python -m convert --hf-path {source}{revision} --mlx-path NEW_FOLDER"
+        )
+    return config
 
 
 def load(
@@ -130,23 +145,27 @@ def load(
     adapter_path: str | None = None,
     lazy: bool = False,
     return_config: bool = False,
+    revision: str | None = None,
 ) -> tuple:
     """Loads an AllMem model folder, as ``mlx_lm.load`` does any other.
 
     Args:
-        path (str | Path): the folder; ``None`` for the embedded default model.
+        path (str | Path): the folder, or a repository of the hub, ``ORG/NAME``;
+            ``None`` for the embedded default model.
         tokenizer_config (dict): options of the tokenizer.
         model_config (dict): values that replace those of the folder's ``allmem``
             block: ``window``, ``sinks``, ``chunk``, ...
         adapter_path (str): LoRA adapters to apply.
         lazy (bool): leave the weights on disk until they are used.
         return_config (bool): return the configuration too.
+        revision (str): branch, tag or commit of a hub repository.
 
     Returns:
         tuple: the model, its tokenizer and, if asked for, the configuration.
 
     Raises:
-        AllMemError: if the folder is not an AllMem model or is damaged.
+        AllMemError: if the folder is not an AllMem model or is damaged, or if the
+            repository cannot be downloaded.
         SettingError: if ``model_config`` holds an impossible value.
     """
     from mlx_lm.utils import load_adapters
@@ -155,16 +174,8 @@ def load(
         from .default_model import default_model
 
         path = default_model()
-    folder = Path(path)
-    if not folder.exists():
-        raise AllMemError(f"{folder}: no such model folder")
-    config = read_config(folder)
-    if config.get("model_type") != MODEL_TYPE:
-        raise AllMemError(
-            f"{folder} is not an AllMem model (model_type "
-            f"{config.get('model_type')!r}); convert it first: "
-            f"python -m convert --hf-path {folder} --mlx-path NEW_FOLDER"
-        )
+    folder = resolve(path, revision, check=_hybrid_config)
+    config = _hybrid_config(folder)
     block: Any = config.get("allmem")
     try:
         AllMemConfig.from_dict(block)

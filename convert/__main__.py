@@ -1,9 +1,10 @@
 """Convert a pretrained model to an AllMem model folder."""
 
 import argparse
+from pathlib import Path
 
 from allmem_mlx.command import ArgumentParser, add_sizes, run, sizes
-from allmem_mlx.errors import SettingError
+from allmem_mlx.errors import AllMemError, SettingError
 
 DTYPES = ("float16", "bfloat16", "float32")
 Q_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
@@ -17,16 +18,28 @@ def configure_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--hf-path",
         "--model",
-        metavar="FOLDER",
-        help="Hugging Face or mlx-lm model folder",
+        metavar="FOLDER_OR_REPO",
+        help="Hugging Face or mlx-lm model folder, or ORG/NAME of the Hugging Face hub",
     )
     source.add_argument("--gguf", metavar="FILE", help="GGUF file")
-    add("--mlx-path", default="mlx_model", help="Folder to create")
+    add("--revision", help="Branch, tag or commit of the hub repository. Default: main")
+    add("--mlx-path", help="Folder to create. Default: mlx_model")
     add("--dtype", choices=DTYPES, help="Type of the weights. Default: the source's")
     add("-q", "--quantize", action="store_true", help="Quantise the base model")
     add("--q-group-size", type=int, help="Group size for quantization")
     add("--q-bits", type=int, help="Bits per weight for quantization")
     add("--q-mode", default="affine", choices=Q_MODES, help="Quantization mode")
+    add(
+        "--torch-path",
+        metavar="PATH",
+        help="Memory weights distilled in PyTorch, a file or a folder",
+    )
+    add(
+        "--export-torch",
+        metavar="PATH",
+        help="Write the memory of an AllMem --model for PyTorch, and convert nothing",
+    )
+    add("--upload-repo", metavar="ORG/NAME", help="Hub repository to upload to")
     add_sizes(parser)
     return parser
 
@@ -34,18 +47,37 @@ def configure_parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> None:
     if not args.quantize and (args.q_bits or args.q_group_size):
         raise SettingError("--q-bits and --q-group-size need -q")
+    if args.export_torch is not None:
+        export(args)
+        return
+    if args.gguf and not Path(args.gguf).exists():
+        raise AllMemError(f"{args.gguf}: no such GGUF file")
     from . import convert
 
     convert(
         args.hf_path or args.gguf,
-        args.mlx_path,
+        args.mlx_path or "mlx_model",
         dtype=args.dtype,
         quantize=args.quantize,
         q_bits=args.q_bits,
         q_group_size=args.q_group_size,
         q_mode=args.q_mode,
+        torch_path=args.torch_path,
+        revision=args.revision,
+        upload_repo=args.upload_repo,
         **sizes(args),
     )
+
+
+def export(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        used = name in ("hf_path", "export_torch", "debug")
+        if not used and value != configure_parser().get_default(name):
+            flag = name.replace("_", "-")
+            raise SettingError(f"--export-torch does not go with --{flag}")
+    from .torch_export import export_torch
+
+    export_torch(args.hf_path, args.export_torch)
 
 
 def main() -> None:

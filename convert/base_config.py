@@ -62,8 +62,8 @@ def language_model(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("text_config")
     if not isinstance(kind, str) or kind not in WRAPPERS or not isinstance(inner, dict):
         return config
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    outer = {name: config[name] for name in ids if name in config}
+    kept = ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
+    outer = {name: config[name] for name in kept if name in config}
     return {**inner, **outer, "model_type": WRAPPERS[kind]}
 
 
@@ -182,6 +182,11 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
     """
     kind: Any = config.get("model_type")
     family = family_of(kind)
+    if config.get("quantization_config") and not config.get("quantization"):
+        raise AllMemError(
+            "its weights are quantised, and not by MLX; convert the model that was "
+            "quantised"
+        )
     given = {name: config[name] for name in SIZES if name in config}
     check_sizes({**dict.fromkeys(SIZES, 1), **given})
     settings = _of_transformers(config)

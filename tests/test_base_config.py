@@ -107,6 +107,7 @@ REFUSED = [
     ("gemma2", "attn_logit_softcapping", None, ["attn_logit_softcapping"]),
     ("llama", "hidden_size", "wide", ["hidden_size"]),
     ("llama", "num_hidden_layers", 0, ["num_hidden_layers"]),
+    ("llama", "quantization_config", {"quant_method": "gptq"}, ["quantised"]),
     ("llama", "model_type", "mamba", ["'mamba'", *FAMILIES]),
     ("llama", "model_type", None, ["None"]),
     ("llama", "model_type", ["llama"], ["['llama']"]),

@@ -111,6 +111,31 @@ def test_quantised(base_folder, tmp_path):
     assert_close("8 bits", expected, transformers_logits(base_folder, tokens), 0.1)
 
 
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_quantised_by_mode(base_folder, tmp_path, mode):
+    convert(base_folder, tmp_path / "new", quantize=True, q_mode=mode, **SIZES)
+    model, _ = load(tmp_path / "new")
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    assert "model.layers.0.mlp.up_proj.scales" in names
+    assert not any("memory" in name and "scales" in name for name in names)
+    tokens = random_tokens(1, 52)
+    assert mx.array_equal(model(tokens), base_model(model)(tokens))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"q_bits": 7}, "bits 7 is not supported"),
+        ({"q_mode": "mxfp4", "q_bits": 8}, "requires bits to be 4"),
+        ({"q_group_size": 48}, "multiple of the group size, 48"),
+    ],
+)
+def test_impossible_quantisation(qwen3_folder, tmp_path, options, words):
+    with pytest.raises(SettingError, match=f"^-q: .*{words}"):
+        convert(qwen3_folder, tmp_path / "new", quantize=True, **options)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_quantised_base(base_folder, tmp_path):
     """An mlx-lm folder of 4 bits converts as it is, and is not quantised again."""
     from mlx_lm.convert import convert as mlx_lm_convert

@@ -1,0 +1,1 @@
+"""Public long-context suites: their files, prompts and metrics, as published."""

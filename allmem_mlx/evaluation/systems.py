@@ -1,0 +1,238 @@
+"""What is compared: a model, its base, and the controls that could explain a gain.
+
+All have the same weights, which are shared. They differ in what they can know of the
+tokens that left the window.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..families import family_of
+from ..memory import Memory, MemoryState
+from ..model import Model, SlidingAttention, base_model
+
+FULL = "full attention"
+WINDOW = "window + sinks"
+ALLMEM = "AllMem"
+NEVER = "never written"
+OTHER = "another document"
+MATCHED = "matched window"
+NAMES = (FULL, WINDOW, ALLMEM, NEVER, OTHER, MATCHED)
+
+LOGITS = 2**26  # most logits that exist at once; a whole document's never do
+
+
+@dataclass(frozen=True)
+class System:
+    """A model that is compared.
+
+    Args:
+        name (str): one of the names above.
+        model (nn.Module): any mlx-lm model.
+        limit (int): tokens it can read; ``None`` for any number.
+        borrows (bool): its memory is that of another document.
+    """
+
+    name: str
+    model: nn.Module
+    limit: int | None = None
+    borrows: bool = False
+
+
+class FrozenMemory(Memory):
+    """A memory that is read and never written.
+
+    Args:
+        memory (Memory): whose parameters it has.
+    """
+
+    def __init__(self, memory: Memory):
+        nn.Module.__init__(self)
+        vars(self).update(vars(memory))
+        dict.update(self, memory)
+
+    def __call__(self, u: mx.array, cache: Any, token: int) -> mx.array:
+        """See :class:`Memory`."""
+        if cache.empty():
+            cache.cache = self.initial_state(u.shape[0], u.dtype).arrays()
+        kept = MemoryState.from_arrays(cache.cache)
+        recalled = super().__call__(u, cache, token)
+        # What the convolution saw is not memory.
+        tail = MemoryState.from_arrays(cache.cache).tail
+        cache.cache = kept._replace(tail=tail).arrays()
+        return recalled
+
+
+def _with_attention(model: Model, change: Callable[[int, Any], Any]) -> Model:
+    """The model with ``change(layer, attention)`` in the place of each hybrid."""
+    other = copy.copy(model)
+    other.model = copy.copy(model.model)
+    other.model.layers = [copy.copy(layer) for layer in model.layers]
+    for i, layer in enumerate(other.model.layers):
+        if "memory" in layer.self_attn:
+            layer.self_attn = change(i, layer.self_attn)
+    return other
+
+
+def window_model(model: Model, window: int) -> Model:
+    """The model at alpha = 0, without its memory: attention over window and sinks.
+
+    Args:
+        model (Model): a hybrid.
+        window (int): tokens that attention sees.
+    """
+    config = replace(model.allmem, window=window)
+    family = family_of(model.base_config["model_type"])
+    base = base_model(model)
+    other = _with_attention(
+        model,
+        lambda i, _: SlidingAttention(base.layers[i].self_attn, config, family),
+    )
+    other.allmem = config
+    return other
+
+
+def frozen_model(model: Model) -> Model:
+    """The model with a memory that is read and never written."""
+
+    def freeze(i: int, hybrid: Any) -> Any:
+        hybrid = copy.copy(hybrid)
+        hybrid.memory = FrozenMemory(hybrid.memory)
+        return hybrid
+
+    return _with_attention(model, freeze)
+
+
+def matched_window(model: Model) -> int:
+    """The window whose keys and values have the bytes of window and memory together:
+    the smallest one that has at least as many."""
+    cache = model.make_cache()
+    model(mx.array([[0]]), cache=cache)
+    hybrids = [layer for layer in cache if layer.memory]
+    memory = sum(x.nbytes for layer in hybrids for x in layer.memory)
+    rings = sum(layer.ring.nbytes for layer in hybrids)
+    token = rings // (model.allmem.sinks + model.allmem.window)
+    return model.allmem.window + math.ceil(memory / token)
+
+
+def systems(model: Model) -> list[System]:
+    """The model and all that it is compared with, in the order of the tables.
+
+    Full attention reads as many tokens as the base was made for, its
+    ``max_position_embeddings``.
+    """
+    frozen = frozen_model(model)
+    limit = model.base_config.get("max_position_embeddings")
+    return [
+        System(FULL, base_model(model), limit=limit),
+        System(WINDOW, window_model(model, model.allmem.window)),
+        System(ALLMEM, model),
+        System(NEVER, frozen),
+        System(OTHER, frozen, borrows=True),
+        System(MATCHED, window_model(model, matched_window(model))),
+    ]
+
+
+def blocks(tokens: Sequence[int], model: Model) -> Iterator[list[int]]:
+    """Cuts a document at chunk boundaries, and so that logits stay few.
+
+    Args:
+        tokens (list): ids, from the start of the document.
+        model (Model): the hybrid.
+    """
+    chunk = model.allmem.chunk
+    step = min(chunk, max(1, LOGITS // model.base_config["vocab_size"]))
+    for start in range(0, len(tokens), chunk):
+        end = min(start + chunk, len(tokens))
+        for first in range(start, end, step):
+            yield list(tokens[first : min(first + step, end)])
+
+
+class Reader:
+    """A system and what it has read of one document.
+
+    Args:
+        system (System): what reads.
+        model (Model): the hybrid, which has the chunk grid.
+        other (list): the other document, for a system that borrows its memory. It is
+            read at the same pace, so that both memories are of the same age.
+
+    Raises:
+        ValueError: if a system that borrows has nothing to borrow.
+    """
+
+    def __init__(self, system: System, model: Model, other: Sequence[int] = ()):
+        if system.borrows and not other:
+            raise ValueError(f"{system.name} needs another document")
+        self.system, self.model = system, model
+        self.cache: list[Any] = make_prompt_cache(system.model)
+        self._tokens = 0
+        self._other = list(other) if system.borrows else []
+        self._lender = model.make_cache() if self._other else []
+
+    def _borrow(self) -> None:
+        for own, lender in zip(self.cache, self._lender, strict=False):
+            if own.memory and lender.memory:
+                theirs = MemoryState.from_arrays(lender.memory)
+                state = MemoryState.from_arrays(own.memory)
+                own.memory = state._replace(weights=theirs.weights).arrays()
+
+    def step(self, block: list[int]) -> mx.array:
+        """Reads tokens of one chunk.
+
+        Returns:
+            mx.array: logits, ``[T, vocabulary]``.
+        """
+        self._borrow()
+        logits = self.system.model(mx.array(block)[None], cache=self.cache)[0]
+        theirs = self._other[self._tokens : self._tokens + len(block)]
+        if theirs:
+            self.model(mx.array(theirs)[None], cache=self._lender)
+        mx.eval([c.state for c in [*self.cache, *self._lender]])
+        self._tokens += len(block)
+        return logits
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Reads the beginning of a document."""
+        for block in blocks(tokens, self.model):
+            self.step(block)
+            mx.clear_cache()
+
+    def answer(self, prompt: Sequence[int], most: int, stops: set[int]) -> list[int]:
+        """Reads a prompt and answers it, greedily. What was read before stays as it
+        is, for another prompt.
+
+        Args:
+            prompt (list): token ids, at least one.
+            most (int): tokens to generate at most.
+            stops (set): ids that end an answer; they are not a part of it.
+        """
+        self._borrow()
+        cache = copy.deepcopy(self.cache)
+        *block, token = prompt
+        if block:
+            self.system.model(mx.array(block)[None], cache=cache)
+            mx.eval([c.state for c in cache])
+        said: list[int] = []
+        while len(said) < most:
+            logits = self.system.model(mx.array([[token]]), cache=cache)
+            token = int(logits[0, -1].argmax().item())
+            if token in stops:
+                break
+            said.append(token)
+        return said
+
+
+def memory_is_off(model: Model) -> bool:
+    """Whether alpha is 0 everywhere, as after a conversion."""
+    alphas = [
+        layer.self_attn.alpha for layer in model.layers if "memory" in layer.self_attn
+    ]
+    return not any(bool(mx.any(alpha != 0).item()) for alpha in alphas)

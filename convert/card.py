@@ -1,0 +1,141 @@
+"""The model card: ``README.md`` of a converted folder."""
+
+from pathlib import Path
+from typing import Any
+
+from allmem_mlx.command import warn
+from allmem_mlx.config import AllMemConfig
+from allmem_mlx.hub import CARD, origin
+from allmem_mlx.loading import read_config
+from allmem_mlx.version import __version__
+
+CARRIED_OVER = ("license", "license_name", "license_link", "language")
+TEXT = """\
+# {name}
+
+{source} with AllMem hybrid attention
+([arXiv 2602.13680](https://arxiv.org/abs/2602.13680)): each attention layer sees a
+window of {config.window} tokens and the first {config.sinks} of the document, and adds
+what a memory that is trained while it reads recalls of the rest. So it reads a document
+of any length with a state of fixed size.
+
+## How it was made
+
+Converted by allmem_mlx {version}:
+
+| | |
+|---|---|
+| source | {source}{commit} |
+| family | {family} |
+| weights | {weights} |
+| window, sinks | {config.window}, {config.sinks} tokens |
+| memory updated every | {config.chunk} tokens |
+| memory | {heads} |
+| memory weights | {memory} |
+
+## Use
+
+```bash
+pip install allmem-mlx
+python -m allmem_mlx.generate --model {name} --prompt-file book.txt
+python -m allmem_mlx.chat --model {name}
+mlx_lm.generate --model {name} --trust-remote-code --prompt "hello"
+```
+
+```python
+from allmem_mlx import generate, load
+
+model, tokenizer = load("{name}")
+print(generate(model, tokenizer, "hello"))
+```
+
+`--trust-remote-code` lets mlx-lm import `allmem.py` of this folder, which takes the
+model class from the installed package. allmem_mlx itself runs no code of the folder.
+
+## Limits
+
+{limits}
+- The state has a fixed size and cannot be unlearned: no `--max-kv-size`, `--kv-bits`,
+  draft model or batched generation.
+- What the base model cannot do, or does wrong, stays so.
+"""
+FRESH = """\
+- The memory is fresh (alpha = 0): **nothing beyond the window and the sinks is
+  remembered** until the memory is distilled. Up to that length it computes what the
+  base model computes."""
+IMPORTED = """\
+- What has left the window is remembered by the memory only, and not word for word."""
+
+
+def write(
+    folder: Path, name: str, source: Path, source_name: str, memory: str | None = None
+) -> None:
+    """Writes the card of a finished folder.
+
+    Args:
+        folder (Path): the folder; its ``config.json`` says what is in it.
+        name (str): what it will be called.
+        source (Path): the folder or file that was converted; the licence, languages and
+            tags of its own card are carried over.
+        source_name (str): what to call the source.
+        memory (str): where the memory's weights come from. Default: they are fresh.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    config = read_config(folder)
+    repo, commit = origin(source) or (None, None)
+    data: dict[str, Any] = _carried_over(source)
+    if repo is not None:
+        data["base_model"] = repo
+    tags = dict.fromkeys([*data.pop("tags", []), "mlx", "allmem"])
+    header = ModelCardData(
+        library_name="mlx", pipeline_tag="text-generation", tags=list(tags), **data
+    )
+    allmem = AllMemConfig.from_dict(config["allmem"])
+    text = TEXT.format(
+        name=name,
+        source=f"[{repo}](https://huggingface.co/{repo})" if repo else source_name,
+        commit=f", commit `{commit}`" if commit else "",
+        version=__version__,
+        family=config["base_model_type"],
+        weights=_weights(config),
+        config=allmem,
+        heads=f"{allmem.heads} heads, {allmem.head_dim} wide, {allmem.hidden_dim} "
+        "hidden units",
+        memory=memory or "fresh: alpha is 0",
+        limits=IMPORTED if memory else FRESH,
+    )
+    ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}").save(folder / CARD)
+
+
+def _weights(config: dict[str, Any]) -> str:
+    """Type and quantisation, in words."""
+    dtype = config["torch_dtype"]
+    if not (quantized := config.get("quantization")):
+        return dtype
+    mode, bits = quantized.get("mode", "affine"), quantized["bits"]
+    return (
+        f"{bits} bits ({mode}, groups of {quantized['group_size']}), the rest {dtype}; "
+        "the memory is not quantised"
+    )
+
+
+def _carried_over(source: Path) -> dict[str, Any]:
+    """What the source's card says that holds for the conversion too."""
+    from huggingface_hub import ModelCard
+
+    card = source / CARD
+    if not card.is_file():
+        return {}
+    try:
+        data = ModelCard(card.read_text(), ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # YAML's and our own, for text that is no card
+        line = " ".join(str(error).split())
+        warn(f"{card} cannot be read, its licence is not carried over: {line}")
+        return {}
+    kept = {name: data[name] for name in CARRIED_OVER if data.get(name)}
+    if isinstance(tags := data.get("tags"), list):
+        kept["tags"] = [str(tag) for tag in tags]
+    if base := data.get("base_model"):
+        kept["base_model"] = base
+    return kept

@@ -1,0 +1,262 @@
+"""Pretrained models as AllMem model folders.
+
+The result is a plain mlx-lm folder: weights, ``config.json``, tokenizer, and a small
+``allmem.py`` through which mlx-lm's own commands find the model class. Its memory is
+fresh: alpha is 0, so it computes what the base model computes over window and sinks.
+Or it was distilled in PyTorch.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from allmem_mlx import hub
+from allmem_mlx.command import warn
+from allmem_mlx.config import AllMemConfig
+from allmem_mlx.errors import AllMemError, SettingError, reason
+from allmem_mlx.families import largest_window
+from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read_config
+from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs
+
+from . import card, gguf
+from .base_config import carry_over, language_model, language_weights
+from .new_folder import new_folder
+from .torch_files import Tensor, read_files
+from .torch_weights import (
+    TorchWeights,
+    is_memory,
+    read_torch_weights,
+    replace_memory,
+)
+
+MODEL_FILE = "allmem.py"
+MODEL_FILE_TEXT = '''\
+"""The model class for mlx-lm's own commands (--trust-remote-code)."""
+
+try:
+    from allmem_mlx.model import Model, ModelArgs  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "This is an AllMem model; it needs the package: pip install allmem-mlx"
+    ) from error
+'''
+
+SEED = 0  # of the fresh memory, so that a conversion can be repeated exactly
+
+
+class _FreshModel(Model):
+    """A hybrid whose memory's parameters are those it was created with.
+
+    Args:
+        args (ModelArgs): the configuration.
+        base (Mapping): weights that take the place of the base's own.
+    """
+
+    def __init__(self, args: ModelArgs, base: Mapping[str, mx.array]):
+        super().__init__(args)
+        self._base = MappingProxyType(base)  # not a dict, so not parameters
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights = super().sanitize({**language_weights(weights), **self._base})
+        parameters: Any = tree_flatten(self.parameters())
+        return weights | {name: x for name, x in parameters if is_memory(name)}
+
+
+def _cast(model: Any, dtype: mx.Dtype) -> None:
+    """Casts what may be cast; packed weights of a quantised base are not floats."""
+    casts = model.cast_predicate
+
+    def cast(path: str, x: mx.array) -> mx.array:
+        if casts(path) and mx.issubdtype(x.dtype, mx.floating):
+            return x.astype(dtype)
+        return x
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _quantize(
+    model: Any, config: dict[str, Any], group_size: int | None, bits: int | None, mode
+) -> tuple[Any, dict[str, Any]]:
+    """mlx-lm's ``quantize_model``, which knows what the model does not want."""
+    from mlx_lm.utils import quantize_model
+
+    try:
+        model, config = quantize_model(model, config, group_size, bits, mode=mode)
+    except ValueError as error:
+        raise SettingError(f"-q: {reason(error)}") from error
+    parameters: Any = tree_flatten(model.parameters())
+    if not any(name.endswith(".scales") for name, _ in parameters):
+        group = config["quantization"]["group_size"]
+        raise SettingError(
+            f"-q: no weight's width is a multiple of the group size, {group}"
+        )
+    return model, config
+
+
+def convert(
+    source: str | Path,
+    mlx_path: str | Path,
+    *,
+    dtype: str | None = None,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str = "affine",
+    torch_path: str | Path | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    upload_repo: str | None = None,
+    **settings: Any,
+) -> None:
+    """Converts a model to an AllMem model folder.
+
+    Args:
+        source (str | Path): a Hugging Face or mlx-lm model folder, a GGUF file, or a
+            repository of the hub, ``ORG/NAME``.
+        mlx_path (str | Path): the folder to create; it must not exist.
+        dtype (str): type of the weights. Default: the source's; for a quantised GGUF
+            file float16, or bfloat16 for a family that overflows in float16.
+        quantize (bool): quantise the base model's weights, with mlx-lm's defaults for
+            ``q_bits``, ``q_group_size`` and ``q_mode``. The memory is not quantised.
+        torch_path (str | Path): memory weights distilled in PyTorch, a file or a
+            folder; see ``torch_names.py``. Default: fresh memory.
+        name (str): what the model card calls the source. Default: its name.
+        revision (str): branch, tag or commit of a hub repository.
+        upload_repo (str): a hub repository to upload the finished folder to.
+        settings: sizes of the hybrid layer, see :class:`AllMemConfig`. Default: what
+            a ``config.json`` beside the memory weights says.
+
+    Raises:
+        AllMemError: if the source or the memory weights are missing, damaged or not
+            supported, if they do not fit each other, if ``mlx_path`` exists, or if the
+            upload fails, which leaves ``mlx_path``.
+        SettingError: if a setting is impossible.
+    """
+    mlx_path = Path(mlx_path)
+    if upload_repo is not None:
+        hub.check_upload(upload_repo)
+    quantization = (q_group_size, q_bits, q_mode) if quantize else None
+    distilled = None
+    if torch_path is not None:
+        distilled = read_torch_weights(Path(torch_path))
+        settings = distilled.settings(settings)
+    options = (dtype, quantization, distilled, settings)
+    with new_folder(mlx_path) as folder:
+        path = hub.resolve(source, revision, partial(_configure, settings=settings))
+        if path.is_dir():
+            _convert_folder(path, folder, *options)
+        else:
+            with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+                gguf.unpack(path, Path(unpacked), dtype)
+                with _naming(path, unpacked):
+                    _convert_folder(Path(unpacked), folder, *options)
+        memory = f"distilled in PyTorch, `{distilled.path.name}`" if distilled else None
+        card.write(
+            folder, upload_repo or mlx_path.name, path, name or path.name, memory
+        )
+    if upload_repo is not None:
+        url = hub.upload(mlx_path, upload_repo)
+        print(f"Upload successful, go to {url} for details.")
+
+
+@contextmanager
+def _naming(source: Path, unpacked: str) -> Iterator[None]:
+    """Errors name the file that the user gave, not the folder that it became."""
+    try:
+        yield
+    except AllMemError as error:
+        raise type(error)(str(error).replace(unpacked, str(source))) from error
+
+
+def _configure(
+    source: Path, settings: dict[str, Any]
+) -> tuple[dict[str, Any], AllMemConfig]:
+    """The configuration of a base model that can be converted, and the hybrid's."""
+    base = read_config(source)
+    if base.get("model_type") == MODEL_TYPE:
+        raise AllMemError(f"{source} is an AllMem model already")
+    try:
+        base = language_model(base)
+        base = {**base, **carry_over(base)}
+    except AllMemError as error:
+        raise AllMemError(f"{source}: {error}") from None
+    if (largest := largest_window(base)) is not None:
+        settings = {"window": min(AllMemConfig.window, largest), **settings}
+    return base, AllMemConfig.for_base(base, **settings)
+
+
+def _convert_folder(
+    source: Path,
+    folder: Path,
+    dtype: str | None,
+    quantization: tuple[int | None, int | None, str] | None,
+    distilled: TorchWeights | None,
+    settings: dict[str, Any],
+) -> None:
+    from mlx_lm.utils import save_config, save_model
+
+    base, allmem = _configure(source, settings)
+    base_weights, memory, left_out = _distilled_weights(distilled, source, base, allmem)
+    overrides = {
+        **base,
+        "model_type": MODEL_TYPE,
+        "base_model_type": base["model_type"],
+        "model_file": None,
+        "allmem": asdict(allmem),
+    }
+    mx.random.seed(SEED)
+    new_model: Any = partial(_FreshModel, base=base_weights)
+    model, config = load_weights(source, overrides, new_model)
+    if distilled:
+        replace_memory(model, memory, distilled.path)
+
+    dtype = dtype or str(model.dtype).removeprefix("mlx.core.")
+    _cast(model, getattr(mx, dtype))
+    config["torch_dtype"] = dtype
+    if quantization:
+        if "quantization" in config:
+            raise AllMemError(f"{source} is quantised already; leave out -q")
+        model, config = _quantize(model, config, *quantization)
+    tokenizer = load_tokenizer(source, config)
+
+    config["model_file"] = MODEL_FILE
+    try:
+        save_model(folder, model, donate_model=True)
+    except RuntimeError as error:  # MLX says so of a full disk
+        raise AllMemError(f"{folder.parent} cannot be written to: {error}") from None
+    save_config(config, config_path=folder / "config.json")
+    tokenizer.save_pretrained(folder)
+    (folder / MODEL_FILE).write_text(MODEL_FILE_TEXT)
+    if (generation := source / "generation_config.json").exists():
+        shutil.copy(generation, folder)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        warn(f"left out of the weights: {', '.join(left_out[:3])}{more}")
+
+
+def _distilled_weights(
+    distilled: TorchWeights | None,
+    source: Path,
+    base: dict[str, Any],
+    config: AllMemConfig,
+) -> tuple[dict[str, mx.array], dict[str, mx.array], list[str]]:
+    """What a checkpoint of PyTorch has for the base model, what for the memory, and
+    what for neither."""
+    if distilled is None:
+        return {}, {}, []
+    memory = distilled.memory(base["hidden_size"], config)
+    tensors: dict[str, Tensor] = {}
+    if distilled.base:
+        check_weights(source)
+        tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
+    weights, left_out = distilled.base_weights(language_weights(tensors), base)
+    return weights, memory, left_out
