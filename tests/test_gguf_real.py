@@ -5,6 +5,7 @@ import math
 import urllib.request
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from helpers import assert_close
 
@@ -14,7 +15,7 @@ from allmem_mlx.convert import convert, gguf
 pytestmark = pytest.mark.real_model
 
 LENGTH = 4096
-BLOCK = 256  # tokens whose logits are in memory; Gemma has 262,144 for each
+BLOCK = 128  # tokens whose logits are in memory; Gemma has 262,144 for each
 
 TEXTS = [
     *("\n", "\n\n", "\n" * 40, " ", "   ", " " * 40 + "y", "\r\n\ttabs\t\t\n"),
@@ -42,15 +43,22 @@ def gemma3_unpacked(gemma3_file, tmp_path_factory):
     return folder
 
 
+def total_loss(logits, next_ones) -> float:
+    """In float64: MLX's and PyTorch's own sums differ by 1e-4."""
+    logits = np.array(logits[: len(next_ones)], dtype=np.float64)
+    scores = logits[np.arange(len(next_ones)), next_ones]
+    largest = logits.max(axis=-1)
+    logits = np.exp(logits - largest[:, None])
+    return float((np.log(logits.sum(axis=-1)) + largest - scores).sum())
+
+
 def perplexity(model, tokens) -> float:
     """Of the hybrid, that reads block by block."""
     cache, loss = model.make_cache(), 0.0
     for start in range(0, len(tokens) - 1, BLOCK):
-        block = tokens[start : start + BLOCK]
-        next_ones = mx.array(tokens[start + 1 : start + 1 + BLOCK])
-        logits = model(mx.array([block]), cache=cache)[0, : len(next_ones)]
-        scores = mx.take_along_axis(logits, next_ones[:, None], axis=-1)[:, 0]
-        loss += (mx.logsumexp(logits, axis=-1) - scores).sum().item()
+        end = start + BLOCK
+        logits = model(mx.array([tokens[start:end]]), cache=cache)[0]
+        loss += total_loss(logits, tokens[start + 1 : end + 1])
     return math.exp(loss / (len(tokens) - 1))
 
 
@@ -62,16 +70,14 @@ def transformers_perplexity(file, tokens) -> float:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()
-    x, loss = torch.tensor([tokens]), 0.0
+    loss = 0.0
     with torch.no_grad():
-        hidden = model.model(x).last_hidden_state[0, :-1]
-        for start in range(0, len(hidden), BLOCK):
-            logits = model.lm_head(hidden[start : start + BLOCK])
-            target = x[0, start + 1 : start + 1 + len(logits)]
-            loss += torch.nn.functional.cross_entropy(
-                logits, target, reduction="sum"
-            ).item()
-    return math.exp(loss / len(hidden))
+        hidden = model.model(torch.tensor([tokens])).last_hidden_state[0]
+        for start in range(0, len(tokens) - 1, BLOCK):
+            end = start + BLOCK
+            logits = model.lm_head(hidden[start:end]).numpy()
+            loss += total_loss(logits, tokens[start + 1 : end + 1])
+    return math.exp(loss / (len(tokens) - 1))
 
 
 def test_smollm2_s_tokens(smollm2, book):
@@ -124,22 +130,26 @@ def test_smollm2_s_perplexity(gguf_file, book, tmp_path):
     model, tokenizer = load(tmp_path / "new")
     tokens = tokenizer.encode(book.read_text())[:LENGTH]
     expected = transformers_perplexity(gguf_file, tokens)
-    assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-3)
+    assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gemma3_s_perplexity(gemma3, gemma3_file, book):
     model, tokenizer = gemma3
     tokens = tokenizer.encode(book.read_text())[:LENGTH]
     expected = transformers_perplexity(gemma3_file, tokens)
-    assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-3)
+    assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gemma3_goes_on(gemma3):
     """It is a base model: it continues."""
     model, tokenizer = gemma3
-    prompt = tokenizer.encode("The capital of France is")
-    text = generate(model, tokenizer, prompt, max_tokens=12)
-    assert "Paris" in text
+    for prompt, words in {
+        "One, two, three, four,": " five, six, seven, eight,",
+        "Monday, Tuesday, Wednesday,": " Thursday, Friday, Saturday, Sunday",
+        "The opposite of hot is": " cold.",
+    }.items():
+        text = generate(model, tokenizer, tokenizer.encode(prompt), max_tokens=10)
+        assert text.startswith(words), text
 
 
 def test_gemma3_in_its_own_type(gemma3_file, tmp_path):
@@ -147,8 +157,8 @@ def test_gemma3_in_its_own_type(gemma3_file, tmp_path):
     convert(gemma3_file, tmp_path / "new")
     model, tokenizer = load(tmp_path / "new")
     assert model.dtype == mx.bfloat16
-    logits = model(mx.array([tokenizer.encode("The capital of France is")]))
-    assert tokenizer.decode([logits[0, -1].argmax().item()]) == " Paris"
+    logits = model(mx.array([tokenizer.encode("One, two, three, four,")]))
+    assert tokenizer.decode([logits[0, -1].argmax().item()]) == " five"
 
 
 def test_transformers_reads_gemma3(gemma3_unpacked, gemma3_file):
@@ -175,7 +185,10 @@ def test_gemma3_s_tokens(gemma3, gemma3_file, book):
     )
     for text in [book.read_text(), *TEXTS]:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert ids == other.encode(text, add_special_tokens=False), text[:80]
+        # A run of spaces that is longer than the longest token: transformers halves
+        # it; llama.cpp and sentencepiece take the longest token first.
+        if " " * 32 not in text:
+            assert ids == other.encode(text, add_special_tokens=False), text[:80]
         assert tokenizer.decode(ids) == text, text[:80]
     assert tokenizer.encode("Hello")[0] == tokenizer.bos_token_id == 2
 
