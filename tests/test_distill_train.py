@@ -203,7 +203,7 @@ def test_another_recipe_does_not_go_on(folders, tmp_path):
     run = Run(recipe_of(folders, tmp_path))
     run.save()
     with pytest.raises(AllMemError, match="other settings"):
-        Run(recipe_of(folders, tmp_path, rate=1e-4))
+        Run(recipe_of(folders, tmp_path, rate=5e-4))
 
 
 def test_evaluation_prints_every_control(folders, tmp_path):

@@ -65,10 +65,10 @@ class Recipe:
     steps: int = 200
     repeats: float = 0.2
     facts: float = 0.2
-    rate: float = 1e-3
-    w0_rate: float = 3e-3
-    alpha_rate: float = 5e-3
-    gate_rate: float = 5e-3
+    rate: float = 1e-4
+    w0_rate: float = 3e-4
+    alpha_rate: float = 2e-3
+    gate_rate: float = 1e-3
     warm_up: float = 0.05
     decay: float = 0.3
     weight_decay: float = 0.0

@@ -104,7 +104,7 @@ def make_optimizer(hybrid: Hybrid, recipe: Recipe) -> torch.optim.AdamW:
             for kind, parameters in groups.items()
         ],
         betas=(0.9, 0.95),
-        eps=1e-10,  # gradients carry a factor alpha, which starts at 0
+        eps=1e-10,  # gradients carry the factor alpha, which is small
     )
 
 
