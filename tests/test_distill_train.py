@@ -5,9 +5,16 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 import torch
-from helpers import ROOT, TINY_ALLMEM, assert_close, tiny_base_folder
+from helpers import (
+    ROOT,
+    TINY_ALLMEM,
+    assert_close,
+    relative_error,
+    tiny_base_folder,
+)
 from safetensors.torch import load_file, save_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
@@ -174,6 +181,30 @@ def test_a_run_goes_on_exactly(folders, tmp_path):
     log = [json.loads(x) for x in (tmp_path / "whole/log.jsonl").open()]
     assert [x["step"] for x in log] == [0, 1, 2, 3, 4, 4]
     assert {"memory", "never written", "of another document"} == set(log[-1]["judged"])
+
+
+def test_what_was_trained_is_what_mlx_reads(folders, tmp_path):
+    """From the folder that a run leaves, over many chunks."""
+    from allmem_mlx import load
+    from allmem_mlx.convert import convert
+
+    run = Run(recipe_of(folders, tmp_path / "run"))
+    run.train()
+    convert(folders[0], tmp_path / "new", torch_path=tmp_path / "run")
+    model, _ = load(tmp_path / "new")
+    c = model.allmem
+    assert (c.window, c.sinks, c.chunk, c.hidden_dim) == (64, 4, 64, 32)
+    tokens = random_tokens(1, 300)
+    views = [
+        View(window=c.window, sinks=c.sinks, chunk=c.chunk, memory=memory)
+        for memory in (True, False)
+    ]
+    with torch.no_grad():
+        head = run.hybrid.model.get_output_embeddings()
+        expected, without = (head(run.hybrid.hidden(tokens, view)) for view in views)
+    actual = model(mx.array(tokens.numpy()))
+    assert_close("logits", actual, expected, 1e-5)
+    assert relative_error(actual, without) > 1e-3
 
 
 def program(name, *flags):
