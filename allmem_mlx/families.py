@@ -51,7 +51,7 @@ class Family:
 
 
 def _sliding_pattern(config: dict[str, Any]) -> int:
-    """Every how manieth layer is global, as the model files of mlx-lm count."""
+    """The period of the global layers, as the model files of mlx-lm count it."""
     types = config["layer_types"]
     if types is None:
         raise AllMemError("only a model with sliding and global layers is supported")

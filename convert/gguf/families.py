@@ -37,7 +37,7 @@ FUSED_MLP = {"ffn_up": "mlp.gate_up_proj"}
 
 
 def _layer_types(source: Source, period: int) -> list[str]:
-    """Every how manieth layer is global, or a list of those that slide."""
+    """From the period of the global layers, or a list of those that slide."""
     key, layers = "attention.sliding_window_pattern", source.layers
     name = f"{source.architecture}.{key}"
     if isinstance(source.metadata.values.get(name), list):
