@@ -18,10 +18,9 @@ from .command import (
     add_sizes,
     chat_template_config,
     check_counts,
+    load_model,
     make_sampler,
     run,
-    sizes,
-    warn_of_chunk,
 )
 from .document import Document
 from .errors import AllMemError, SettingError
@@ -342,16 +341,9 @@ def chat(args: argparse.Namespace) -> None:
 
     from . import state as states
     from .conversation import Template
-    from .loading import load
     from .session import Session
 
-    model, tokenizer = load(
-        args.model,
-        tokenizer_config={"trust_remote_code": args.trust_remote_code},
-        model_config=sizes(args),
-        adapter_path=args.adapter_path,
-    )
-    warn_of_chunk(model.allmem)
+    model, tokenizer = load_model(args)
     if not tokenizer.has_chat_template:
         raise AllMemError("the tokenizer has no chat template; use allmem_mlx.generate")
     template = Template.of_chat(tokenizer, args.system_prompt, options=template_config)

@@ -127,7 +127,21 @@ def warn(text: str) -> None:
     print(f"[WARNING] {text}", file=sys.stderr)
 
 
-def warn_of_chunk(config: AllMemConfig) -> None:
+def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and the tokenizer that the command line asks for."""
+    from .loading import load
+
+    model, tokenizer = load(
+        args.model,
+        tokenizer_config={"trust_remote_code": args.trust_remote_code},
+        model_config=sizes(args),
+        adapter_path=args.adapter_path,
+    )
+    _warn_of_chunk(model.allmem)
+    return model, tokenizer
+
+
+def _warn_of_chunk(config: AllMemConfig) -> None:
     """Says what a chunk larger than the window means."""
     if config.chunk > config.window:
         warn(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from .command import ArgumentParser, add_model, add_sizes, run, sizes, warn_of_chunk
+from .command import ArgumentParser, add_model, add_sizes, load_model, run
 from .errors import AllMemError, SettingError
 
 TASKS = ("passkey", "mqar", "facts")
@@ -127,12 +127,12 @@ def progress(total: int | None) -> Iterator[Any]:
         yield bar.update
 
 
-def measure_text(args: argparse.Namespace, load: Any) -> tuple:
+def measure_text(args: argparse.Namespace) -> tuple:
     """Likelihood by position: the result, its table, its curves and their axes."""
     from .evaluation.texts import read_text, text_files
 
     files = text_files(args.text)
-    model, tokenizer = load()
+    model, tokenizer = load_model(args)
 
     from .conversation import Template
     from .evaluation import likelihood, report
@@ -170,12 +170,12 @@ def measure_text(args: argparse.Namespace, load: Any) -> tuple:
     return model, summary, report.likelihood(summary), (curves, *axes)
 
 
-def measure_recall(args: argparse.Namespace, load: Any) -> tuple:
+def measure_recall(args: argparse.Namespace) -> tuple:
     """Recall by generation: the result, its table, its curves and their axes."""
     from .evaluation.texts import read_text, text_files
 
     files = text_files(args.text or [])
-    model, tokenizer = load()
+    model, tokenizer = load_model(args)
 
     from .evaluation import recall, report
 
@@ -196,13 +196,13 @@ def measure_recall(args: argparse.Namespace, load: Any) -> tuple:
     return model, summary, report.recall(summary), (curves, *axes)
 
 
-def measure_suite(args: argparse.Namespace, load: Any) -> tuple:
+def measure_suite(args: argparse.Namespace) -> tuple:
     """A public suite: the result and its table."""
     from .evaluation import report
     from .evaluation.suites import run as suites
 
     examples = suites.load(args.suite, args.data, args.limit)
-    model, tokenizer = load()
+    model, tokenizer = load_model(args)
     with progress(None) as done:
         answers = suites.run(model, tokenizer, examples, args.max_length, done)
     summary = suites.summary(answers, args.seed)
@@ -212,20 +212,8 @@ def measure_suite(args: argparse.Namespace, load: Any) -> tuple:
 def evaluate(args: argparse.Namespace) -> None:
     what = check_args(args)
 
-    def load_model() -> tuple:
-        from .loading import load
-
-        model, tokenizer = load(
-            args.model,
-            tokenizer_config={"trust_remote_code": args.trust_remote_code},
-            model_config=sizes(args),
-            adapter_path=args.adapter_path,
-        )
-        warn_of_chunk(model.allmem)
-        return model, tokenizer
-
     measure = {"text": measure_text, "recall": measure_recall, "suite": measure_suite}
-    model, summary, table, drawn = measure[what](args, load_model)
+    model, summary, table, drawn = measure[what](args)
 
     import mlx.core as mx
 

@@ -50,11 +50,15 @@ class Family:
     normed: bool = True
 
 
+def _check_mixed(config: dict[str, Any]) -> None:
+    if config["layer_types"] is None:
+        raise AllMemError("only a model with sliding and global layers is supported")
+
+
 def _sliding_pattern(config: dict[str, Any]) -> int:
     """The period of the global layers, as the model files of mlx-lm count it."""
+    _check_mixed(config)
     types = config["layer_types"]
-    if types is None:
-        raise AllMemError("only a model with sliding and global layers is supported")
     period = types.index("full_attention") + 1
     if any(
         (kind == "full_attention") != ((i + 1) % period == 0)
@@ -80,8 +84,7 @@ def _gemma3(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _olmo3(config: dict[str, Any]) -> dict[str, Any]:
-    if config["layer_types"] is None:
-        raise AllMemError("only a model with sliding and global layers is supported")
+    _check_mixed(config)
     rope = config["rope_parameters"]
     if len({layers["rope_theta"] for layers in rope.values()}) > 1:
         raise AllMemError("a rope_theta of its own for sliding layers is not supported")

@@ -17,11 +17,10 @@ from .command import (
     add_sizes,
     chat_template_config,
     check_counts,
+    load_model,
     make_sampler,
     run,
-    sizes,
     warn,
-    warn_of_chunk,
 )
 from .document import Document
 from .errors import AllMemError, SettingError
@@ -167,18 +166,11 @@ def generate(args: argparse.Namespace) -> None:
 
     from . import state as states
     from .conversation import Conversation, Template
-    from .loading import load
     from .session import Session
 
-    model, tokenizer = load(
-        args.model,
-        tokenizer_config={"trust_remote_code": args.trust_remote_code},
-        model_config=sizes(args),
-        adapter_path=args.adapter_path,
-    )
+    model, tokenizer = load_model(args)
     for token in args.extra_eos_token:
         tokenizer.add_eos_token(token)
-    warn_of_chunk(model.allmem)
     sampler = make_sampler(args, tokenizer)
     state = starting_state(args, model)
     chat = (

@@ -281,12 +281,16 @@ class Model(nn.Module):
         kept = (".alpha", "_norm.weight", "rate_bias", "w0_gate", "w0_up", "w0_down")
 
         def cast(path: str) -> bool:
-            own = ".memory." in path or path.endswith(".alpha")
-            if own:
+            if is_memory(path):
                 return not path.endswith(kept)
             return inherited(path) if inherited else True
 
         return cast
+
+
+def is_memory(name: str) -> bool:
+    """Whether a parameter of a hybrid model is the memory's."""
+    return ".self_attn.memory." in name or name.endswith(".self_attn.alpha")
 
 
 def base_model(model: Model) -> nn.Module:

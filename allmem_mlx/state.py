@@ -246,17 +246,17 @@ def load(path: str | Path, model: Model) -> State:
         AllMemError: naming what is wrong, if it is not a state file, is damaged, comes
             from a newer version or belongs to another model or other settings.
     """
-    metadata = describe(path)
+    metadata, dtype = describe(path), model.dtype
     for name, setting in asdict(model.allmem).items():
         saved = metadata["allmem"].get(name)
         if saved != setting:
             raise AllMemError(
                 f"{str(path)!r} was saved with {name} {saved}; the model has {setting}"
             )
-    if metadata["dtype"] != str(model.dtype):
+    if metadata["dtype"] != str(dtype):
         raise AllMemError(
             f"{str(path)!r} was saved by a model in {metadata['dtype']}; this one is "
-            f"in {model.dtype}"
+            f"in {dtype}"
         )
     if metadata["fingerprint"] != fingerprint(model):
         raise AllMemError(
@@ -268,7 +268,6 @@ def load(path: str | Path, model: Model) -> State:
     if metadata["read"] == 0:
         return state
     arrays: Any = mx.load(str(path), format="safetensors")
-    dtype = model.dtype
     for i, layer in enumerate(state.cache):
         names = _names(i, len(layer.memory))
         keys, values, *layer.memory = (arrays[name] for name in names)

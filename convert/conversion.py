@@ -25,7 +25,7 @@ from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason
 from allmem_mlx.families import largest_window
 from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read_config
-from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs
+from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs, is_memory
 
 from . import card, gguf
 from .base_config import carry_over, language_model, language_weights
@@ -33,7 +33,6 @@ from .new_folder import new_folder
 from .torch_files import Tensor, read_files
 from .torch_weights import (
     TorchWeights,
-    is_memory,
     read_torch_weights,
     replace_memory,
 )

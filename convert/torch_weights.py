@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason
+from allmem_mlx.model import is_memory
 from allmem_mlx.weight_files import read_json, readable
 
 from .torch_files import Tensor, find_files, read_files, twice, wrong_dtype
@@ -275,11 +276,6 @@ def replace_memory(model: Any, memory: dict[str, mx.array], path: Path) -> None:
     if missing := sorted(fresh - memory.keys()):
         raise AllMemError(f"{path}: {missing[0]} is missing: {_layers(fresh)}")
     model.load_weights(list(memory.items()), strict=False)
-
-
-def is_memory(name: str) -> bool:
-    """Whether a parameter of a hybrid model is the memory's."""
-    return ".self_attn.memory." in name or name.endswith(".self_attn.alpha")
 
 
 def _layers(names: Iterable[str]) -> str:

@@ -191,6 +191,17 @@ def tiny_base_folder(folder: Path, family: str = "qwen3", **config) -> Path:
     return folder
 
 
+def transformers_logits(folder, tokens: mx.array, kind=None) -> np.ndarray:
+    """What transformers says of a folder, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = kind or AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor(np.asarray(tokens))).logits.numpy()
+
+
 def active_folder(folder: Path, **options) -> Path:
     """A converted model folder with an active memory, as training would leave it, and
     weights so large that what it says depends on what it read."""

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from helpers import (
     ROOT,
@@ -13,6 +12,7 @@ from helpers import (
     random_tokens,
     run,
     tiny_base_folder,
+    transformers_logits,
 )
 from mlx.utils import tree_flatten
 
@@ -28,15 +28,6 @@ SIZES = {"window": 48, "sinks": 4, "chunk": 64}
 def base_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "base"
     return tiny_base_folder(folder, request.param)
-
-
-def transformers_logits(folder, tokens) -> np.ndarray:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        return model(torch.tensor(np.array(tokens))).logits.numpy()
 
 
 def test_a_hugging_face_folder(base_folder, tmp_path):

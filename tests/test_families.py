@@ -2,7 +2,6 @@
 
 import family_table
 import mlx.core as mx
-import numpy as np
 import pytest
 from family_cases import (
     CASES,
@@ -20,6 +19,7 @@ from helpers import (
     random_tokens,
     relative_error,
     state_arrays,
+    transformers_logits,
 )
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
@@ -34,16 +34,6 @@ LENGTH = 200  # many times the native windows of 24, and several chunks
 CUTS = [70, 1, 1, 40, *[1] * 8, 80]
 CHUNK = 64
 TOLERANCE = 1e-5
-
-
-def transformers_logits(folder, tokens: mx.array, kind=None) -> np.ndarray:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    kind = kind or AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        return model(torch.tensor(np.asarray(tokens))).logits.numpy()
 
 
 @pytest.fixture(scope="module", params=CASES)
