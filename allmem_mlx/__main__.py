@@ -9,6 +9,7 @@ COMMANDS = {
     "allmem_mlx.chat": "talk with a model that remembers what it has read",
     "allmem_mlx.benchmark": "reading speed and memory beside full attention",
     "allmem_mlx.evaluate": "how well a model remembers, beside the controls",
+    "allmem_mlx.distill": "train the memory of a converted model",
     "allmem_mlx.convert": "convert a pretrained model",
 }
 

@@ -10,25 +10,25 @@ import pytest
 import torch
 from helpers import (
     ROOT,
-    TINY_ALLMEM,
     assert_close,
     relative_error,
     tiny_base_folder,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
+from allmem_mlx.distillation.documents import Document, Texts
+from allmem_mlx.distillation.initial import whitening
+from allmem_mlx.distillation.recipe import Recipe, draw_step
 from allmem_mlx.errors import AllMemError, SettingError
 
 # test_distill_layer put the program's folder on the path.
 import mqar  # isort: skip
 from hybrid import View  # isort: skip
-from initial import initialize, whitening  # isort: skip
+from initial import initialize, measure  # isort: skip
 from readback import layer_inputs  # isort: skip
-from recipe import Recipe  # isort: skip
-from texts import Texts  # isort: skip
-from train import Run, document_loss, draw_step  # isort: skip
+from train import Run, Settings, document_loss  # isort: skip
 
 BOOK = "\n\n".join(f"It was the best of {i} times, and the worst." for i in range(500))
 
@@ -37,33 +37,35 @@ BOOK = "\n\n".join(f"It was the best of {i} times, and the worst." for i in rang
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("distill")
     (root / "texts").mkdir()
-    for name in ("training", "validation"):
+    for name in ("training", "valid"):
         (root / "texts" / f"{name}.txt").write_text(BOOK)
     return tiny_base_folder(root / "base"), root / "texts"
 
 
-def recipe_of(folders, out, **settings) -> Recipe:
+def settings_of(folders, out, **settings) -> tuple[Settings, Recipe]:
+    """Of a run of four steps on a tiny model."""
     base, texts = folders
-    return Recipe(
-        **{
-            "model": str(base),
-            "texts": str(texts),
-            "out": str(out),
-            "validation": "validation",
-            "heads": 2,
-            "head_dim": 16,
-            "hidden_dim": 32,
-            "lengths": "1280",
-            "windows": "64",
-            "sinks": "4",
-            "batch": 1,
-            "steps": 4,
-            "every": 2,
-            "evaluate": 4,
-            "dtype": "float32",
-            **settings,
-        }
-    )
+    own = {
+        "model": str(base),
+        "out": str(out),
+        "heads": 2,
+        "head_dim": 16,
+        "hidden_dim": 32,
+        "dtype": "float32",
+    }
+    recipe = {
+        "data": str(texts),
+        "lengths": "1280",
+        "windows": "64",
+        "sinks": "4",
+        "batch_size": 1,
+        "iters": 4,
+        "save_every": 2,
+        "steps_per_eval": 4,
+    }
+    for name, value in settings.items():
+        (own if name in Settings.__annotations__ else recipe)[name] = value
+    return Settings(**own), Recipe(**recipe)
 
 
 @pytest.fixture
@@ -99,6 +101,7 @@ def test_whitening():
     x = (
         torch.randn(1000, 24) @ torch.randn(24, 24) + 5
     )  # far from 0: a common direction
+    x = x.numpy()
     A, _ = whitening(x.T @ x / len(x), 16)
     y = x @ A.T
     assert_close("moment", y.T @ y / len(y), torch.eye(16), 1e-3)
@@ -120,7 +123,7 @@ def test_keys_are_apart_at_the_start_of_training():
 
     with torch.no_grad():
         assert mean_cosine() > 0.5
-        initialize(hybrid, tokens, w0_std=1.0, alpha=0.1)
+        initialize(hybrid, *measure(hybrid, tokens), alpha=0.1, seed=0)
         assert mean_cosine() < 0.2
 
 
@@ -129,8 +132,6 @@ def test_alpha_moves_first_and_everything_after():
     with torch.no_grad():
         for layer in hybrid.layers():
             layer.alpha.zero_()
-    from texts import Document
-
     document = Document(random_tokens(1, 4 * CHUNK)[0].tolist(), [range(50, 52)])
     view = View(window=16, sinks=2, chunk=CHUNK, memory=True)
     for moves in (("alpha",), tuple(hybrid.parameters())):
@@ -144,30 +145,30 @@ def test_alpha_moves_first_and_everything_after():
 
 
 def test_rates_rise_and_fall():
-    recipe = Recipe("m", "t", "o", steps=100, warm_up=0.1, decay=0.2)
+    recipe = Recipe("data", iters=100, warm_up=0.1, decay=0.2)
     scales = [recipe.scale(step) for step in range(100)]
     assert scales[0] == 0.1 and scales[9:81] == [1.0] * 72
     assert scales[90] == 0.5 and 0 < scales[99] < 0.1
 
 
 def test_a_step_depends_on_seed_and_number_alone(folders, tmp_path, texts):
-    recipe = recipe_of(folders, tmp_path, windows="32,64,96,128")
+    _, recipe = settings_of(folders, tmp_path, windows="32,64,96,128")
     first = [draw_step(recipe, texts[0], step) for step in range(6)]
     again = [draw_step(recipe, texts[0], step) for step in reversed(range(6))]
     assert first == again[::-1]
-    assert len({view.window for view, _ in first}) > 1
+    assert len({step.window for step in first}) > 1
 
 
 def test_a_run_goes_on_exactly(folders, tmp_path):
-    whole = Run(recipe_of(folders, tmp_path / "whole"))
+    whole = Run(*settings_of(folders, tmp_path / "whole"))
     whole.train()
-    Run(recipe_of(folders, tmp_path / "parts"))  # stopped before its first step
-    started = Run(recipe_of(folders, tmp_path / "parts"))
+    Run(*settings_of(folders, tmp_path / "parts"))  # stopped before its first step
+    started = Run(*settings_of(folders, tmp_path / "parts"))
     for _ in range(2):
         started.train_step()
     started.save()
     started.train_step()  # lost
-    resumed = Run(recipe_of(folders, tmp_path / "parts"))
+    resumed = Run(*settings_of(folders, tmp_path / "parts"))
     assert resumed.step == 2
     resumed.train()
     files = [tmp_path / name / "memory.safetensors" for name in ("whole", "parts")]
@@ -179,7 +180,7 @@ def test_a_run_goes_on_exactly(folders, tmp_path):
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["allmem"]["hidden_dim"] == 32
     log = [json.loads(x) for x in (tmp_path / "whole/log.jsonl").open()]
-    assert [x["step"] for x in log] == [0, 1, 2, 3, 4, 4]
+    assert [x["step"] for x in log] == [0, 0, 1, 2, 3, 4, 4]
     assert {"memory", "never written", "of another document"} == set(log[-1]["judged"])
 
 
@@ -188,7 +189,7 @@ def test_what_was_trained_is_what_mlx_reads(folders, tmp_path):
     from allmem_mlx import load
     from allmem_mlx.convert import convert
 
-    run = Run(recipe_of(folders, tmp_path / "run"))
+    run = Run(*settings_of(folders, tmp_path / "run"))
     run.train()
     convert(folders[0], tmp_path / "new", torch_path=tmp_path / "run")
     model, _ = load(tmp_path / "new")
@@ -219,52 +220,22 @@ def program(name, *flags):
 def test_refusals(folders, tmp_path):
     base, texts = folders
     result = program(
-        "train", "--model", tmp_path, "--texts", texts, "--out", tmp_path / "o"
+        "train", "--model", tmp_path, "--data", texts, "--out", tmp_path / "o"
     )
     assert result.returncode == 1
-    assert result.stderr.count("\n") == 1 and "validation" in result.stderr
+    assert result.stderr.count("\n") == 1 and "config.json" in result.stderr
     with pytest.raises(AllMemError, match="not a model folder"):
-        Run(recipe_of(folders, tmp_path / "o", model=str(tmp_path)))
+        Run(*settings_of(folders, tmp_path / "o", model=str(tmp_path)))
     assert not (tmp_path / "o").exists()
     with pytest.raises(AllMemError, match="no text file"):
-        Run(recipe_of(folders, tmp_path / "o", texts=str(tmp_path)))
+        Run(*settings_of(folders, tmp_path / "o", data=str(tmp_path)))
 
 
 def test_another_recipe_does_not_go_on(folders, tmp_path):
-    run = Run(recipe_of(folders, tmp_path))
+    run = Run(*settings_of(folders, tmp_path))
     run.save()
     with pytest.raises(AllMemError, match="other settings"):
-        Run(recipe_of(folders, tmp_path, rate=5e-4))
-
-
-def test_evaluation_prints_every_control(folders, tmp_path):
-    run = Run(recipe_of(folders, tmp_path / "run"))
-    run.train_step()
-    run.save()
-    base, texts = folders
-    books = [texts / "training.txt", texts / "validation.txt"]
-    flags = ["--model", base, "--memory", tmp_path / "run", "--length", 600]
-    flags += ["--window", 64, "--sinks", 4, "--fact-length", 1200, "--facts", 2]
-    result = program("evaluate", *flags, *books)
-    assert result.returncode == 0, result.stderr
-    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines()[2:7]]
-    names = [row[0].strip() for row in rows]
-    assert names[0] == "full attention" and names[-1] == "memory of another document"
-    assert all(2 < float(cell) < 10 for row in rows for cell in row[1:-1])
-    assert "facts asked: 4" in result.stdout
-
-
-def test_evaluation_refuses_what_does_not_fit(folders, tmp_path):
-    base, texts = folders
-    book = texts / "training.txt"
-    result = program("evaluate", "--model", base, "--memory", tmp_path, book)
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "has no memory.safetensors" in result.stderr
-    save_file({"x": torch.zeros(1)}, tmp_path / "memory.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"allmem": TINY_ALLMEM}))
-    result = program("evaluate", "--model", base, "--memory", tmp_path, book)
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "is not a memory of" in result.stderr
+        Run(*settings_of(folders, tmp_path, rate=5e-4))
 
 
 def test_readback(folders):
@@ -301,13 +272,30 @@ def test_a_tiny_model_learns_to_recall():
 )
 def test_impossible_recipes(settings, word):
     with pytest.raises(SettingError, match=word):
-        Recipe("model", "texts", "out", **{"lengths": "1280", **settings})
+        Recipe("data", **{"lengths": "1280", **settings})
 
 
 def test_a_memory_wider_than_the_base():
-    hybrid = tiny_hybrid(num_key_value_heads=1)
-    with pytest.raises(SettingError, match="wider than the base's keys"):
-        initialize(hybrid, random_tokens(), w0_std=1.0, alpha=0.1)
+    """Its keys are then of the whole input."""
+    hybrid = tiny_hybrid(num_key_value_heads=1, dtype=torch.float32)
+    initialize(hybrid, *measure(hybrid, random_tokens()), alpha=0.1, seed=0)
+    assert all(torch.isfinite(x).all() for x in hybrid.parameters().values())
+
+
+def test_the_second_stage_answers_by_itself(folders, tmp_path):
+    Run(*settings_of(folders, tmp_path / "first", iters=2)).train()
+    run = Run(
+        *settings_of(
+            folders, tmp_path / "second", memory=str(tmp_path / "first"), stage2=2
+        )
+    )
+    trained = load_file(tmp_path / "first" / "memory.safetensors")
+    assert all(torch.equal(x, trained[k]) for k, x in run.hybrid.parameters().items())
+    _, recipe = settings_of(folders, tmp_path)
+    document = draw_step(recipe, run.source, 0).documents[0]
+    prompt = document.tokens[: document.response.start]
+    assert document.tokens[len(prompt) :] == run.answer(prompt, len(document.response))
+    run.train_step()
 
 
 def test_other_families_are_refused():

@@ -185,6 +185,12 @@ class Hybrid:
         return self.model.get_output_embeddings().weight
 
     @property
+    def output_scale(self) -> Tensor:
+        """What the last norm multiplies with, ``[D]``."""
+        weight = self.model.model.norm.weight
+        return weight + 1 if self.model.config.model_type == "gemma3_text" else weight
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

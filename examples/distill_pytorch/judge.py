@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from hybrid import TEACHER, Hybrid, View
 from loss import next_token_loss
-from texts import HELD_OUT_FACTS, Document, Texts
 from torch import Tensor
+
+from allmem_mlx.distillation.documents import Document, Source
 
 VIEW = View(window=128, sinks=16, chunk=64)
 
@@ -43,7 +44,7 @@ class Judge:
 
     Args:
         hybrid (Hybrid): the model.
-        texts (Texts): held-out texts.
+        source (Source): of held-out texts.
         view (View): window, sinks and chunk.
         books, length (int): natural documents and their tokens.
         recalls, recall_length (int): documents with facts, and with a repeated
@@ -53,7 +54,7 @@ class Judge:
     def __init__(
         self,
         hybrid: Hybrid,
-        texts: Texts,
+        source: Source,
         view: View = VIEW,
         books: int = 4,
         length: int = 1536,
@@ -61,11 +62,11 @@ class Judge:
         recall_length: int = 1024,
     ):
         self.hybrid, self.view = hybrid, view
-        self.books = [texts.book(length) for _ in range(books)]
+        self.books = [Document(source.passage(length)) for _ in range(books)]
         self.facts = [
-            texts.facts(recall_length, HELD_OUT_FACTS, count=8) for _ in range(recalls)
+            source.facts(recall_length, count=8, held_out=True) for _ in range(recalls)
         ]
-        self.repeats = [texts.repeat(recall_length) for _ in range(recalls)]
+        self.repeats = [source.repeat(recall_length) for _ in range(recalls)]
 
     def base(self) -> dict:
         """Full attention, and window + sinks without memory."""

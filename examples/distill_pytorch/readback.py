@@ -14,14 +14,14 @@ import torch
 from base import load_base
 from fast_weights import FastWeights, Tokens, norm, read, update
 from hybrid import TEACHER, Hybrid
-from initial import initialize
+from initial import initialize, measure
 from memory import unit
-from texts import Texts
 from torch import Tensor
 from train import CALIBRATION
 
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
+from allmem_mlx.distillation.documents import Texts
 
 
 def layer_inputs(hybrid: Hybrid, tokens: Tensor) -> list[Tensor]:
@@ -72,7 +72,6 @@ def configure_parser() -> ArgumentParser:
     add("--chunk", type=int, default=64)
     add("--learning-rate", type=float, default=0.02)
     add("--max-update-norm", type=float, default=3.0)
-    add("--w0-std", type=float, default=1.0, help="For a whitened start")
     add("--seed", type=int, default=0)
     return parser
 
@@ -94,7 +93,8 @@ def command(args: Any) -> None:
     if args.start == "whitened":
         count, length = CALIBRATION
         passages = [texts.passage(length) for _ in range(count)]
-        initialize(hybrid, torch.tensor(passages), args.w0_std, 0.1)
+        measured = measure(hybrid, torch.tensor(passages))
+        initialize(hybrid, *measured, alpha=0.1, seed=args.seed)
 
     document = torch.tensor([texts.passage(args.length)])
     lags = [2**i for i in range(20) if 2**i * args.chunk <= args.length]

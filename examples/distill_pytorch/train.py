@@ -1,135 +1,174 @@
 """Distill a memory: forward KL to the frozen model's own full attention.
 
-    python examples/distill_pytorch/train.py --model FOLDER --texts FOLDER --out FOLDER
+    python examples/distill_pytorch/train.py --model FOLDER --data FOLDER --out FOLDER
 
-The same command goes on where it was stopped. ``docs/distillation.md`` says what is
+The same command goes on where it was stopped. Under ``torchrun --nproc-per-node N`` the
+documents of a step are shared by N processes. ``docs/distillation.md`` says what is
 known of the settings.
 """
 
 import json
 import math
 import os
-import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from base import best_device, load_base
 from hybrid import TEACHER, Hybrid, View
-from initial import initialize
+from initial import initialize, measure
 from judge import Judge
 from loss import forward_kl
-from recipe import Recipe
-from safetensors.torch import save_file
-from texts import Document, Texts
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed
 
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
+from allmem_mlx.distillation.documents import Document, open_sources
+from allmem_mlx.distillation.initial import input_scale
+from allmem_mlx.distillation.recipe import (
+    Recipe,
+    add_settings,
+    draw_step,
+    is_relative,
+    settings_of,
+)
+from allmem_mlx.distillation.stage2 import collect, collected
 from allmem_mlx.errors import AllMemError
 
 CALIBRATION = 6, 1024  # documents and tokens that the memory's start is measured on
 
 
-def find_texts(recipe: Recipe) -> tuple[list[Path], list[Path]]:
-    """Files to train on and files to judge on.
+@dataclass(frozen=True)
+class Settings:
+    """What the recipe does not say.
+
+    Args:
+        model (str): folder of the base model, as Hugging Face writes it.
+        out (str): folder for the memory weights, the log and the checkpoint.
+        memory (str): such a folder of another run, whose memory is trained on; its
+            sizes are taken. Without one training starts as ``initial.py`` says.
+        heads, head_dim, hidden_dim (int): sizes of the memory, see ``AllMemConfig``.
+        learning_rate, max_update_norm (float): eta and Theta before training.
+        dtype (str): of the frozen base. The memory is float32.
+    """
+
+    model: str
+    out: str
+    memory: str = ""
+    heads: int = 3
+    head_dim: int = 64
+    hidden_dim: int = 256
+    learning_rate: float = 0.01
+    max_update_norm: float = 3.0
+    dtype: str = "bfloat16"
+
+    def config(self, recipe: Recipe) -> AllMemConfig:
+        """The hybrid layer's configuration."""
+        chunk = min(recipe.numbers("chunks"))
+        sizes: dict[str, Any] = {
+            "heads": self.heads,
+            "head_dim": self.head_dim,
+            "hidden_dim": self.hidden_dim,
+            "learning_rate": self.learning_rate,
+            "max_update_norm": self.max_update_norm,
+        }
+        if self.memory:
+            block = read_block(Path(self.memory))
+            sizes = {name: block[name] for name in sizes}
+        return AllMemConfig(
+            **sizes,
+            window=max(recipe.numbers("windows")),
+            sinks=max(recipe.numbers("sinks")),
+            chunk=chunk,
+            fold=math.gcd(chunk, 64),
+        )
+
+
+def read_block(folder: Path) -> dict[str, Any]:
+    """The ``allmem`` block of a run.
 
     Raises:
-        AllMemError: if there are none.
+        AllMemError: if there is none.
     """
-    files = sorted(Path(recipe.texts).glob("*.txt"))
-    validation = [f for f in files if f.name.startswith(names(recipe.validation))]
-    apart = names(recipe.validation) + names(recipe.held_out)
-    training = [f for f in files if not f.name.startswith(apart)]
-    for name, found in ("train", training), ("validation", validation):
-        if not found:
-            raise AllMemError(f"{recipe.texts}: no text file (*.txt) for {name}")
-    return training, validation
+    try:
+        block = json.loads((folder / "config.json").read_text())["allmem"]
+        return asdict(AllMemConfig.from_dict(block))
+    except (OSError, ValueError, KeyError) as error:
+        raise AllMemError(f"{folder}/config.json has no allmem block") from error
 
 
-def names(listed: str) -> tuple[str, ...]:
-    return tuple(x for x in listed.split(",") if x)
+class Optimizer:
+    """Adam, with a rate of its own for each parameter.
 
-
-def load(recipe: Recipe) -> tuple[Hybrid, Any]:
-    """The hybrid of a base model, and its tokenizer.
-
-    Raises:
-        AllMemError: if there is no such model.
+    Args:
+        parameters (dict): what is trained.
+        recipe (Recipe): has the rates.
+        scales (dict): :func:`input_scale` of the layers, under the names of their
+            ``in_proj.weight``.
     """
-    model, tokenizer = load_base(recipe.model, recipe.dtype)
-    config = AllMemConfig(
-        heads=recipe.heads,
-        head_dim=recipe.head_dim,
-        hidden_dim=recipe.hidden_dim,
-        window=max(recipe.numbers("windows")),
-        sinks=max(recipe.numbers("sinks")),
-        chunk=(chunk := min(recipe.numbers("chunks"))),
-        fold=math.gcd(chunk, 64),
-        learning_rate=recipe.learning_rate,
-        max_update_norm=recipe.max_update_norm,
-    )
-    hybrid = Hybrid(model, config)
-    hybrid.model.to(best_device())
-    return hybrid, tokenizer
 
+    def __init__(
+        self,
+        parameters: dict[str, Any],
+        recipe: Recipe,
+        scales: dict[str, Tensor],
+    ):
+        self.parameters, self.recipe, self.scales = parameters, recipe, scales
+        self.sizes = {
+            name: self._size(name, x.detach())
+            for name, x in parameters.items()
+            if is_relative(name)
+        }
+        self.adam = torch.optim.Adam(
+            [
+                {"params": [x], "peak": recipe.peak(name)}
+                for name, x in parameters.items()
+            ],
+            betas=(0.9, 0.95),
+            eps=1e-10,  # gradients carry the factor alpha, which is small
+        )
 
-def make_optimizer(hybrid: Hybrid, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, with rates of their own for what moves on another scale."""
-    groups: dict[str, list] = {
-        "rate": [],
-        "w0_rate": [],
-        "alpha_rate": [],
-        "gate_rate": [],
-    }
-    for name, parameter in hybrid.parameters().items():
-        if name.endswith("proj.weight"):
-            kind = "rate"
-        elif ".w0_" in name:
-            kind = "w0_rate"
-        elif name.endswith("alpha"):
-            kind = "alpha_rate"
-        else:
-            kind = "gate_rate"
-        groups[kind].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "peak": getattr(recipe, kind),
-                "weight_decay": recipe.weight_decay if kind == "rate" else 0.0,
-            }
-            for kind, parameters in groups.items()
-        ],
-        betas=(0.9, 0.95),
-        eps=1e-10,  # gradients carry the factor alpha, which is small
-    )
+    def _size(self, name: str, x: Tensor) -> Tensor:
+        if name in self.scales:
+            x = torch.linalg.solve(self.scales[name], x, left=False)
+            return x.square().mean(1, keepdim=True).sqrt()
+        return x.square().mean().sqrt()
 
+    @torch.no_grad()
+    def step(self, scale: float) -> None:
+        """Moves all parameters along their gradients.
 
-def draw_step(recipe: Recipe, texts: Texts, step: int) -> tuple[View, list[Document]]:
-    """What a step trains on; it depends on the seed and the step alone."""
-    draw = random.Random(f"{recipe.seed} {step}")
-    view = View(
-        window=draw.choice(recipe.numbers("windows")),
-        sinks=draw.choice(recipe.numbers("sinks")),
-        chunk=draw.choice(recipe.numbers("chunks")),
-        memory=True,
-    )
-    if draw.random() < recipe.window_dropout:
-        view = replace(view, window=view.chunk)
-    length = draw.choice(recipe.numbers("lengths"))
-    documents = []
-    for _ in range(recipe.batch):
-        kind, texts.random = draw.random(), draw
-        if kind < recipe.repeats:
-            documents.append(texts.repeat(length))
-        elif kind < recipe.repeats + recipe.facts:
-            documents.append(texts.facts(length))
-        else:
-            documents.append(texts.book(length))
-    return view, documents
+        Args:
+            scale (float): of all learning rates.
+        """
+        before = {name: x.clone() for name, x in self.parameters.items()}
+        for name, S in self.scales.items():
+            self.parameters[name].grad @= S
+        for group in self.adam.param_groups:
+            group["lr"] = scale * group["peak"]
+        self.adam.step()
+        self.adam.zero_grad()
+        for name, size in self.sizes.items():
+            x = self.parameters[name]
+            moved = size * (x - before[name])
+            if name in self.scales:
+                moved = moved @ self.scales[name]
+            x.copy_(before[name] + moved)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "adam": self.adam.state_dict(),
+            "sizes": self.sizes,
+            "scales": self.scales,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        self.sizes, self.scales = state["sizes"], state["scales"]
 
 
 def document_loss(hybrid: Hybrid, document: Document, view: View) -> tuple[Tensor, int]:
@@ -139,77 +178,135 @@ def document_loss(hybrid: Hybrid, document: Document, view: View) -> tuple[Tenso
     with torch.no_grad():
         teacher = hybrid.hidden(tokens, TEACHER)[0]
     student = hybrid.hidden(tokens, view)[0]
-    beyond = slice(view.window, -1)
-    loss = forward_kl(student[beyond], teacher[beyond], hybrid.head)
-    scored = student[beyond].shape[0]
-    loss = loss / scored
-    if answers := [i - 1 for answer in document.answers for i in answer]:
-        told = forward_kl(student[answers], teacher[answers], hybrid.head)
-        loss = loss + told / len(answers)
-    return loss, scored
+
+    def mean(targets: list[int]) -> Tensor:
+        total = forward_kl(student[targets], teacher[targets], hybrid.head)
+        return total / len(targets)
+
+    beyond, answers = document.targets(view.window), document.answer_targets()
+    loss = mean(beyond)
+    return (loss + mean(answers) if answers else loss), len(beyond)
 
 
 class Run:
     """A distillation: what it has learned so far, and where that is kept.
 
     Args:
-        recipe (Recipe): its settings.
+        settings (Settings): its own settings.
+        recipe (Recipe): the recipe.
 
     Raises:
         AllMemError: if a file is missing, or the checkpoint found is of another recipe.
     """
 
-    def __init__(self, recipe: Recipe):
-        self.recipe, self.out = recipe, Path(recipe.out)
-        training, validation = find_texts(recipe)
+    def __init__(self, settings: Settings, recipe: Recipe):
+        self.settings, self.recipe, self.out = settings, recipe, Path(settings.out)
+        self.rank, self.processes = 0, 1
+        if distributed.is_initialized():
+            self.rank = distributed.get_rank()
+            self.processes = distributed.get_world_size()
+        if recipe.batch_size % self.processes:
+            raise AllMemError(
+                f"a batch of {recipe.batch_size} cannot be shared by {self.processes} "
+                "processes"
+            )
         torch.manual_seed(recipe.seed)
-        self.hybrid, tokenizer = load(recipe)
-        self.texts = Texts(training, tokenizer, recipe.seed)
-        self.judge = Judge(self.hybrid, Texts(validation, tokenizer, recipe.seed + 1))
+        model, tokenizer = load_base(settings.model, settings.dtype)
+        self.source, validation = open_sources(
+            recipe.data, recipe.held_out, recipe.validation, tokenizer, recipe.seed
+        )
+        self.hybrid = Hybrid(model, settings.config(recipe))
+        self.hybrid.model.to(best_device())
+        self.judge = Judge(self.hybrid, validation)
         self.step, self.scored = 0, 0
         self.out.mkdir(parents=True, exist_ok=True)
-        self.optimizer = make_optimizer(self.hybrid, recipe)
-        if not self._resume():
-            self._start()
-        if recipe.checkpointing:
+        if self.checkpoint.exists():
+            self.optimizer = Optimizer(self.hybrid.parameters(), recipe, {})
+            self._resume()
+        else:
+            scales = self._start()
+            self.optimizer = Optimizer(self.hybrid.parameters(), recipe, scales)
+        if recipe.stage2:
+            if self.leads:
+                collect(self.answer, recipe, self.source, self.out)
+            if self.processes > 1:
+                distributed.barrier()
+            self.source = collected(recipe, self.source, self.out)
+        if recipe.grad_checkpoint:
             self.hybrid.checkpoint_activations()
+
+    @torch.no_grad()
+    def answer(self, prompt: list[int], most: int) -> list[int]:
+        """What the student says, greedily. It reads everything again for every token,
+        which needs no code for a state."""
+        config = self.hybrid.config
+        view = View(config.window, config.sinks, config.chunk, memory=True)
+        tokens, stop = list(prompt), self.source.tokenizer.eos_token_id
+        while len(tokens) < len(prompt) + most and tokens[-1:] != [stop]:
+            hidden = self.hybrid.hidden(
+                torch.tensor([tokens], device=self.hybrid.device), view
+            )
+            tokens.append(int((hidden[0, -1] @ self.hybrid.head.T).argmax()))
+        return tokens[len(prompt) :]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process, of those that train together, keeps the books."""
+        return self.rank == 0
 
     @property
     def checkpoint(self) -> Path:
         return self.out / "checkpoint.pt"
 
-    def _start(self) -> None:
+    def _start(self) -> dict[str, Tensor]:
         count, length = CALIBRATION
-        passages = [self.texts.passage(length) for _ in range(count)]
+        passages = [self.source.passage(length) for _ in range(count)]
         documents = torch.tensor(passages, device=self.hybrid.device)
-        initialize(self.hybrid, documents, self.recipe.w0_std, self.recipe.alpha)
-        self.log(recipe=asdict(self.recipe), base=self.judge.base())
+        layers, output = measure(self.hybrid, documents)
+        if self.settings.memory:
+            self._load(load_file(Path(self.settings.memory) / "memory.safetensors"))
+        else:
+            recipe = self.recipe
+            initialize(self.hybrid, layers, output, recipe.alpha, recipe.seed)
+        if self.leads:
+            self.log(**self._described(), base=self.judge.base())
+            self.log(judged=self.judge.memory())
+        projections = [n for n in self.hybrid.parameters() if "in_proj" in n]
+        return {
+            name: torch.from_numpy(input_scale(layer.moment))
+            .to(documents.device)
+            .float()
+            for name, layer in zip(projections, layers, strict=True)
+        }
 
-    def _resume(self) -> bool:
-        if not self.checkpoint.exists():
-            return False
+    def _described(self) -> dict[str, Any]:
+        return {"settings": asdict(self.settings), "recipe": asdict(self.recipe)}
+
+    @torch.no_grad()
+    def _load(self, memory: dict[str, Tensor]) -> None:
+        for name, x in self.hybrid.parameters().items():
+            x.copy_(memory[name])
+
+    def _resume(self) -> None:
         saved = torch.load(self.checkpoint, self.hybrid.device, weights_only=True)
-        if saved["recipe"] != asdict(self.recipe):
+        if any(saved.get(key) != value for key, value in self._described().items()):
             raise AllMemError(
                 f"{self.checkpoint} is of a run with other settings; choose another "
                 "--out, or give the same settings"
             )
-        with torch.no_grad():
-            for name, x in self.hybrid.parameters().items():
-                x.copy_(saved["memory"][name])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self._load(saved["memory"])
+        self.optimizer.load(saved["optimizer"])
         self.step, self.scored = saved["step"], saved["scored"]
-        return True
 
     def save(self) -> None:
         """Writes the checkpoint, and what ``convert --torch-path`` reads."""
         memory = {k: x.detach().clone() for k, x in self.hybrid.parameters().items()}
         state = {
-            "recipe": asdict(self.recipe),
+            **self._described(),
             "step": self.step,
             "scored": self.scored,
             "memory": memory,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state(),
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -222,6 +319,8 @@ class Run:
 
     def log(self, **entry: Any) -> None:
         """A line of JSON in ``log.jsonl``, and on the terminal."""
+        if not self.leads:
+            return
         line = json.dumps({"step": self.step, "scored": self.scored, **entry})
         with (self.out / "log.jsonl").open("a") as file:
             file.write(line + "\n")
@@ -229,23 +328,24 @@ class Run:
 
     def train_step(self) -> None:
         recipe, start = self.recipe, time.monotonic()
-        scale = recipe.scale(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = scale * group["peak"]
-        view, documents = draw_step(recipe, self.texts, self.step)
-        total = 0.0
-        for document in documents:
+        drawn = draw_step(recipe, self.source, self.step)
+        view = View(drawn.window, drawn.sinks, drawn.chunk, memory=True)
+        documents = drawn.documents
+        totals = torch.zeros(2)  # loss, scored tokens
+        for document in documents[self.rank :: self.processes]:
             loss, scored = document_loss(self.hybrid, document, view)
             (loss / len(documents)).backward()
-            total += loss.item() / len(documents)
-            self.scored += scored
+            totals += torch.tensor([loss.item() / len(documents), scored])
         trained = self.hybrid.parameters().values()
+        if self.processes > 1:
+            for x in [*(x.grad for x in trained), totals]:
+                distributed.all_reduce(x)
         norm = torch.nn.utils.clip_grad_norm_(trained, recipe.clip).item()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(recipe.scale(self.step))
         self.step += 1
+        self.scored += int(totals[1])
         self.log(
-            loss=round(total, 4),
+            loss=round(totals[0].item(), 4),
             window=view.window,
             chunk=view.chunk,
             length=len(documents[0].tokens),
@@ -256,24 +356,29 @@ class Run:
     def train(self) -> None:
         """To the end, with checkpoints on the way."""
         recipe = self.recipe
-        while self.step < recipe.steps:
+        while self.step < recipe.iters:
             self.train_step()
-            last = self.step == recipe.steps
-            if last or self.step % recipe.every == 0:
+            last = self.step == recipe.iters
+            if not self.leads:
+                continue
+            if last or self.step % recipe.save_every == 0:
                 self.save()
-            if last or self.step % recipe.evaluate == 0:
+            if last or self.step % recipe.steps_per_eval == 0:
                 self.log(judged=self.judge.memory())
 
 
 def configure_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description=__doc__.split("\n")[0])
-    Recipe.add_flags(parser)
+    add_settings(parser, Settings)
+    add_settings(parser, Recipe)
     return parser
 
 
 def command(args: Any) -> None:
-    settings = {k: v for k, v in vars(args).items() if k != "debug"}
-    Run(Recipe(**settings)).train()
+    if distributed.is_torchelastic_launched():
+        # The first process judges and collects while the others wait.
+        distributed.init_process_group(timeout=timedelta(days=1))
+    Run(settings_of(args, Settings), settings_of(args, Recipe)).train()
 
 
 if __name__ == "__main__":

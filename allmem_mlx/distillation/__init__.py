@@ -1,0 +1,2 @@
+"""What both ways of distilling a memory share: the recipe, the documents, and where
+training starts."""

@@ -1,0 +1,218 @@
+"""Where training starts: a memory that can tell tokens apart.
+
+The inputs of an attention layer, and so its keys, point mostly the same way (the mean
+cosine of two keys of SmolLM2 is 0.8). A memory that learns such keys learns one thing,
+their mean. The projections are therefore those of the base model's own keys and values,
+whitened on a few thousand tokens of text, and the output projection undoes it: a value
+read back exactly is what the base model's attention would have brought. A query is the
+key of the token itself and a key that of the token before, so that reading finds what
+followed tokens like this one.
+
+In the last layers a value is the token itself, and reading it back raises its logit:
+there is no layer left to make use of what attention would have brought.
+
+What surprised the model is written more strongly than what it could have told: there
+is room for few tokens of a long document.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import AllMemConfig
+from ..errors import SettingError
+
+FLOOR = 1e-3  # of the largest variance: what varies less is noise
+INPUT = 0.1  # of the SiLU of queries and keys: so small that it is nearly linear
+VALUE = 2.0  # norm of a value before the SiLU, about
+RATE = 0.005  # of the random projections to rates, decays and gates
+# Added to the learning rates of gate and up before the softplus: 1/150 of the rate of
+# down. What is written is read back through features that stay what they are.
+STEADY = -5.0
+SURPRISE = 0.7  # of the learning rates' logarithm for a surprise of one deviation more
+W0_STD = 1.0  # of the random fast weights of gate and up
+TOKEN_LAYERS = 0.2  # share of the layers, the last, whose values are tokens
+TOKEN_SIZE = 0.15  # of what such a layer adds at alpha = 1, beside the residual stream
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the start of a layer's memory is made of; all in float32.
+
+    Args:
+        key, value (np.ndarray): the base's projections, ``[n_kv d, D]``.
+        out (np.ndarray): its output projection, ``[D, n_q d]``.
+        head_dim (int): d.
+        moment (np.ndarray): ``E[u u^T]`` of the layer's normed input u, ``[D, D]``.
+        mean (np.ndarray): ``E[u]``, ``[D]``.
+        surprise (np.ndarray): ``E[u s]``, ``[D]``, for s the negative log-likelihood
+            of the token, standardised.
+        cross (np.ndarray): ``E[u e^T]``, ``[D, D]``, for e the row of the output
+            matrix that belongs to the token, less the mean of all.
+        size (float): mean norm of the residual stream where the layer adds to it.
+    """
+
+    key: np.ndarray
+    value: np.ndarray
+    out: np.ndarray
+    head_dim: int
+    moment: np.ndarray
+    mean: np.ndarray
+    surprise: np.ndarray
+    cross: np.ndarray
+    size: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the residual stream becomes logits.
+
+    Args:
+        moment (np.ndarray): ``E[e e^T]`` of its rows, ``[D, D]``, half of tokens as
+            they come in text, half of the whole vocabulary; see :class:`Layer`.
+        scale (np.ndarray): weight of the last norm, ``[D]``.
+    """
+
+    moment: np.ndarray
+    scale: np.ndarray
+
+
+def whitening(moment: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """``A [width, d]`` for which ``A x`` has uncorrelated components of variance 1,
+    the largest first, and its pseudo-inverse.
+
+    Args:
+        moment (np.ndarray): ``E[x x^T]``, ``[d, d]``. Not centred, so that a common
+            direction of all x becomes as small as any other.
+        width (int): at most d.
+    """
+    variance, directions = np.linalg.eigh(moment.astype(np.float64))
+    variance, directions = variance[::-1][:width], directions[:, ::-1][:, :width]
+    deviation = np.sqrt(np.maximum(variance, FLOOR * variance[0]))
+    return directions.T / deviation[:, None], directions * deviation
+
+
+def interleave(x: np.ndarray, heads: int) -> np.ndarray:
+    """Shares rows out among heads, so that each gets large and small ones."""
+    return x.reshape(-1, heads, x.shape[1]).swapaxes(0, 1).reshape(x.shape)
+
+
+def input_scale(moment: np.ndarray) -> np.ndarray:
+    """``S = E[u u^T]^-1/2``, symmetric: what a step of ``in_proj`` is multiplied with.
+
+    Inputs point mostly the same way, and the start takes that direction out. A step of
+    equal size in every direction would bring it back, and make all keys alike again;
+    one that is made in the coordinates ``S u`` moves all of them alike.
+
+    Args:
+        moment (np.ndarray): ``E[u u^T]``, ``[D, D]``.
+    """
+    variance, directions = np.linalg.eigh(moment.astype(np.float64))
+    variance += FLOOR * variance.mean()
+    return (directions / np.sqrt(variance)) @ directions.T
+
+
+def initial_memory(
+    config: AllMemConfig, layers: list[Layer], output: Output, alpha: float, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """What training starts from, of every hybrid layer in order.
+
+    Args:
+        config (AllMemConfig): the memory's sizes.
+        layers (list): of the hybrid layers.
+        output (Output): of the model.
+        alpha (float): of every channel.
+        seed (int): of the random features.
+
+    Returns:
+        list: parameters, float32, under their names in the layer.
+
+    Raises:
+        SettingError: if the memory is wider than the model.
+    """
+    width = config.heads * config.head_dim
+    if width > len(layers[0].out):
+        raise SettingError(
+            f"a memory of {config.heads} heads of width {config.head_dim} is wider "
+            f"than the model ({len(layers[0].out)}); lower heads or head_dim"
+        )
+    tokens = round(TOKEN_LAYERS * len(layers))
+    rng = np.random.default_rng(seed)
+    start = []
+    for i, layer in enumerate(layers):
+        if i < len(layers) - tokens:
+            value, out = _attention_values(layer, width)
+        else:
+            value, out = _token_values(layer, output, width)
+        arrays = _parameters(config, layer, value, out, rng)
+        arrays["alpha"] = np.full(len(out), alpha)
+        start.append({name: x.astype(np.float32) for name, x in arrays.items()})
+    return start
+
+
+def _wide(x: np.ndarray, width: int) -> np.ndarray:
+    """A projection, or the input itself where the memory is wider."""
+    return x if len(x) >= width else np.eye(x.shape[1])
+
+
+def _attention_values(layer: Layer, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The base's values, and its output projection."""
+    # The memory has one head where query heads of the base share a key and a value.
+    D, kv_heads = len(layer.out), len(layer.value) // layer.head_dim
+    out = layer.out.reshape(D, kv_heads, -1, layer.head_dim).mean(2).reshape(D, -1)
+    value = _wide(layer.value, width)
+    if value is not layer.value:
+        out = out @ layer.value
+    whiten, inverse = whitening(value @ layer.moment @ value.T, width)
+    return whiten @ value, out @ inverse
+
+
+def _token_values(
+    layer: Layer, output: Output, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The token of an input, by linear regression, and what raises its logit."""
+    whiten, inverse = whitening(output.moment, width)
+    value = _regress(layer, layer.cross @ whiten.T).T
+    value /= np.sqrt(np.einsum("id,de,ie->i", value, layer.moment, value))[:, None]
+    out = output.scale[:, None] * inverse
+    return value, out * (TOKEN_SIZE * layer.size / np.linalg.norm(out))
+
+
+def _regress(layer: Layer, target: np.ndarray) -> np.ndarray:
+    """Ridge regression of what has the moment ``E[u target]`` with the input u."""
+    ridge = FLOOR * np.trace(layer.moment) / len(layer.moment)
+    return np.linalg.solve(layer.moment + ridge * np.eye(len(layer.moment)), target)
+
+
+def _parameters(
+    config: AllMemConfig,
+    layer: Layer,
+    value: np.ndarray,
+    out: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    n, p, h = config.heads, config.head_dim, config.hidden_dim
+    key = _wide(layer.key, n * p)
+    whiten, _ = whitening(key @ layer.moment @ key.T, n * p)
+    key = INPUT * interleave(whiten @ key, n)
+    surprise = _regress(layer, layer.surprise)
+    mean = surprise @ layer.mean
+    surprise *= SURPRISE / np.sqrt(surprise @ layer.moment @ surprise - mean**2)
+    rates = rng.normal(scale=RATE, size=(5 * n, len(layer.moment)))
+    rates[: 3 * n] = surprise
+    rate_bias = np.zeros(5 * n)
+    rate_bias[: 3 * n] = -surprise @ layer.mean
+    rate_bias[: 3 * n].reshape(n, 3)[:, :2] += STEADY
+    conv = np.zeros((3, n * p, config.conv_kernel))
+    conv[:, :, -1] = 1
+    conv[1] = np.roll(conv[1], -1, axis=-1)  # of the keys: the token before
+    value = VALUE * p**-0.5 * interleave(value, n)
+    return {
+        "memory.in_proj.weight": np.concatenate([key, key, value, rates]),
+        "memory.rate_bias": rate_bias,
+        "memory.conv_weight": conv.reshape(-1, config.conv_kernel),
+        "memory.w0_gate": rng.normal(scale=W0_STD, size=(n, h, p)),
+        "memory.w0_up": rng.normal(scale=W0_STD, size=(n, h, p)),
+        "memory.w0_down": rng.normal(scale=h**-0.5, size=(n, p, h)),
+        "memory.o_proj.weight": interleave(out.T, n).T,
+    }

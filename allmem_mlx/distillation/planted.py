@@ -1,0 +1,139 @@
+"""Facts that are told once, and asked for much later.
+
+No name, place or phrase is one that :mod:`allmem_mlx.evaluation.recall_tasks` plants.
+"""
+
+import random
+from dataclasses import dataclass
+
+NAMES = (
+    "Abel Ada Adam Agnes Albert Alma Amos Anna Arthur Astrid Barnaby Beatrix Bella "
+    "Bernard Bruno Carmen Cecil Clara Conrad Cora Cyrus Daphne Dora Edgar Edith "
+    "Elias Ella Ernest Esther Ezra Felix Fiona Flora Frances George Gilbert Gloria "
+    "Greta Gustav Hannah Harold Hector Helen Henry Hilda Hugo Ida Igor Irene Isaac "
+    "Ivan Jasper Joan Joseph Judith Karl Laura Leo Lewis Lola Lucy Luther Mabel "
+    "Magnus Marcus Martha Max Mildred Miriam Nadia Nathan Nina Nora Oliver Olga "
+    "Oscar Otto Paul Pearl Peter Phoebe Rachel Ralph Rosa Rufus Ruth Samuel Sarah "
+    "Silas Simon Sophie Stella Thomas Ursula Vera Victor Viola Walter Wanda Wilfred "
+    "Yvonne Zelda"
+).split()
+WORDS = (
+    "apple arrow beacon bell bottle bronze butter button cabin camel canoe carpet "
+    "cedar chalk cherry clock cloud copper coral cotton crown crystal diamond dragon "
+    "drum ember falcon feather fiddle flame ginger glass glove gold granite hammer "
+    "harp honey horn iron ivory jewel lemon lily lion marble meadow mirror moon oak "
+    "olive orange owl paper pearl piano pigeon pine plum raven river rocket rose "
+    "salmon sand scarf silk silver spider spoon star stone storm sugar thunder tiger "
+    "tower tulip turtle velvet violet walnut water whale willow wolf wool"
+).split()
+PLACES = (
+    "Aberdeen Athens Basel Belfast Bergen Bombay Boston Bremen Bristol Brussels Cairo "
+    "Calcutta Chester Cologne Cork Cracow Damascus Delhi Dover Dresden Dublin Exeter "
+    "Florence Geneva Genoa Ghent Glasgow Hamburg Havana Lima Lisbon Liverpool London "
+    "Lyons Madrid Malta Marseilles Milan Moscow Munich Naples Odessa Oxford Paris Pisa "
+    "Plymouth Prague Riga Rome Rotterdam Seville Smyrna Stockholm Toledo Trieste Turin "
+    "Venice Vienna Warsaw York Zurich"
+).split()
+PEOPLE = (
+    "actor admiral baker banker barber bishop butcher captain carpenter clerk cook "
+    "coachman dentist doctor driver farmer fisherman gardener hunter innkeeper judge "
+    "king lawyer librarian mayor merchant miller miner monk nurse painter pilot porter "
+    "poet postman priest prince sailor schoolmaster sculptor sergeant shepherd singer "
+    "smith soldier surgeon tailor thief trader waiter weaver widow witch"
+).split()
+THINGS = (
+    "bag bed boat book box cart chest cup door dress garden gate hat house key knife "
+    "letter map painting picture pipe purse ring room rope shop sword table ticket "
+    "train trunk umbrella wagon watch"
+).split()
+SYLLABLES = (
+    "al an ar bel bor cas dan del dor el fen gar hal in kel lan lor mar mel nor or pen "
+    "ra rin sal sel tan tor ul var vin wen"
+).split()
+# The phrase between "The" and "is", and the kind of value.
+PHRASES = (
+    ("wife of the {person}", "name"),
+    ("brother of the {person}", "name"),
+    ("sister of {name}", "name"),
+    ("best friend of {name}", "name"),
+    ("owner of the {thing}", "name"),
+    ("person who found the {thing}", "name"),
+    ("person who sold the {thing}", "name"),
+    ("weight of the {thing}", "number"),
+    ("age of the {person}", "number"),
+    ("secret code of {name}", "number"),
+    ("price of the {thing}", "number"),
+    ("house number of the {person}", "number"),
+    ("city where the {person} was born", "place"),
+    ("city where the {thing} was found", "place"),
+    ("village where {name} was married", "place"),
+    ("birthplace of {name}", "place"),
+    ("home of the {person}", "place"),
+    ("password of {name}", "word"),
+    ("favourite thing of the {person}", "word"),
+    ("sign on the {thing}", "word"),
+)
+HELD_OUT = (
+    ("magic number of {name}", "number"),
+    ("teacher of the {person}", "name"),
+    ("port where the {thing} was lost", "place"),
+    ("secret word of {name}", "word"),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """``The {phrase} is {value}.``
+
+    Args:
+        phrase (str): what is told of.
+        value (str): what it is.
+    """
+
+    phrase: str
+    value: str
+
+    @property
+    def told(self) -> str:
+        return f"The {self.phrase} is {self.value}."
+
+    @property
+    def asked(self) -> str:
+        return f"What is the {self.phrase}?"
+
+    @property
+    def begun(self) -> str:
+        """The beginning of :attr:`told`, up to the value."""
+        return f"The {self.phrase} is"
+
+
+def _value(kind: str, draw: random.Random) -> str:
+    if kind == "number":
+        return str(draw.randrange(10, 10 ** draw.randrange(2, 6)))
+    if kind == "place":
+        return draw.choice(PLACES)
+    if kind == "word":
+        return draw.choice(WORDS)
+    if draw.random() < 0.5:
+        return draw.choice(NAMES)
+    return "".join(draw.choices(SYLLABLES, k=draw.randrange(2, 4))).capitalize()
+
+
+def draw_facts(count: int, draw: random.Random, held_out: bool = False) -> list[Fact]:
+    """Facts about different things.
+
+    Args:
+        count (int): how many.
+        draw (random.Random): draws them.
+        held_out (bool): of phrases that are not trained on.
+    """
+    facts: dict[str, Fact] = {}
+    while len(facts) < count:
+        phrase, kind = draw.choice(HELD_OUT if held_out else PHRASES)
+        phrase = phrase.format(
+            name=draw.choice(NAMES),
+            person=draw.choice(PEOPLE),
+            thing=draw.choice(THINGS),
+        )
+        facts[phrase] = Fact(phrase, _value(kind, draw))
+    return list(facts.values())

@@ -1,0 +1,176 @@
+"""A hybrid MLX model as student, and its base as teacher.
+
+Both have the same frozen weights; what is trained is the memory and alpha.
+"""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from ..model import HybridCache, Model
+from .documents import Document
+from .recipe import Step
+
+BLOCK = 128  # positions whose logits exist at once
+
+
+def hybrid_layers(model: Model) -> list[Any]:
+    """The attention layers that have a memory."""
+    return [x.self_attn for x in model.layers if "memory" in x.self_attn]
+
+
+def make_trainable(model: Model) -> None:
+    """Freezes all but the memory and alpha, which become float32."""
+    model.freeze()
+    for layer in hybrid_layers(model):
+        layer.memory.unfreeze()
+        layer.unfreeze(keys=["alpha"], recurse=False)
+    trained = tree_map(lambda x: x.astype(mx.float32), model.trainable_parameters())
+    model.update(trained)
+    model.train()
+
+
+def set_view(model: Model, step: Step) -> None:
+    """Gives all hybrid layers the window, sinks and chunk of a step."""
+    config = replace(
+        model.allmem,
+        window=step.window,
+        sinks=step.sinks,
+        chunk=step.chunk,
+        fold=math.gcd(step.chunk, model.allmem.fold),
+    )
+    model.allmem = config
+    for layer in hybrid_layers(model):
+        layer.config = layer.memory.config = config
+
+
+class _Given:
+    """In the place of a model's body: the last hidden states are given."""
+
+    def __init__(self, body: nn.Module, hidden: mx.array):
+        self._body, self._hidden = body, hidden
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        return self._hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
+def logits_of(base: nn.Module, hidden: mx.array) -> mx.array:
+    """Logits of last hidden states ``[B, T, D]``, by the model's own code, which may
+    tie, scale or cap them."""
+    head = copy.copy(base)
+    head.model = _Given(base.model, hidden)
+    return head(mx.zeros(hidden.shape[:2], mx.int32))
+
+
+def forward_kl(base: nn.Module, student: mx.array, teacher: mx.array) -> mx.array:
+    """``sum_positions KL(teacher || student)`` in nats, of last hidden states
+    ``[T, D]``; logits of a whole document never exist at once."""
+
+    @mx.checkpoint
+    def block(student: mx.array, teacher: mx.array) -> mx.array:
+        s, t = (
+            nn.log_softmax(logits_of(base, x[None]).astype(mx.float32))
+            for x in (student, teacher)
+        )
+        return (mx.exp(t) * (t - s)).sum()
+
+    starts = range(0, len(student), BLOCK)
+    return sum(
+        (block(student[i : i + BLOCK], teacher[i : i + BLOCK]) for i in starts),
+        mx.array(0.0),
+    )
+
+
+def read_hidden(
+    model: Model, tokens: mx.array, grad_checkpoint: bool = False
+) -> mx.array:
+    """The student's last hidden states ``[1, L, D]``, chunk by chunk.
+
+    Args:
+        model (Model): the student.
+        tokens (mx.array): ``[1, L]``, from the start of a document.
+        grad_checkpoint (bool): compute a chunk again when the gradient comes to it,
+            from the state that was there.
+    """
+    cache, chunk = model.make_cache(), model.allmem.chunk
+    hidden = []
+    for start in range(0, tokens.shape[1], chunk):
+        block = tokens[:, start : start + chunk]
+        if start and grad_checkpoint:
+            x, cache = _read_again(model, block, cache)
+        else:
+            x = model.model(block, cache=cache)
+        hidden.append(x)
+    return mx.concatenate(hidden, axis=1)
+
+
+def _read_again(
+    model: Model, block: mx.array, before: list[HybridCache]
+) -> tuple[mx.array, list[HybridCache]]:
+    after: list[HybridCache] = []
+
+    def read(parameters: Any, arrays: list[list[mx.array]]) -> tuple[mx.array, list]:
+        model.update(parameters)
+        cache = [layer.fork() for layer in before]
+        for layer, own in zip(cache, arrays, strict=True):
+            _set_arrays(layer, own)
+        hidden = model.model(block, cache=cache)
+        after[:] = cache  # for its counters: the arrays are those returned
+        return hidden, [_arrays(layer) for layer in cache]
+
+    hidden, arrays = mx.checkpoint(read)(
+        model.trainable_parameters(), [_arrays(layer) for layer in before]
+    )
+    cache = [layer.fork() for layer in after]
+    for layer, own in zip(cache, arrays, strict=True):
+        _set_arrays(layer, own)
+    return hidden, cache
+
+
+def _arrays(layer: HybridCache) -> list[mx.array]:
+    return [layer.ring.keys, layer.ring.values, *layer.memory]
+
+
+def _set_arrays(layer: HybridCache, arrays: list[mx.array]) -> None:
+    layer.ring.keys, layer.ring.values, *layer.memory = arrays
+
+
+def teacher_hidden(base: nn.Module, tokens: mx.array) -> mx.array:
+    """The last hidden states of the model's own full attention, ``[1, L, D]``."""
+    return mx.stop_gradient(base.model(tokens, None))
+
+
+def document_loss(
+    model: Model,
+    base: nn.Module,
+    document: Document,
+    teacher: mx.array,
+    grad_checkpoint: bool = False,
+) -> mx.array:
+    """KL in nats: the mean over the positions beyond the window, plus the mean over
+    those that answer a planted question.
+
+    Args:
+        model (Model): the student.
+        base (nn.Module): the teacher; :func:`base_model` of it.
+        document (Document): what is read.
+        teacher (mx.array): its :func:`teacher_hidden`.
+        grad_checkpoint (bool): see :func:`read_hidden`.
+    """
+    student = read_hidden(model, mx.array([document.tokens]), grad_checkpoint)
+
+    def mean(targets: list[int]) -> mx.array:
+        at = mx.array(targets)
+        return forward_kl(base, student[0, at], teacher[0, at]) / len(targets)
+
+    loss = mean(document.targets(model.allmem.window))
+    answers = document.answer_targets()
+    return loss + mean(answers) if answers else loss

@@ -1,0 +1,339 @@
+"""Distillation on MLX: the same recipe as in PyTorch, loss and gradients too."""
+
+import json
+import random
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import torch
+from family_cases import CASES, save_checkpoint
+from helpers import (
+    TINY_ALLMEM,
+    active_folder,
+    assert_close,
+    assert_refused,
+    random_tokens,
+    run,
+    tiny_base_folder,
+    tiny_model,
+)
+from mlx.utils import tree_flatten
+from test_distill_layer import tiny_hybrid
+from test_distill_train import BOOK
+
+from allmem_mlx import distill, load
+from allmem_mlx.convert import convert
+from allmem_mlx.distillation import planted, student
+from allmem_mlx.distillation.documents import Document, open_sources
+from allmem_mlx.distillation.measure import initialize, measure
+from allmem_mlx.distillation.recipe import Recipe, Step, draw_step
+from allmem_mlx.errors import AllMemError
+from allmem_mlx.evaluation import recall_tasks
+from allmem_mlx.model import base_model
+
+# test_distill_layer put the PyTorch program's folder on the path.
+import initial as torch_initial  # isort: skip
+from hybrid import View  # isort: skip
+from train import document_loss as torch_loss  # isort: skip
+
+STEP = Step(window=48, sinks=4, chunk=TINY_ALLMEM["chunk"], documents=[])
+NAMES = {"base.", ""}
+
+
+def both(family: str):
+    """The same model and memory in PyTorch and in MLX."""
+    hybrid = tiny_hybrid(family, torch.float32)
+    model = tiny_model(family)
+    weights = []
+    for name, x in hybrid.model.state_dict().items():
+        weights.append((name.replace(".self_attn.base.", ".self_attn."), x.numpy()))
+    if "lm_head" not in model:
+        weights = [(k, x) for k, x in weights if not k.startswith("lm_head")]
+    model.load_weights([(k, mx.array(x)) for k, x in weights])
+    return hybrid, model
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_loss_and_gradients_are_those_of_pytorch(family, grad_checkpoint):
+    hybrid, model = both(family)
+    tokens = np.asarray(random_tokens(1, 5 * STEP.chunk + 3))[0].tolist()
+    document = Document(tokens, answers=[range(100, 103), range(140, 142)])
+    view = View(STEP.window, STEP.sinks, STEP.chunk, memory=True)
+    expected, scored = torch_loss(hybrid, document, view)
+    expected.backward()
+    assert scored == len(tokens) - 1 - STEP.window
+
+    base = base_model(model)
+    student.make_trainable(model)
+    student.set_view(model, STEP)
+    teacher = student.teacher_hidden(base, mx.array([tokens]))
+    loss, grads = nn.value_and_grad(model, student.document_loss)(
+        model, base, document, teacher, grad_checkpoint
+    )
+    assert_close("loss", loss, expected.detach(), 1e-4)
+    grads = dict(tree_flatten(grads))
+    assert grads.keys() == hybrid.parameters().keys()
+    for name, x in hybrid.parameters().items():
+        assert_close(name, grads[name], x.grad, 1e-3)
+
+
+def test_only_a_response_is_scored():
+    model = tiny_model()
+    tokens = np.asarray(random_tokens(1, 200))[0].tolist()
+    base = base_model(model)
+    student.set_view(model, STEP)
+    teacher = student.teacher_hidden(base, mx.array([tokens]))
+
+    def loss(response):
+        document = Document(tokens, response=response)
+        return student.document_loss(model, base, document, teacher).item()
+
+    hidden = student.read_hidden(model, mx.array([tokens]))[0]
+    each = [
+        student.forward_kl(base, hidden[i : i + 1], teacher[0, i : i + 1]).item()
+        for i in range(199)
+    ]
+    assert loss(None) == pytest.approx(np.mean(each[48:]), rel=1e-4)
+    assert loss(range(150, 170)) == pytest.approx(np.mean(each[149:169]), rel=1e-4)
+    # A response that begins inside the window counts from there on.
+    assert loss(range(20, 60)) == pytest.approx(np.mean(each[48:59]), rel=1e-4)
+
+
+def test_the_start_is_that_of_pytorch():
+    hybrid, model = both("llama")
+    tokens = random_tokens(4, 256)
+    measured = torch_initial.measure(hybrid, torch.tensor(np.asarray(tokens)))
+    torch_initial.initialize(hybrid, *measured, alpha=0.1, seed=1)
+    measured = measure(model, base_model(model), np.asarray(tokens).tolist())
+    initialize(model, *measured, alpha=0.1, seed=1)
+    actual = dict(tree_flatten(model.parameters()))
+    for name, x in hybrid.parameters().items():
+        if name.endswith("proj.weight"):  # eigenvectors have no sign
+            actual[name], x = mx.abs(actual[name]), x.abs()
+        assert_close(name, actual[name], x.detach(), 1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_can_start(name, tmp_path):
+    save_checkpoint(tmp_path / "base", name)
+    convert(tmp_path / "base", tmp_path / "new", chunk=64, heads=2, head_dim=16)
+    model, _ = load(tmp_path / "new")
+    base = base_model(model)
+    texts = np.asarray(random_tokens(2, 160)).tolist()
+    if model.base_config["model_type"] in ("phi", "phi3"):
+        with pytest.raises(AllMemError, match="_proj, which this family"):
+            measure(model, base, texts)
+        return
+    initialize(model, *measure(model, base, texts), alpha=0.1, seed=0)
+    student.make_trainable(model)
+    document, tokens = Document(texts[0]), mx.array(texts[:1])
+    window = min(32, model.allmem.window)
+    student.set_view(model, Step(window, 4, 64, []))
+    teacher = student.teacher_hidden(base, tokens)
+    loss, grads = nn.value_and_grad(model, student.document_loss)(
+        model, base, document, teacher
+    )
+    logits = student.logits_of(base, teacher)
+    assert_close("logits", logits, base(tokens), 1e-5)
+    assert loss.item() > 0
+    for key, x in tree_flatten(grads):
+        assert mx.isfinite(x).all().item(), key
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mlx")
+    base = tiny_base_folder(root / "base", "llama", initializer_range=0.2)
+    settings = {"head_dim": 16, "hidden_dim": 32, "chunk": 64}
+    convert(base, root / "model", window=64, sinks=4, **settings)
+    (root / "data").mkdir()
+    for name in ("train", "valid"):
+        (root / "data" / f"{name}.txt").write_text(BOOK)
+    return root / "model", root / "data"
+
+
+def flags(folders, out, **settings) -> list[str]:
+    model, data = folders
+    given = {
+        "model": model,
+        "data": data,
+        "adapter_path": out,
+        "lengths": "320",
+        "windows": "64",
+        "sinks": "4",
+        "batch_size": 2,
+        "iters": 20,
+        "save_every": 10,
+        "steps_per_eval": 20,
+        "facts": 0,
+        **settings,
+    }
+    return [
+        x
+        for name, value in given.items()
+        for x in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def log_of(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").open()]
+
+
+def test_the_loss_falls_and_the_result_is_an_adapter(folders, tmp_path):
+    out = tmp_path / "adapters"
+    rates = {"rate": 0.03, "alpha_rate": 0.01, "gate_rate": 0.01}
+    result = run("allmem_mlx.distill", *flags(folders, out, **rates))
+    assert result.returncode == 0, result.stderr
+    assert b"Val NLL beyond the window: full attention" in result.stdout
+    losses = [entry["loss"] for entry in log_of(out) if "loss" in entry]
+    assert len(losses) == 20
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+
+    # mlx-lm's own adapters: its loader reads them, and its fuse makes a model folder.
+    model, tokenizer = load(folders[0], adapter_path=str(out))
+    assert {"AllMem", "never written", "another document"} < set(
+        log_of(out)[-1]["judged"]
+    )
+    fused = run(
+        "mlx_lm.fuse",
+        *("--model", str(folders[0]), "--adapter-path", str(out)),
+        *("--save-path", str(tmp_path / "fused"), "--trust-remote-code"),
+    )
+    assert fused.returncode == 0, fused.stderr
+    tokens = random_tokens(1, 200)
+    assert mx.array_equal(load(tmp_path / "fused")[0](tokens), model(tokens))
+
+
+def test_a_run_goes_on_exactly(folders, tmp_path):
+    def started(name) -> distill.Run:
+        parser = distill.setup_arg_parser()
+        args = parser.parse_args(flags(folders, tmp_path / name, iters=4))
+        return distill.Run(
+            distill.settings_of(args, distill.Settings),
+            distill.settings_of(args, Recipe),
+        )
+
+    whole = started("whole")
+    for _ in range(4):
+        whole.train_step()
+    part = started("part")
+    for _ in range(2):
+        part.train_step()
+    part.save()
+    part.train_step()  # lost
+    resumed = started("part")
+    assert resumed.step == 2
+    for _ in range(2):
+        resumed.train_step()
+    expected = dict(tree_flatten(whole.model.trainable_parameters()))
+    for name, x in tree_flatten(resumed.model.trainable_parameters()):
+        assert mx.array_equal(x, expected[name]), name
+
+
+def test_conversations(folders, tmp_path):
+    """mlx-lm's own data: the response is scored, and is what the second stage asks
+    for."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": BOOK[i : i + 150]},
+                {"role": "assistant", "content": BOOK[i + 150 : i + 250]},
+            ]
+        }
+        for i in range(20)
+    ]
+    for name in ("train", "valid"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    tokenizer = load(folders[0])[1]
+    source, _ = open_sources(str(tmp_path), "", "valid", tokenizer, seed=0)
+    document = source.natural(1000, window=64)
+    said = tokenizer.decode(document.tokens[document.response.start :])
+    assert any(row["messages"][1]["content"] in said for row in rows)
+    assert document.response.stop == len(document.tokens)
+    with pytest.raises(AllMemError, match="anything to score beyond a window of 999"):
+        source.natural(1000, window=999)
+
+    out = tmp_path / "out"
+    settings = {"data": tmp_path, "stage2": 2, "iters": 1, "lengths": 600, "repeats": 0}
+    result = run("allmem_mlx.distill", *flags(folders, out, **settings))
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (out / "answers.jsonl").open()]
+    assert len(lines) == 2
+    model, _ = load(folders[0])
+    for tokens, first in lines:
+        assert tokenizer.decode(tokens[:first]).rstrip().endswith("assistant")
+        assert 0 < len(tokens) - first <= 65
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "not what mlx-lm trains on"),
+        ("no json", "not what mlx-lm trains on"),
+        ('{"x": 1}\n', "not what mlx-lm trains on"),
+        ('{"text": 1}\n', "example 1 is not like the first: text"),
+    ],
+    ids=["empty", "no json", "other keys", "no text"],
+)
+def test_data_that_is_none(folders, tmp_path, content, words):
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    with pytest.raises(AllMemError, match=words):
+        open_sources(str(tmp_path), "", "valid", load(folders[0])[1], seed=0)
+
+
+def test_refusals(folders, tmp_path):
+    def refused(**settings):
+        return run("allmem_mlx.distill", *flags(folders, tmp_path / "x", **settings))
+
+    assert_refused(refused(data=tmp_path), 1, "no text file")
+    assert_refused(refused(windows="64,z"), 2, "windows")
+    assert_refused(refused(iters=0), 2, "iters must be at least 1")
+    (tmp_path / "x").mkdir(exist_ok=True)
+    (tmp_path / "x" / "checkpoint.safetensors").write_bytes(b"garbage")
+    assert_refused(refused(), 1, "checkpoint.safetensors")
+
+
+def test_a_trained_memory_is_trained_on(tmp_path):
+    folder = active_folder(tmp_path, chunk=64)
+    before, _ = load(folder)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "valid"):
+        (tmp_path / "data" / f"{name}.txt").write_text(BOOK)
+    settings = {"chunks": before.allmem.chunk, "windows": before.allmem.window}
+    parser = distill.setup_arg_parser()
+    given = flags((folder, tmp_path / "data"), tmp_path / "out", **settings)
+    args = parser.parse_args(given)
+    started = distill.Run(
+        distill.settings_of(args, distill.Settings), distill.settings_of(args, Recipe)
+    )
+    expected = dict(tree_flatten(before.parameters()))
+    for name, x in tree_flatten(started.model.trainable_parameters()):
+        assert mx.array_equal(x, expected[name]), name
+
+
+def test_what_is_planted_is_not_what_is_evaluated():
+    drawn = planted.draw_facts(500, random.Random(0))
+    assert len({fact.phrase for fact in drawn}) == 500
+    words = {word.strip(".") for fact in drawn for word in fact.told.split()}
+    asked = {*recall_tasks.NAMES, *recall_tasks.PLACES}
+    assert not words & asked
+    assert not words & {"glassblower", "locker", "lantern"}
+    held = {phrase for phrase, _ in planted.HELD_OUT}
+    assert not held & {phrase for phrase, _ in planted.PHRASES}
+
+
+def test_a_step_is_the_same_for_both(folders, tmp_path):
+    from transformers import AutoTokenizer
+
+    recipe = Recipe(str(folders[1]), lengths="2000", windows="64", batch_size=8)
+    steps = []
+    for tokenizer in (load(folders[0])[1], AutoTokenizer.from_pretrained(folders[0])):
+        source, _ = open_sources(recipe.data, "", "valid", tokenizer, recipe.seed)
+        steps.append(draw_step(recipe, source, step=3))
+    assert steps[0] == steps[1]
+    assert any(document.answers for document in steps[0].documents)
