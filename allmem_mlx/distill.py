@@ -6,7 +6,6 @@ a model folder of it. The same command goes on where it was stopped.
 """
 
 import json
-import os
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from .errors import AllMemError, SettingError, reason
 from .evaluation import likelihood, report
 from .evaluation.systems import Reader, System, memory_is_off, systems
 from .families import largest_window
+from .files import replacing
 from .loading import load
 from .model import base_model
 from .weight_files import safetensors_header
@@ -192,12 +192,10 @@ class Run:
 
     def _write(self, name: str, arrays: dict, metadata: dict[str, str]) -> None:
         file = self.folder / name
-        temporary = file.with_name(f".{name}")
         try:
-            mx.save_safetensors(str(temporary), arrays, metadata)
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                mx.save_safetensors(str(temporary), arrays, metadata)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             raise AllMemError(f"{file} cannot be written: {reason(error)}") from None
 
     def log(self, **entry: Any) -> None:

@@ -5,13 +5,11 @@ metadata. It is written to a temporary file, synced and renamed, so that a file 
 name is always whole; a checksum covers every byte of it.
 """
 
-import contextlib
 import copy
 import hashlib
 import json
 import mmap
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .errors import AllMemError
+from .files import replacing
 from .memory import MemoryState
 from .model import HybridCache, Model
 
@@ -200,7 +199,7 @@ def save(
         "notes": json.dumps(state.notes),
     }
     try:
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             mx.save_safetensors(str(temporary), arrays, metadata)
             with open(temporary, "r+b") as file:
                 at, checksum = _checksum(file)
@@ -212,27 +211,6 @@ def save(
             f"the state cannot be saved to {str(path)!r} ({reason}); a file that was "
             "there is as it was"
         ) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, which takes its place once it is on disk."""
-    handle, name = tempfile.mkstemp(".safetensors", f".{path.name}.", path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load(path: str | Path, model: Model) -> State:

@@ -1,11 +1,14 @@
 """Obtaining the embedded default, and what can go wrong with it."""
 
 import json
+from pydoc_data.topics import topics
 
 import pytest
 from helpers import assert_refused, run
 
-from allmem_mlx import default_model
+from allmem_mlx import default_model, load
+from allmem_mlx.evaluation.likelihood import losses
+from allmem_mlx.evaluation.systems import ALLMEM, NEVER, OTHER, WINDOW, systems
 
 pytestmark = pytest.mark.real_model
 
@@ -82,3 +85,23 @@ def test_settings_are_checked_first(tmp_path):
     """A wrong setting does not cost a download."""
     result = first_use(tmp_path / "cache", tmp_path, "--kv-bits", "8")
     assert_refused(result, 2, "--kv-bits")
+
+
+def test_its_memory_remembers(default_folder, book):
+    """Beyond a window of 128 tokens it does better than the window, a memory that was
+    never written, and the memory of another text."""
+    model, tokenizer = load(default_folder, model_config={"window": 128})
+    text = tokenizer.encode(book.read_text())[:1200]
+    other = tokenizer.encode("\n".join(topics.values()))[:1200]
+    nll = {
+        system.name: losses(system, model, text, other)[128:].mean()
+        for system in systems(model)
+        if system.name in (WINDOW, ALLMEM, NEVER, OTHER)
+    }
+    assert nll[ALLMEM] < nll[WINDOW] - 0.01
+    assert nll[ALLMEM] < nll[NEVER] - 0.01
+    assert nll[ALLMEM] < nll[OTHER] - 0.003
+
+
+def test_its_memory_is_small():
+    assert default_model.MEMORY.stat().st_size <= 24e6
