@@ -1,8 +1,8 @@
 """Text files to train and to evaluate on: public-domain books, one file each.
 
-    git clone https://github.com/mlschmitt/classic-books-markdown CLONE
-    git -C CLONE checkout 944882722e9a96fa6cf2739dc2ea757e101f412f
-    python examples/distill_pytorch/books.py CLONE BOOKS
+git clone https://github.com/mlschmitt/classic-books-markdown CLONE
+git -C CLONE checkout 944882722e9a96fa6cf2739dc2ea757e101f412f
+python examples/distill_pytorch/books.py CLONE BOOKS
 """
 
 import re
