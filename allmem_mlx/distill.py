@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from .command import ArgumentParser, run, warn
 from .distillation import student
 from .distillation.documents import open_sources
-from .distillation.initial import input_scale
+from .distillation.initial import CALIBRATION, input_scale
 from .distillation.measure import initialize, measure
 from .distillation.optimizer import Optimizer
 from .distillation.recipe import (
@@ -41,7 +41,6 @@ from .loading import load
 from .model import base_model
 from .weight_files import safetensors_header
 
-CALIBRATION = 6, 1024  # documents and tokens that the memory's start is measured on
 JUDGED = 2  # documents that are judged on
 CHECKPOINT = "checkpoint.safetensors"
 

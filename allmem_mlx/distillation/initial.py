@@ -22,6 +22,7 @@ import numpy as np
 from ..config import AllMemConfig
 from ..errors import SettingError
 
+CALIBRATION = 6, 1024  # documents and tokens that the memory's start is measured on
 FLOOR = 1e-3  # of the largest variance: what varies less is noise
 INPUT = 0.1  # of the SiLU of queries and keys: so small that it is nearly linear
 VALUE = 2.0  # norm of a value before the SiLU, about

@@ -17,11 +17,11 @@ from hybrid import TEACHER, Hybrid
 from initial import initialize, measure
 from memory import unit
 from torch import Tensor
-from train import CALIBRATION
 
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.distillation.documents import Texts
+from allmem_mlx.distillation.initial import CALIBRATION
 
 
 def layer_inputs(hybrid: Hybrid, tokens: Tensor) -> list[Tensor]:

@@ -9,7 +9,6 @@ known of the settings.
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,7 +27,7 @@ from torch import Tensor, distributed
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.distillation.documents import Document, open_sources
-from allmem_mlx.distillation.initial import input_scale
+from allmem_mlx.distillation.initial import CALIBRATION, input_scale
 from allmem_mlx.distillation.recipe import (
     Recipe,
     add_settings,
@@ -38,8 +37,7 @@ from allmem_mlx.distillation.recipe import (
 )
 from allmem_mlx.distillation.stage2 import collect, collected
 from allmem_mlx.errors import AllMemError
-
-CALIBRATION = 6, 1024  # documents and tokens that the memory's start is measured on
+from allmem_mlx.files import replacing
 
 
 @dataclass(frozen=True)
@@ -308,12 +306,10 @@ class Run:
             "memory": memory,
             "optimizer": self.optimizer.state(),
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
-        temporary = self.out / "memory.tmp"
-        save_file(memory, temporary)
-        os.replace(temporary, self.out / "memory.safetensors")
+        with replacing(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+        with replacing(self.out / "memory.safetensors") as temporary:
+            save_file(memory, temporary)
         block = {"allmem": asdict(self.hybrid.config)}
         (self.out / "config.json").write_text(json.dumps(block, indent=2) + "\n")
 
