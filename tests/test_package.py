@@ -63,3 +63,10 @@ def test_kernels(installed):
         "assert 'namespace allmem' in kernels._text('memory.h')"
     )
     check(sys.executable, "-I", "-c", code, str(installed), cwd=installed)
+
+
+def test_every_module_is_installed(installed):
+    for folder in ("allmem_mlx", "convert", "metal"):
+        inside = "allmem_mlx" if folder == "allmem_mlx" else f"allmem_mlx/{folder}"
+        for source in (ROOT / folder).rglob("*.py"):
+            assert (installed / inside / source.relative_to(ROOT / folder)).is_file()

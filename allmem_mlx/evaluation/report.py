@@ -135,29 +135,43 @@ def check_plotting() -> None:
 def plot(
     curves: dict[str, list[tuple[float, float]]], x: str, y: str, title: str
 ) -> bytes:
-    """A PNG of curves over a logarithmic axis; no display is needed.
+    """A PNG of curves; see :func:`panels`."""
+    return panels([(y, curves)], x, title)
+
+
+def panels(
+    drawn: list[tuple[str, dict[str, list[tuple[float, float]]]]],
+    x: str,
+    title: str,
+    scale: str = "linear",
+) -> bytes:
+    """A PNG of curves side by side, over a logarithmic axis; no display is needed.
 
     Args:
-        curves (dict): points by name; those without any are left out.
+        drawn (list): for each panel what is up, with its unit, and points by name;
+            names without any are left out.
         x (str): what is across, with its unit.
-        y (str): what is up, with its unit.
         title (str): what was measured.
+        scale (str): of what is up, matplotlib's name.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        if points:
-            style = "-" if name in (FULL, WINDOW, ALLMEM) else "--"
-            axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(8 if len(drawn) == 1 else 13, 5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (y, curves) in zip(
+        figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True
+    ):
+        for name, points in curves.items():
+            if points:
+                style = "-" if name in (FULL, WINDOW, ALLMEM) else "--"
+                axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale(scale)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(alpha=0.3)
+        axes.legend()
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
