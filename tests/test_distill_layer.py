@@ -186,3 +186,15 @@ def test_next_token_loss():
     targets = torch.randint(0, 50, (300,))
     expected = nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none")
     assert_close("loss", next_token_loss(hidden, targets, head), expected, 1e-6)
+
+
+def test_neural_cache():
+    """What followed the same state is expected again, once its chunk is over."""
+    from neural_cache import recalled
+
+    keys = torch.eye(64).repeat(3, 1)
+    wanted = torch.arange(64).repeat(3)
+    found = recalled(keys, keys, wanted, wanted, theta=40.0)
+    assert (found[:64] == 0).all()
+    assert (found[64:127] > 0.99).all() and (found[128:] > 0.99).all()
+    assert found[127] < 0.02  # what followed stands in the open chunk
