@@ -98,14 +98,17 @@ class Sizes:
         c = self.config
         return 3 * c.heads * c.head_dim * c.hidden_dim * self.hybrids
 
-    def kv(self, tokens: int) -> int:
-        """Bytes of the keys and values of a layer's tokens."""
+    def kv(self, seen: int, length: int) -> int:
+        """Bytes of keys and values after ``length`` tokens, of which a layer that does
+        not slide in the base model keeps ``seen``."""
+        tokens = self.hybrids * seen + sum(min(length, w) for w in self.sliding)
         return 2 * self.kv_dim * tokens * self.itemsize
 
 
 def _entries(linear: Any) -> int:
-    packed = 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else 1
-    return linear.weight.size * packed
+    if isinstance(linear, nn.QuantizedLinear):  # packed into words of 32 bits
+        return linear.weight.size * 32 // linear.bits
+    return linear.weight.size
 
 
 def pairs(length: int, window: int, sinks: int, block: int = 1) -> int:
@@ -119,12 +122,18 @@ def pairs(length: int, window: int, sinks: int, block: int = 1) -> int:
             whole blocks and masks them scores more than is seen. 1 counts what is
             seen, ``sum_t min(t, W) + min(s, max(0, t - W))``.
     """
+    if block == 1:
+        outside = max(0, length - window)  # queries that do not see all before them
+        inside, filling = length - outside, min(outside, sinks)
+        return (
+            inside * (inside + 1) // 2
+            + outside * (window + sinks)
+            - filling * (2 * sinks - filling - 1) // 2
+        )
     total = 0
     for start in range(0, length, block):
         size = min(block, length - start)
-        total += size * (min(start, window - (block == 1) + sinks) + size)
-        if block == 1 and start > window + sinks:  # all the others are the same
-            return total + (length - start - 1) * (window + sinks)
+        total += size * (min(start, window + sinks) + size)
     return total
 
 
@@ -197,15 +206,14 @@ def operations(
 
 def cache_bytes(sizes: Sizes, length: int) -> int:
     """Keys and values that full attention keeps of a text."""
-    sliding = sum(sizes.kv(min(length, window)) for window in sizes.sliding)
-    return sizes.hybrids * sizes.kv(length) + sliding
+    return sizes.kv(length, length)
 
 
 def ring_bytes(sizes: Sizes) -> int:
     """Keys and values of window and sinks."""
     c = sizes.config
-    sliding = sum(sizes.kv(window) for window in sizes.sliding)
-    return sizes.hybrids * sizes.kv(c.window + c.sinks) + sliding
+    seen = c.window + c.sinks
+    return sizes.kv(seen, max([seen, *sizes.sliding]))
 
 
 def memory_bytes(sizes: Sizes) -> int:
@@ -251,15 +259,13 @@ def decoding_bytes(sizes: Sizes, length: int, *, full: bool = False) -> Traffic:
     once where it is needed, and what is written.
 
     A token reads W, and of the memory's weights all but W0, and moves the
-    convolution's tail. Every ``fold`` tokens, G
-    and the block that waits are read and written; every ``chunk`` tokens M and W0 are
-    read, and W, M and G written.
+    convolution's tail. Every ``fold`` tokens, G and the block that waits are read and
+    written; every ``chunk`` tokens M and W0 are read, and W, M and G written.
     """
     c = sizes.config
     if full:
         return Traffic(sizes.weights, cache_bytes(sizes, length + 1), 0)
     seen = min(length + 1, c.window + c.sinks)
-    sliding = sum(sizes.kv(min(length + 1, window)) for window in sizes.sliding)
     rows = c.heads * (2 * c.head_dim + 4) * sizes.hybrids
     W = sizes.fast_weights
     each = W + rows
@@ -269,7 +275,7 @@ def decoding_bytes(sizes: Sizes, length: int, *, full: bool = False) -> Traffic:
     numbers = each + fold / c.fold + write / c.chunk
     return Traffic(
         weights=sizes.weights,
-        attention=sizes.hybrids * sizes.kv(seen) + sliding,
+        attention=sizes.kv(seen, length + 1),
         memory=sizes.memory_weights
         + tail * sizes.itemsize
         + round((numbers - W) * FLOAT32),
