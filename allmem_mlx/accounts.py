@@ -29,7 +29,8 @@ class Sizes:
         attention (int): matrix entries of the attention of all layers.
         channel (int): those of the channel mixers (MLPs).
         head (int): those of the output matrix.
-        hybrids (int): layers with a memory.
+        windowed (int): layers over window and sinks.
+        hybrids (int): those of them with a memory.
         sliding (tuple): windows of the layers that slide in the base model.
         weights (int): bytes of all weights that a token needs, without the memory's.
         memory_weights (int): bytes of the memory's.
@@ -43,6 +44,7 @@ class Sizes:
     attention: int
     channel: int
     head: int
+    windowed: int
     hybrids: int
     sliding: tuple[int, ...]
     weights: int
@@ -77,6 +79,7 @@ class Sizes:
             elif tied or not name.startswith("model.embed"):
                 weights += x.nbytes
         windows = sliding_windows(base)
+        windowed = model.windowed
         return cls(
             dims=width,
             query_dim=heads * head_dim,
@@ -84,7 +87,8 @@ class Sizes:
             attention=attention,
             channel=channel,
             head=head or base["vocab_size"] * width,
-            hybrids=windows.count(None),
+            windowed=len(windowed),
+            hybrids=len(model.allmem.with_memory(windowed)),
             sliding=tuple(w for w in windows if w is not None),
             weights=weights,
             memory_weights=memory,
@@ -101,7 +105,7 @@ class Sizes:
     def kv(self, seen: int, length: int) -> int:
         """Bytes of keys and values after ``length`` tokens, of which a layer that does
         not slide in the base model keeps ``seen``."""
-        tokens = self.hybrids * seen + sum(min(length, w) for w in self.sliding)
+        tokens = self.windowed * seen + sum(min(length, w) for w in self.sliding)
         return 2 * self.kv_dim * tokens * self.itemsize
 
 
@@ -193,7 +197,7 @@ def operations(
     """
     c = sizes.config
     window, sinks = (length, 0) if full else (c.window, c.sinks)
-    scored = sizes.hybrids * pairs(length, window, sinks, block)
+    scored = sizes.windowed * pairs(length, window, sinks, block)
     scored += sum(pairs(length, w, 0, block) for w in sizes.sliding)
     has_memory = memory and not full
     return Operations(

@@ -6,6 +6,7 @@ from typing import Any
 from .errors import SettingError
 
 POSITIONS = ("bounded", "absolute")
+VALUES = ("hidden", "token")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class AllMemConfig:
             moves them, softplus(lr_proj(u) + b0) at lr_proj(u) = 0.
         max_update_norm (float): Theta, the largest Frobenius norm of one chunk's
             gradient, for each matrix of each head.
+        values (str): what a value is made of: ``"hidden"``, the layer's input, as in
+            the paper, or ``"token"``, the token's embedding, which a deep layer's
+            input no longer holds.
+        layers (int): how many layers have a memory, the last of those that do not
+            slide in the base model; ``None`` for all, as in the paper.
 
     Raises:
         SettingError: if a value is impossible.
@@ -48,11 +54,13 @@ class AllMemConfig:
     conv_kernel: int = 4
     learning_rate: float = 0.2
     max_update_norm: float = 3.0
+    values: str = "hidden"
+    layers: int | None = None
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int:
+            if field.type is int or (field.name == "layers" and value is not None):
                 smallest = 0 if field.name == "sinks" else 1
                 if type(value) is not int or value < smallest:
                     raise SettingError(
@@ -67,11 +75,11 @@ class AllMemConfig:
             raise SettingError(
                 f"chunk is {self.chunk}; it must be a multiple of fold, {self.fold}"
             )
-        if self.positions not in POSITIONS:
-            raise SettingError(
-                f"positions is {self.positions!r}; it must be one of "
-                + ", ".join(POSITIONS)
-            )
+        for name, known in (("positions", POSITIONS), ("values", VALUES)):
+            if (value := getattr(self, name)) not in known:
+                raise SettingError(
+                    f"{name} is {value!r}; it must be one of " + ", ".join(known)
+                )
 
     @classmethod
     def from_dict(cls, block: Any) -> "AllMemConfig":
@@ -105,6 +113,24 @@ class AllMemConfig:
         if heads * 64 < base["hidden_size"] / 4:
             heads = base["num_attention_heads"]
         return cls(**{"heads": heads, "head_dim": 64, "hidden_dim": 128, **settings})
+
+    def with_memory(self, candidates: list[int]) -> list[int]:
+        """The layers that have a memory.
+
+        Args:
+            candidates (list): those that do not slide in the base model, in order.
+
+        Raises:
+            SettingError: if there are fewer than ``layers``.
+        """
+        if self.layers is None:
+            return candidates
+        if self.layers > len(candidates):
+            raise SettingError(
+                f"layers is {self.layers}; the base model has {len(candidates)} that "
+                "can have a memory"
+            )
+        return candidates[-self.layers :]
 
     def shift(self, token: int) -> int:
         """How far the positions of the chunk that holds ``token`` are moved down."""

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from .command import ArgumentParser, run, warn
 from .distillation import student
 from .distillation.documents import open_sources
-from .distillation.initial import CALIBRATION, input_scale
+from .distillation.initial import CALIBRATION, input_scales
 from .distillation.measure import initialize, measure
 from .distillation.optimizer import Optimizer
 from .distillation.recipe import (
@@ -117,11 +117,8 @@ class Run:
         if fresh:
             recipe = self.recipe
             initialize(self.model, layers, output, recipe.alpha, recipe.seed)
-        projections = [name for name in self.trained() if "in_proj" in name]
-        return {
-            name: mx.array(input_scale(layer.moment).astype(np.float32))
-            for name, layer in zip(projections, layers, strict=True)
-        }
+        scales = input_scales(self.trained(), layers, output)
+        return {name: mx.array(S.astype(np.float32)) for name, S in scales.items()}
 
     def trained(self) -> dict[str, mx.array]:
         """What is trained, by name."""

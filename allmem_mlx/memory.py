@@ -2,12 +2,13 @@
 
 What it computes from the layer's normed input u (AllMem, arXiv 2602.13680, section 3):
 
-    q, k = L2(RMSNorm(SiLU(conv(W u)))),  v = SiLU(conv(W u))       per head
+    q, k = L2(RMSNorm(SiLU(conv(W u)))),  v = SiLU(conv(W x))       per head
     eta  = softplus(lr(u) + b0),  m = sigmoid(momentum(u)),  g = sigmoid(gate(u))
     y    = W_o concat(g RMSNorm(read(W, q)))
 
-and, while reading, how the fast weights W change (``fast_weights.py``). The arithmetic
-is in ``memory_ops.py``, and on Apple GPUs in ``kernels.py``.
+where x is u, or the embedding of the token (``values`` of :class:`AllMemConfig`); and,
+while reading, how the fast weights W change (``fast_weights.py``). The arithmetic is in
+``memory_ops.py``, and on Apple GPUs in ``kernels.py``.
 """
 
 from typing import Any, NamedTuple
@@ -75,12 +76,19 @@ def _zeros_like(weights: FastWeights) -> FastWeights:
     return FastWeights(*(mx.zeros_like(w) for w in weights))
 
 
+def _projection(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.weight = mx.random.normal(linear.weight.shape, scale=0.02)
+    return linear
+
+
 class Memory(nn.Module):
     """A memory that is trained while it reads.
 
     ``in_proj`` holds, in this order, the rows of q, k, v (n p each), the learning
     rates (3 n: gate, up and down of each head), the momentum decay (n) and the output
-    gate (n). ``w0_*`` are the fast weights before anything was read.
+    gate (n). Where values are made of the token, their rows are ``value_proj``.
+    ``w0_*`` are the fast weights before anything was read.
 
     Args:
         dims (int): D, width of the model.
@@ -95,8 +103,10 @@ class Memory(nn.Module):
         super().__init__()
         n, p, h = config.heads, config.head_dim, config.hidden_dim
         self.config = config
-        self.in_proj = nn.Linear(dims, 3 * n * p + 5 * n, bias=False)
-        self.in_proj.weight = mx.random.normal(self.in_proj.weight.shape, scale=0.02)
+        of_tokens = config.values == "token"
+        self.in_proj = _projection(dims, (2 if of_tokens else 3) * n * p + 5 * n)
+        if of_tokens:
+            self.value_proj = _projection(dims, n * p)
         self.rate_bias = mx.zeros((5 * n,))
         self.conv_weight = self._initial_taps()
         self.q_norm = nn.RMSNorm(p, eps=RMS_EPS)
@@ -105,8 +115,7 @@ class Memory(nn.Module):
         self.w0_up = mx.random.normal((n, h, p), scale=0.5)
         self.w0_down = mx.random.normal((n, p, h), scale=h**-0.5)
         self.o_norm = nn.RMSNorm(p, eps=RMS_EPS)
-        self.o_proj = nn.Linear(n * p, dims, bias=False)
-        self.o_proj.weight = mx.random.normal(self.o_proj.weight.shape, scale=0.02)
+        self.o_proj = _projection(n * p, dims)
 
     def _initial_taps(self) -> mx.array:
         """``[3np, k]``: q and v see the token itself, k the token before it.
@@ -185,14 +194,28 @@ class Memory(nn.Module):
         block = mx.pad(left, [(0, 0), (0, 0), (0, fold - left.shape[2]), (0, 0)])
         return state._replace(grads=grads, decay=decay, block=block)
 
-    def __call__(self, u: mx.array, cache: Any, token: int) -> mx.array:
+    def _projected(self, u: mx.array, embedded: Any) -> mx.array:
+        """x of :func:`memory_ops.memory_inputs`, ``[B, T, 3np + 5n]``."""
+        projected = self.in_proj(u)
+        if "value_proj" not in self:
+            return projected
+        width = self.config.heads * self.config.head_dim
+        queries_keys, rates = mx.split(projected, [2 * width], axis=-1)
+        values = self.value_proj(embedded)
+        return mx.concatenate([queries_keys, values, rates], axis=-1)
+
+    def __call__(
+        self, u: mx.array, cache: Any, token: int, embedded: mx.array | None = None
+    ) -> mx.array:
         """Reads the memory for T tokens, then learns them.
 
         Args:
-            u (mx.array): ``[B, T, D]``.
+            u (mx.array): the layer's normed input, ``[B, T, D]``.
             cache (ArraysCache): the layer's :class:`MemoryState`, updated in place.
             token (int): number of tokens read before. The T tokens must not cross a
                 chunk boundary.
+            embedded (mx.array): the normed embeddings of the tokens, ``[B, T, D]``,
+                where values are made of them.
         """
         c = self.config
         ops = kernels.operations(c, self.training)
@@ -203,7 +226,7 @@ class Memory(nn.Module):
             state = MemoryState.from_arrays(cache.cache)
 
         queries, rows, gates, tail = ops.memory_inputs(
-            projected=self.in_proj(u),
+            projected=self._projected(u, embedded),
             tail=state.tail,
             conv_weight=self.conv_weight,
             rate_bias=self.rate_bias,

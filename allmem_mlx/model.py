@@ -73,6 +73,7 @@ class ModelArgs(BaseModelArgs):
         family_of(base["model_type"])
         check_sizes(base)
         allmem = AllMemConfig.from_dict(params.get("allmem"))
+        allmem.with_memory(_unbounded(base))
         largest = largest_window(base)
         if largest is not None and allmem.window > largest:
             raise SettingError(
@@ -90,7 +91,12 @@ class HybridCache(CacheList):
     classes of a saved prompt cache up by name among its own, before it loads the
     model. It differs by not offering to be batched: rows would leave the chunk grid
     at different tokens.
+
+    ``embedded`` are the normed embeddings of the tokens that are being read, for the
+    memory, ``[B, T, D]``. They are no part of the state.
     """
+
+    embedded: Any = None
 
     @property
     def ring(self) -> Any:
@@ -127,8 +133,8 @@ def _mix(attended: mx.array, alpha: mx.array, recalled: mx.array) -> mx.array:
 
 
 class SlidingAttention(WindowAttention):
-    """A layer that slides in the base model, beside others that do not. It stays as it
-    is: it has no sinks and no memory."""
+    """A layer without a memory. One that slides in the base model, beside others that
+    do not, stays as it is, and has no sinks."""
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """See :class:`HybridAttention`."""
@@ -165,8 +171,13 @@ class HybridAttention(WindowAttention):
             cache (HybridCache): the layer's state, updated in place.
         """
         u = x if self.family.normed else mx.fast.rms_norm(x, None, RMS_EPS)
-        recalled = self.memory(u, cache[1], cache[0].offset)
+        recalled = self.memory(u, cache[1], cache[0].offset, cache.embedded)
         return _mix(super().__call__(x, cache[0]), self.alpha, recalled)
+
+
+def _unbounded(config: dict[str, Any]) -> list[int]:
+    """The layers of a base that do not slide beside others that do."""
+    return [i for i, w in enumerate(sliding_windows(config)) if w is None]
 
 
 def _new_base(config: dict[str, Any]) -> nn.Module:
@@ -194,14 +205,18 @@ class Model(nn.Module):
         self.base_config = args.base
         self.allmem = args.allmem
         family.correct(self, args.base)
-        for layer, window in zip(self.layers, sliding_windows(args.base), strict=True):
-            if window is None:
+        windows = sliding_windows(args.base)
+        hybrids = args.allmem.with_memory(_unbounded(args.base))
+        for i, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
+            if i in hybrids:
                 layer.self_attn = HybridAttention(
                     layer.self_attn, args.allmem, family, dims
                 )
             else:
-                sliding = replace(args.allmem, window=window, sinks=0)
-                layer.self_attn = SlidingAttention(layer.self_attn, sliding, family)
+                config = args.allmem
+                if window is not None:
+                    config = replace(config, window=window, sinks=0)
+                layer.self_attn = SlidingAttention(layer.self_attn, config, family)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -213,6 +228,28 @@ class Model(nn.Module):
             for name, x in parameters
             if self.cast_predicate(name) and mx.issubdtype(x.dtype, mx.floating)
         )
+
+    @property
+    def windowed(self) -> list[int]:
+        """The layers that see window and sinks, and may have a memory."""
+        return _unbounded(self.base_config)
+
+    def embed(
+        self, inputs: mx.array, cache: list[Any], embeddings: mx.array | None = None
+    ) -> None:
+        """Shows the memories the tokens that the layers are going to read.
+
+        Args:
+            inputs (mx.array): token ids, ``[B, T]``.
+            cache (list): the state of every layer; ``embedded`` of it is set.
+            embeddings (mx.array): in their place, ``[B, T, D]``.
+        """
+        if self.allmem.values == "hidden":
+            return
+        x = self.model.embed_tokens(inputs) if embeddings is None else embeddings
+        x = mx.fast.rms_norm(x, None, RMS_EPS)
+        for layer in cache:
+            layer.embedded = x
 
     def make_cache(self) -> list[HybridCache]:
         """A state that has read nothing."""
@@ -253,6 +290,7 @@ class Model(nn.Module):
             embeddings: Any = []  # not every base takes them
             if input_embeddings is not None:
                 embeddings = [input_embeddings[:, block]]
+            self.embed(inputs[:, block], cache, *embeddings)
             logits.append(super().__call__(inputs[:, block], cache, *embeddings))
             start = block.stop
         return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)

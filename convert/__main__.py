@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from allmem_mlx.command import ArgumentParser, add_sizes, run, sizes
+from allmem_mlx.config import VALUES
 from allmem_mlx.errors import AllMemError, SettingError
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -41,6 +42,13 @@ def configure_parser() -> argparse.ArgumentParser:
     )
     add("--upload-repo", metavar="ORG/NAME", help="Hub repository to upload to")
     add_sizes(parser)
+    add(
+        "--values",
+        choices=VALUES,
+        help="What a fresh memory's values are made of: the layer's input, or the "
+        "token's embedding",
+    )
+    add("--layers", type=int, help="Layers with a memory, the last. Default: all")
     return parser
 
 
@@ -66,6 +74,11 @@ def command(args: argparse.Namespace) -> None:
         revision=args.revision,
         upload_repo=args.upload_repo,
         **sizes(args),
+        **{
+            name: getattr(args, name)
+            for name in ("values", "layers")
+            if getattr(args, name) is not None
+        },
     )
 
 

@@ -12,6 +12,7 @@ whole, or in the parts given beside it, in this order:
                                                    lr_proj.weight [3n, D],
                                                    momentum_proj.weight [n, D],
                                                    gate_proj.weight [n, D]
+    memory.value_proj.weight       [np, D]         v_proj.weight
     memory.rate_bias               [5n]            lr_proj.bias [3n],
                                                    momentum_proj.bias [n],
                                                    gate_proj.bias [n]
@@ -25,6 +26,9 @@ whole, or in the parts given beside it, in this order:
     memory.w0_down                 [n, p, h]
     memory.o_norm.weight           [p]
     memory.o_proj.weight           [D, np]
+
+``value_proj`` is there where values are made of the token (``values`` of
+``AllMemConfig``); ``in_proj`` then has no rows of v, and ``[2np + 5n, D]``.
 
 The rows of the learning rates are gate, up and down of head 0, then of head 1, and so
 on. Names of wrappers (``WRAPPERS``) may stand anywhere in a name, and those of the
@@ -53,6 +57,7 @@ PARAMETERS = (
     "memory.o_norm.weight",
     "memory.o_proj.weight",
 )
+VALUE = "memory.value_proj.weight"
 # The parts that a parameter may come in.
 PARTS: dict[str, list[list[str]]] = {
     "memory.in_proj.weight": [
@@ -61,6 +66,11 @@ PARTS: dict[str, list[list[str]]] = {
     ],
     "memory.rate_bias": [_RATE_BIASES],
     "memory.conv_weight": [["memory.conv1d.weight"], _CONVOLUTIONS],
+}
+TOKEN_PARTS = {
+    **PARTS,
+    "memory.in_proj.weight": [[*_QKV[:2], *_RATE_WEIGHTS]],
+    VALUE: [_QKV[2:]],
 }
 WRAPPERS = {
     "module",
@@ -73,6 +83,15 @@ MODELS = ("model", "language_model")
 _OF_LAYER = re.compile(r"layers\.([0-9]{1,6})\.self_attn\.(alpha|memory\..+)")
 
 
+def parameters(values: str) -> tuple[str, ...]:
+    """The parameters of a layer.
+
+    Args:
+        values (str): what values are made of, see ``AllMemConfig``.
+    """
+    return (*PARAMETERS, VALUE) if values == "token" else PARAMETERS
+
+
 def shapes(dims: int, config: AllMemConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a layer, and of every part.
 
@@ -82,10 +101,16 @@ def shapes(dims: int, config: AllMemConfig) -> dict[str, tuple[int, ...]]:
     """
     n, p, h, k = config.heads, config.head_dim, config.hidden_dim, config.conv_kernel
     rates = dict(zip(_RATES, (3 * n, n, n), strict=True))
+    if config.values == "token":
+        projections = {"memory.in_proj.weight": 2 * n * p + 5 * n, VALUE: n * p}
+    else:
+        projections = {
+            "memory.in_proj.weight": 3 * n * p + 5 * n,
+            "memory.qkv_proj.weight": 3 * n * p,
+        }
     return {
         "alpha": (dims,),
-        "memory.in_proj.weight": (3 * n * p + 5 * n, dims),
-        "memory.qkv_proj.weight": (3 * n * p, dims),
+        **{name: (rows, dims) for name, rows in projections.items()},
         **{name: (n * p, dims) for name in _QKV},
         **{f"{name}.weight": (rows, dims) for name, rows in rates.items()},
         "memory.rate_bias": (5 * n,),
@@ -103,16 +128,18 @@ def shapes(dims: int, config: AllMemConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def layout(parameter: str, names: set[str]) -> list[str]:
+def layout(parameter: str, names: set[str], values: str = "hidden") -> list[str]:
     """The tensors that make a parameter: itself, or the parts of which most are there.
 
     Args:
         parameter (str): one of ``PARAMETERS``.
         names (set): the tensors of a layer.
+        values (str): what values are made of.
     """
     if parameter in names:
         return [parameter]
-    layouts = [[parameter], *PARTS.get(parameter, [])]
+    parts = TOKEN_PARTS if values == "token" else PARTS
+    layouts = [[parameter], *parts.get(parameter, [])]
     return max(layouts, key=lambda parts: len(names.intersection(parts)))
 
 

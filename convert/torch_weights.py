@@ -15,9 +15,10 @@ from allmem_mlx.weight_files import read_json, readable
 
 from .torch_files import Tensor, find_files, read_files, twice, wrong_dtype
 from .torch_names import (
-    PARAMETERS,
+    VALUE,
     layout,
     looks_like_memory,
+    parameters,
     place,
     plain_name,
     shapes,
@@ -82,8 +83,9 @@ class TorchWeights:
             raise AllMemError(f"{where}: {reason(error)}") from None
         return {**block, **found, **given}
 
-    def _sizes(self) -> dict[str, int]:
-        """Heads, widths and taps, by the tensors of the first layer."""
+    def _sizes(self) -> dict[str, Any]:
+        """Heads, widths and taps, by the tensors of the first layer, and what values
+        are made of, where its names tell."""
         layer, tensors = min(self.layers.items())
         taps = tensors.get(layout("memory.conv_weight", set(tensors))[0])
         gate = tensors.get("memory.w0_gate")
@@ -98,7 +100,8 @@ class TorchWeights:
             )
         n, h, p = gate.shape
         k = taps.shape[-1]
-        return {"heads": n, "head_dim": p, "hidden_dim": h, "conv_kernel": k}
+        values = {"values": "token"} if VALUE in tensors else {}
+        return {"heads": n, "head_dim": p, "hidden_dim": h, "conv_kernel": k, **values}
 
     def _missing(self, layer: int, name: str) -> AllMemError:
         return AllMemError(
@@ -127,9 +130,9 @@ class TorchWeights:
                     raise _no_place(tensor)
                 _check(tensor, expected[name], sizes)
             left = dict(tensors)
-            for parameter in PARAMETERS:
+            for parameter in parameters(config.values):
                 parts = []
-                for name in layout(parameter, set(tensors)):
+                for name in layout(parameter, set(tensors), config.values):
                     if name not in tensors:
                         raise self._missing(layer, name)
                     x = _read(left.pop(name)).astype(mx.float32)

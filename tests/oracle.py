@@ -74,7 +74,10 @@ class Memory(nn.Module):
         super().__init__()
         n, p, h = config.heads, config.head_dim, config.hidden_dim
         self.config = config
-        self.in_proj = nn.Linear(dims, 3 * n * p + 5 * n, bias=False)
+        of_tokens = config.values == "token"
+        rows = (2 if of_tokens else 3) * n * p + 5 * n
+        self.in_proj = nn.Linear(dims, rows, bias=False)
+        self.value_proj = nn.Linear(dims, n * p, bias=False) if of_tokens else None
         self.rate_bias = nn.Parameter(torch.zeros(5 * n))
         self.conv_weight = nn.Parameter(torch.zeros(3 * n * p, config.conv_kernel))
         self.q_norm = nn.RMSNorm(p, eps=1e-6)
@@ -89,10 +92,13 @@ class Memory(nn.Module):
     def initial_weights(self) -> Matrices:
         return self.w0_gate, self.w0_up, self.w0_down
 
-    def inputs(self, u: Tensor) -> tuple[Tokens, Tensor]:
+    def inputs(self, u: Tensor, embedded: Tensor | None) -> tuple[Tokens, Tensor]:
         """Projections, convolution, rates and gates; and the convolution's tail."""
         n, p, taps = self.config.heads, self.config.head_dim, self.config.conv_kernel
-        qkv, rates = self.in_proj(u).split([3 * n * p, 5 * n], dim=-1)
+        projected = self.in_proj(u)
+        qkv, rates = projected[..., : -5 * n], projected[..., -5 * n :]
+        if self.value_proj is not None:
+            qkv = torch.cat([qkv, self.value_proj(embedded)], dim=-1)
         padded = F.pad(qkv, (0, 0, taps - 1, 0)).mT
         mixed = F.conv1d(padded, self.conv_weight[:, None], groups=3 * n * p).mT
         q, k, v = F.silu(mixed).unflatten(-1, (3, n, p)).permute(2, 0, 3, 1, 4)
@@ -163,10 +169,12 @@ class Memory(nn.Module):
         weights = tuple(w + m for w, m in zip(unified, momentum, strict=True))
         return read, weights, momentum
 
-    def forward(self, u: Tensor) -> tuple[Tensor, MemoryState]:
+    def forward(
+        self, u: Tensor, embedded: Tensor | None = None
+    ) -> tuple[Tensor, MemoryState]:
         B, L, _ = u.shape
         chunk, fold = self.config.chunk, self.config.fold
-        tokens, tail = self.inputs(u)
+        tokens, tail = self.inputs(u, embedded)
         weights = tuple(torch.stack([w] * B) for w in self.initial_weights)
         momentum = tuple(torch.zeros_like(w) for w in weights)
         reads = []
@@ -274,11 +282,15 @@ class HybridAttention(nn.Module):
         # k now holds every key as the last chunk sees it.
         return out, self.ring(k), self.ring(values)
 
-    def forward(self, u: Tensor) -> tuple[Tensor, LayerState]:
+    def forward(
+        self, u: Tensor, embedded: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
         """
         Args:
             u (Tensor): normed input, ``[B, L, D]``.
+            embedded (Tensor): normed embeddings of the tokens, if values are made of
+                them.
         """
         attended, keys, values = self.attention(u)
-        recalled, memory = self.memory(u)
+        recalled, memory = self.memory(u, embedded)
         return attended + self.alpha * recalled, LayerState(keys, values, memory)

@@ -24,6 +24,7 @@ from test_distill_layer import tiny_hybrid
 from test_distill_train import BOOK
 
 from allmem_mlx import distill, load
+from allmem_mlx.config import VALUES, AllMemConfig
 from allmem_mlx.convert import convert
 from allmem_mlx.distillation import planted, student
 from allmem_mlx.distillation.documents import Document, open_sources
@@ -42,10 +43,11 @@ STEP = Step(window=48, sinks=4, chunk=TINY_ALLMEM["chunk"], documents=[])
 NAMES = {"base.", ""}
 
 
-def both(family: str):
+def both(family: str, **allmem):
     """The same model and memory in PyTorch and in MLX."""
-    hybrid = tiny_hybrid(family, torch.float32)
-    model = tiny_model(family)
+    config = AllMemConfig(**TINY_ALLMEM, **allmem)
+    hybrid = tiny_hybrid(family, torch.float32, config)
+    model = tiny_model(family, **allmem)
     weights = []
     for name, x in hybrid.model.state_dict().items():
         weights.append((name.replace(".self_attn.base.", ".self_attn."), x.numpy()))
@@ -56,9 +58,10 @@ def both(family: str):
 
 
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize("allmem", [{}, {"values": "token", "layers": 1}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_loss_and_gradients_are_those_of_pytorch(family, grad_checkpoint):
-    hybrid, model = both(family)
+def test_loss_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint):
+    hybrid, model = both(family, **allmem)
     tokens = np.asarray(random_tokens(1, 5 * STEP.chunk + 3))[0].tolist()
     document = Document(tokens, answers=[range(100, 103), range(140, 142)])
     view = View(STEP.window, STEP.sinks, STEP.chunk, memory=True)
@@ -102,8 +105,9 @@ def test_only_a_response_is_scored():
     assert loss(range(20, 60)) == pytest.approx(np.mean(each[48:59]), rel=1e-4)
 
 
-def test_the_start_is_that_of_pytorch():
-    hybrid, model = both("llama")
+@pytest.mark.parametrize("values", VALUES)
+def test_the_start_is_that_of_pytorch(values):
+    hybrid, model = both("llama", values=values)
     tokens = random_tokens(4, 256)
     measured = torch_initial.measure(hybrid, torch.tensor(np.asarray(tokens)))
     torch_initial.initialize(hybrid, *measured, alpha=0.1, seed=1)
@@ -111,6 +115,7 @@ def test_the_start_is_that_of_pytorch():
     initialize(model, *measured, alpha=0.1, seed=1)
     actual = dict(tree_flatten(model.parameters()))
     for name, x in hybrid.parameters().items():
+        assert actual[name].shape == x.shape
         if name.endswith("proj.weight"):  # eigenvectors have no sign
             actual[name], x = mx.abs(actual[name]), x.abs()
         assert_close(name, actual[name], x.detach(), 1e-3)

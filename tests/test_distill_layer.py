@@ -11,7 +11,7 @@ from helpers import ROOT, TINY_ALLMEM, TINY_BASE, assert_close
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from allmem_mlx.config import AllMemConfig
+from allmem_mlx.config import VALUES, AllMemConfig
 
 sys.path.insert(0, str(ROOT / "examples" / "distill_pytorch"))
 
@@ -36,7 +36,7 @@ def tiny_hybrid(family="qwen3", dtype=torch.float64, config=CONFIG, **base) -> H
     hybrid = Hybrid(model, config)
     with torch.no_grad():
         for name, x in hybrid.parameters().items():
-            if name.endswith("in_proj.weight"):
+            if name.endswith(("in_proj.weight", "value_proj.weight")):
                 x.normal_(std=x.shape[-1] ** -0.5)
             elif name.endswith("alpha"):
                 x.normal_(std=0.5)
@@ -63,29 +63,38 @@ def oracle_of(hybrid: Hybrid, family: str) -> oracle.HybridAttention:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize(
-    "allmem", [{}, {"window": 24}, {"sinks": 0}, {"max_update_norm": 0.05}], ids=str
+    "allmem",
+    [{}, {"window": 24}, {"sinks": 0}, {"max_update_norm": 0.05}, {"values": "token"}],
+    ids=str,
 )
 def test_layer_agrees_with_the_oracle(family, allmem):
     config = AllMemConfig(**{**TINY_ALLMEM, **allmem})
     hybrid = tiny_hybrid(family, config=config)
-    u = torch.randn(2, LENGTH, TINY_BASE["hidden_size"], dtype=torch.float64)
+    shape = (2, LENGTH, TINY_BASE["hidden_size"])
+    u, embedded = torch.randn(2, *shape, dtype=torch.float64)
     positions = torch.arange(LENGTH)[None]
     rotations = hybrid.model.model.rotary_emb(u, positions)
     view = View(config.window, config.sinks, config.chunk, memory=True)
     with torch.no_grad():
         actual, _ = hybrid.layers()[0](
-            u, view, position_embeddings=rotations, attention_mask=None
+            u,
+            view,
+            embedded,
+            position_embeddings=rotations,
+            attention_mask=None,
         )
-        expected, _ = oracle_of(hybrid, family)(u)
+        expected, _ = oracle_of(hybrid, family)(u, embedded)
     assert_close("output", actual, expected, 1e-5)
 
 
-def test_gradients_agree_with_the_oracle():
-    hybrid = tiny_hybrid()
+@pytest.mark.parametrize("values", VALUES)
+def test_gradients_agree_with_the_oracle(values):
+    hybrid = tiny_hybrid(config=AllMemConfig(**TINY_ALLMEM, values=values))
     layer, expected = hybrid.layers()[0], oracle_of(hybrid, "qwen3")
-    u = torch.randn(2, LENGTH, TINY_BASE["hidden_size"], dtype=torch.float64)
-    layer.memory(u, chunk=CHUNK).square().sum().backward()
-    expected.memory(u)[0].square().sum().backward()
+    shape = (2, LENGTH, TINY_BASE["hidden_size"])
+    u, embedded = torch.randn(2, *shape, dtype=torch.float64)
+    layer.memory(u, embedded, chunk=CHUNK).square().sum().backward()
+    expected.memory(u, embedded)[0].square().sum().backward()
     for name, x in layer.memory.named_parameters():
         grad = expected.memory.get_parameter(name).grad
         assert grad.abs().max() > 0, name
@@ -123,6 +132,11 @@ def test_the_teacher_is_the_base_model(family):
 
 def test_only_global_layers_become_hybrids():
     hybrid = tiny_hybrid("gemma3_text", **FAMILIES["gemma3_text"])
+    assert {name.split(".")[2] for name in hybrid.parameters()} == {"1"}
+
+
+def test_the_last_layers_become_hybrids():
+    hybrid = tiny_hybrid(config=AllMemConfig(**TINY_ALLMEM, layers=1))
     assert {name.split(".")[2] for name in hybrid.parameters()} == {"1"}
 
 

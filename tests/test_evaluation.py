@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import mlx.core as mx
 import numpy as np
@@ -95,6 +96,21 @@ class TestSystems:
         expected, _ = feed(wider, tokens, [LENGTH])
         actual, _ = feed(window_model(model, 80), tokens, [LENGTH])
         assert mx.array_equal(actual, expected)
+
+    def test_layers_without_memory_see_the_window_too(self):
+        model = tiny_model(layers=1, values="token")
+        never = frozen_model(model)
+        assert ["memory" in x.self_attn for x in never.layers] == [False, True]
+        assert not memory_is_off(model)
+        tokens = mx.array([document(0)])
+        without, _ = feed(window_model(model, 48), tokens, [LENGTH])
+        model.layers[1].self_attn.alpha = mx.zeros((64,))
+        logits, cache = feed(model, tokens, [LENGTH])
+        assert mx.array_equal(logits, without)
+        rings = sum(layer.ring.nbytes for layer in cache)
+        memory = sum(x.nbytes for layer in cache for x in layer.memory)
+        expected = 48 + math.ceil(memory / (rings / (48 + model.allmem.sinks)))
+        assert matched_window(model) == expected
 
     def test_never_written_is_a_learning_rate_of_0(self):
         model, tokens = tiny_model(), mx.array([document(0)])

@@ -59,9 +59,16 @@ def cut_sizes(kind, length=LENGTH) -> list[int]:
     return [x for i, size in enumerate(chunks) for x in random_cuts(size, i, sizes)]
 
 
+def embedded(u: np.ndarray) -> np.ndarray:
+    """Other vectors of the same size, in the place of the tokens' embeddings."""
+    return u[..., ::-1].copy()
+
+
 def run_oracle(layer, u):
     with torch.no_grad():
-        return layer(torch.tensor(u, dtype=layer.alpha.dtype))
+        return layer(
+            *(torch.tensor(x, dtype=layer.alpha.dtype) for x in (u, embedded(u)))
+        )
 
 
 def run_mlx(model, u, cuts):
@@ -69,7 +76,9 @@ def run_mlx(model, u, cuts):
     layer, cache = model.layers[0].self_attn, model.make_cache()[0]
     out, start = [], 0
     for size in cuts:
-        out.append(layer(mx.array(u[:, start : start + size]), cache=cache))
+        block = slice(start, start + size)
+        cache.embedded = mx.array(embedded(u)[:, block])
+        out.append(layer(mx.array(u[:, block]), cache=cache))
         mx.eval(out[-1], cache.state)
         start += size
     assert start == u.shape[1] == cache[0].offset
@@ -126,6 +135,7 @@ def test_layer_agrees_for_any_cut(family, window, kind, batch):
         {"conv_kernel": 2},
         {"heads": 3, "head_dim": 8, "hidden_dim": 24},
         {"learning_rate": 1e-3},
+        {"values": "token"},
     ],
     ids=str,
 )

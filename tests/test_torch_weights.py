@@ -97,6 +97,43 @@ def test_names_and_shapes_are_those_of_the_layers():
         assert name.removeprefix("memory.") in torch_names.__doc__, name
 
 
+def test_names_and_shapes_of_token_values():
+    config = AllMemConfig(**{**vars(CONFIG), "values": "token"})
+    shapes = torch_names.shapes(64, config)
+    model = tiny_model(values="token")
+    ours = dict(tree_flatten(model.layers[0].self_attn.parameters()))
+    own = {name: x.shape for name, x in ours.items() if name.startswith(("mem", "al"))}
+    assert own == {name: shapes[name] for name in torch_names.parameters("token")}
+    for whole, layouts in torch_names.TOKEN_PARTS.items():
+        for layout in layouts:
+            rows = sum(shapes[name][0] for name in layout)
+            assert rows == shapes[whole][0], whole
+
+
+@pytest.mark.parametrize("write", ["whole", "parts"])
+def test_token_values_of_the_last_layers(base, tmp_path, write):
+    """There and back, whole and in parts; what the names do not tell is told."""
+    width, n = CONFIG.heads * CONFIG.head_dim, CONFIG.heads
+    given = {"values": "token", "layers": 1}
+    convert(base, tmp_path / "a", **vars(CONFIG) | given)
+    export_torch(tmp_path / "a", tmp_path / "w")
+    tensors = load_file(tmp_path / "w" / "memory.safetensors")
+    assert {name.split(".")[2] for name in tensors} == {"1"}
+    parts = dict(tensors)
+    if write == "parts":
+        name = "model.layers.1.self_attn.memory."
+        rows = parts.pop(name + "in_proj.weight").split([width, width, 3 * n, n, n])
+        for part, x in zip(("q", "k", "lr", "momentum", "gate"), rows, strict=True):
+            parts[f"{name}{part}_proj.weight"] = x.clone()
+        parts[name + "v_proj.weight"] = parts.pop(name + "value_proj.weight")
+    save_file(parts, tmp_path / "m.safetensors")
+    convert(base, tmp_path / "b", torch_path=tmp_path / "m.safetensors", **given)
+    again, _ = load(tmp_path / "b")
+    again = dict(tree_flatten(again.parameters()))
+    for name, x in tensors.items():
+        assert np.array_equal(np.array(again[name].astype(mx.float32)), x.float())
+
+
 def memory_tensors(seed: int = 0, dtype=torch.float32, layers: int = 2) -> dict:
     """A memory of random values, as the reference's state_dict has it."""
     generator = torch.Generator().manual_seed(seed)

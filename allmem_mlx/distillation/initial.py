@@ -9,12 +9,16 @@ key of the token itself and a key that of the token before, so that reading find
 followed tokens like this one.
 
 In the last layers a value is the token itself, and reading it back raises its logit:
-there is no layer left to make use of what attention would have brought.
+there is no layer left to make use of what attention would have brought. Where values
+are made of the token's embedding (``values`` of :class:`AllMemConfig`), it is the token
+exactly, in every layer that has a memory; else it is what a regression on the layer's
+input makes of it.
 
 What surprised the model is written more strongly than what it could have told: there
 is room for few tokens of a long document.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,10 +76,15 @@ class Output:
         moment (np.ndarray): ``E[e e^T]`` of its rows, ``[D, D]``, half of tokens as
             they come in text, half of the whole vocabulary; see :class:`Layer`.
         scale (np.ndarray): weight of the last norm, ``[D]``.
+        token_moment (np.ndarray): ``E[x x^T]`` of the normed embeddings x of text,
+            ``[D, D]``.
+        token_cross (np.ndarray): ``E[x e^T]``, for e as in :class:`Layer`.
     """
 
     moment: np.ndarray
     scale: np.ndarray
+    token_moment: np.ndarray
+    token_cross: np.ndarray
 
 
 def whitening(moment: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +122,25 @@ def input_scale(moment: np.ndarray) -> np.ndarray:
     return (directions / np.sqrt(variance)) @ directions.T
 
 
+def input_scales(
+    names: Iterable[str], layers: list[Layer], output: Output
+) -> dict[str, np.ndarray]:
+    """:func:`input_scale` for each projection of an input.
+
+    Args:
+        names (Iterable): of all parameters that are trained, layer by layer.
+        layers, output: what was measured.
+    """
+    names = list(names)
+    own = [name for name in names if name.endswith("in_proj.weight")]
+    scales = {
+        name: input_scale(layer.moment) for name, layer in zip(own, layers, strict=True)
+    }
+    if values := [name for name in names if name.endswith("value_proj.weight")]:
+        scales |= dict.fromkeys(values, input_scale(output.token_moment))
+    return scales
+
+
 def initial_memory(
     config: AllMemConfig, layers: list[Layer], output: Output, alpha: float, seed: int
 ) -> list[dict[str, np.ndarray]]:
@@ -137,14 +165,18 @@ def initial_memory(
             f"a memory of {config.heads} heads of width {config.head_dim} is wider "
             f"than the model ({len(layers[0].out)}); lower heads or head_dim"
         )
-    tokens = round(TOKEN_LAYERS * len(layers))
+    of_tokens = config.values == "token"
+    tokens = len(layers) if of_tokens else round(TOKEN_LAYERS * len(layers))
     rng = np.random.default_rng(seed)
     start = []
     for i, layer in enumerate(layers):
         if i < len(layers) - tokens:
             value, out = _attention_values(layer, width)
         else:
-            value, out = _token_values(layer, output, width)
+            moments = layer.moment, layer.cross
+            if of_tokens:
+                moments = output.token_moment, output.token_cross
+            value, out = _token_values(*moments, layer.size, output, width)
         arrays = _parameters(config, layer, value, out, rng)
         arrays["alpha"] = np.full(len(out), alpha)
         start.append({name: x.astype(np.float32) for name, x in arrays.items()})
@@ -169,20 +201,26 @@ def _attention_values(layer: Layer, width: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _token_values(
-    layer: Layer, output: Output, width: int
+    moment: np.ndarray, cross: np.ndarray, size: float, output: Output, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The token of an input, by linear regression, and what raises its logit."""
+    """The token of an input, by linear regression, and what raises its logit.
+
+    Args:
+        moment, cross (np.ndarray): ``E[x x^T]`` and ``E[x e^T]`` of the input x.
+        size (float): see :class:`Layer`.
+    """
     whiten, inverse = whitening(output.moment, width)
-    value = _regress(layer, layer.cross @ whiten.T).T
-    value /= np.sqrt(np.einsum("id,de,ie->i", value, layer.moment, value))[:, None]
-    out = output.scale[:, None] * inverse
-    return value, out * (TOKEN_SIZE * layer.size / np.linalg.norm(out))
+    value = _regress(moment, cross @ whiten.T).T
+    value /= np.sqrt(np.einsum("id,de,ie->i", value, moment, value))[:, None]
+    out = whiten.T / output.scale[:, None]
+    return value, out * (TOKEN_SIZE * size / np.linalg.norm(out))
 
 
-def _regress(layer: Layer, target: np.ndarray) -> np.ndarray:
-    """Ridge regression of what has the moment ``E[u target]`` with the input u."""
-    ridge = FLOOR * np.trace(layer.moment) / len(layer.moment)
-    return np.linalg.solve(layer.moment + ridge * np.eye(len(layer.moment)), target)
+def _regress(moment: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Ridge regression, on an input x of which ``E[x x^T]`` is given, of what has the
+    moment ``E[x target]`` with it."""
+    ridge = FLOOR * np.trace(moment) / len(moment)
+    return np.linalg.solve(moment + ridge * np.eye(len(moment)), target)
 
 
 def _parameters(
@@ -196,7 +234,7 @@ def _parameters(
     key = _wide(layer.key, n * p)
     whiten, _ = whitening(key @ layer.moment @ key.T, n * p)
     key = INPUT * interleave(whiten @ key, n)
-    surprise = _regress(layer, layer.surprise)
+    surprise = _regress(layer.moment, layer.surprise)
     mean = surprise @ layer.mean
     surprise *= SURPRISE / np.sqrt(surprise @ layer.moment @ surprise - mean**2)
     rates = rng.normal(scale=RATE, size=(5 * n, len(layer.moment)))
@@ -208,8 +246,17 @@ def _parameters(
     conv[:, :, -1] = 1
     conv[1] = np.roll(conv[1], -1, axis=-1)  # of the keys: the token before
     value = VALUE * p**-0.5 * interleave(value, n)
+    if config.values == "token":
+        projections = {
+            "memory.in_proj.weight": np.concatenate([key, key, rates]),
+            "memory.value_proj.weight": value,
+        }
+    else:
+        projections = {
+            "memory.in_proj.weight": np.concatenate([key, key, value, rates])
+        }
     return {
-        "memory.in_proj.weight": np.concatenate([key, key, value, rates]),
+        **projections,
         "memory.rate_bias": rate_bias,
         "memory.conv_weight": conv.reshape(-1, config.conv_kernel),
         "memory.w0_gate": rng.normal(scale=W0_STD, size=(n, h, p)),

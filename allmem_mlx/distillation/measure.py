@@ -90,7 +90,7 @@ def measure(
     kept = ["memory" in layer.self_attn for layer in model.layers]
     other, streams, inputs = _recorded(base, kept)
     totals: list[dict[str, Any]] = [{} for _ in hybrids]
-    surprises, rows = [], []
+    surprises, rows, embeddings = [], [], []
     noted: list[list[np.ndarray]] = [[] for _ in hybrids]
     for document in documents:
         tokens = mx.array([document])
@@ -99,6 +99,8 @@ def measure(
         loss = nn.losses.cross_entropy(logits, tokens[0, 1:])
         surprises.append(np.concatenate([[0.0], np.array(loss)]))
         rows.append(head[document])
+        embedded = base.model.embed_tokens(tokens).astype(mx.float32)
+        embeddings.append(np.array(mx.fast.rms_norm(embedded, None, RMS_EPS)[0]))
         for i, hybrid in enumerate(hybrids):
             u, stream = inputs[i].astype(mx.float32), streams[i].astype(mx.float32)
             if not hybrid.family.normed:
@@ -133,7 +135,14 @@ def measure(
     norm = base.model.get("norm") or base.model.final_layernorm
     ones = mx.ones(head.shape[1])
     scale = norm.weight if isinstance(norm, nn.LayerNorm) else norm(ones)
-    return layers, Output(moment, np.array(scale.astype(mx.float32)))
+    x = np.concatenate(embeddings)
+    output = Output(
+        moment=moment,
+        scale=np.array(scale.astype(mx.float32)),
+        token_moment=x.T @ x / len(x),
+        token_cross=x.T @ row / len(x),
+    )
+    return layers, output
 
 
 def initialize(

@@ -20,13 +20,13 @@ def _flat(arrays: Arrays) -> Arrays:
 
 class Optimizer:
     """Moves parameters by their peak rate, and what :func:`is_relative` by shares of
-    its size. ``in_proj`` is moved in coordinates in which its inputs are alike; see
-    :func:`input_scale`.
+    its size. Projections of an input are moved in coordinates in which it is alike in
+    all directions; see :func:`input_scale`.
 
     Args:
         parameters (dict): what is trained, by name.
         recipe (Recipe): has the rates.
-        scales (dict): S of the layers, under the names of their ``in_proj.weight``.
+        scales (dict): S of the inputs, by the projection's name.
     """
 
     def __init__(self, parameters: Arrays, recipe: Recipe, scales: Arrays):

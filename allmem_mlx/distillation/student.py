@@ -45,8 +45,10 @@ def set_view(model: Model, step: Step) -> None:
         fold=math.gcd(step.chunk, model.allmem.fold),
     )
     model.allmem = config
+    for i in model.windowed:
+        model.layers[i].self_attn.config = config
     for layer in hybrid_layers(model):
-        layer.config = layer.memory.config = config
+        layer.memory.config = config
 
 
 class _Given:
@@ -107,6 +109,7 @@ def read_hidden(
         if start and grad_checkpoint:
             x, cache = _read_again(model, block, cache)
         else:
+            model.embed(block, cache)
             x = model.model(block, cache=cache)
         hidden.append(x)
     return mx.concatenate(hidden, axis=1)
@@ -122,6 +125,7 @@ def _read_again(
         cache = [layer.fork() for layer in before]
         for layer, own in zip(cache, arrays, strict=True):
             _set_arrays(layer, own)
+        model.embed(block, cache)
         hidden = model.model(block, cache=cache)
         after[:] = cache  # for its counters: the arrays are those returned
         return hidden, [_arrays(layer) for layer in cache]

@@ -58,12 +58,14 @@ class FrozenMemory(Memory):
         vars(self).update(vars(memory))
         dict.update(self, memory)
 
-    def __call__(self, u: mx.array, cache: Any, token: int) -> mx.array:
+    def __call__(
+        self, u: mx.array, cache: Any, token: int, embedded: mx.array | None = None
+    ) -> mx.array:
         """See :class:`Memory`."""
         if cache.empty():
             cache.cache = self.initial_state(u.shape[0], u.dtype).arrays()
         kept = MemoryState.from_arrays(cache.cache)
-        recalled = super().__call__(u, cache, token)
+        recalled = super().__call__(u, cache, token, embedded)
         # What the convolution saw is not memory.
         tail = MemoryState.from_arrays(cache.cache).tail
         cache.cache = kept._replace(tail=tail).arrays()
@@ -71,13 +73,14 @@ class FrozenMemory(Memory):
 
 
 def _with_attention(model: Model, change: Callable[[int, Any], Any]) -> Model:
-    """The model with ``change(layer, attention)`` in the place of each hybrid."""
+    """The model with ``change(layer, attention)`` in the place of each attention that
+    is over window and sinks."""
     other = copy.copy(model)
     other.model = copy.copy(model.model)
     other.model.layers = [copy.copy(layer) for layer in model.layers]
-    for i, layer in enumerate(other.model.layers):
-        if "memory" in layer.self_attn:
-            layer.self_attn = change(i, layer.self_attn)
+    for i in model.windowed:
+        layer = other.model.layers[i]
+        layer.self_attn = change(i, layer.self_attn)
     return other
 
 
@@ -102,10 +105,11 @@ def window_model(model: Model, window: int) -> Model:
 def frozen_model(model: Model) -> Model:
     """The model with a memory that is read and never written."""
 
-    def freeze(i: int, hybrid: Any) -> Any:
-        hybrid = copy.copy(hybrid)
-        hybrid.memory = FrozenMemory(hybrid.memory)
-        return hybrid
+    def freeze(i: int, attention: Any) -> Any:
+        attention = copy.copy(attention)
+        if "memory" in attention:
+            attention.memory = FrozenMemory(attention.memory)
+        return attention
 
     return _with_attention(model, freeze)
 
@@ -115,9 +119,8 @@ def matched_window(model: Model) -> int:
     the smallest one that has at least as many."""
     cache = model.make_cache()
     model(mx.array([[0]]), cache=cache)
-    hybrids = [layer for layer in cache if layer.memory]
-    memory = sum(x.nbytes for layer in hybrids for x in layer.memory)
-    rings = sum(layer.ring.nbytes for layer in hybrids)
+    memory = sum(x.nbytes for layer in cache for x in layer.memory)
+    rings = sum(cache[i].ring.nbytes for i in model.windowed)
     token = rings // (model.allmem.sinks + model.allmem.window)
     return model.allmem.window + math.ceil(memory / token)
 

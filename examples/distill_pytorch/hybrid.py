@@ -130,13 +130,17 @@ class HybridAttention(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(dims))
 
     def forward(
-        self, hidden_states: Tensor, view: View, **kwargs: Any
+        self, hidden_states: Tensor, view: View, embedded: Any = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         attended, _ = self.base(hidden_states=hidden_states, view=view, **kwargs)
         if not view.memory:
             return attended, None
         recalled = self.memory(
-            hidden_states, chunk=view.chunk, write=view.write, swap=view.swap
+            hidden_states,
+            embedded,
+            chunk=view.chunk,
+            write=view.write,
+            swap=view.swap,
         )
         return attended + self.alpha.to(recalled.dtype) * recalled, None
 
@@ -161,15 +165,25 @@ class Hybrid:
         self.model, self.config = model, config
         model.requires_grad_(False)
         model.config._attn_implementation = "allmem"
-        dims = model.config.hidden_size
-        for layer in model.model.layers:
+        dims, layers = model.config.hidden_size, model.model.layers
+        candidates = []
+        for i, layer in enumerate(layers):
             layer.self_attn.frequencies = self._frequencies
             if not getattr(layer.self_attn, "is_sliding", False):
-                layer.self_attn = HybridAttention(layer.self_attn, dims, config)
+                candidates.append(i)
+        for i in config.with_memory(candidates):
+            layers[i].self_attn = HybridAttention(layers[i].self_attn, dims, config)
 
     def hidden(self, tokens: Tensor, view: View) -> Tensor:
         """The last hidden states, ``[B, L, D]``."""
-        return self.model.model(input_ids=tokens, use_cache=False, view=view)[0]
+        return self.model.model(
+            input_ids=tokens, use_cache=False, view=view, embedded=self.embedded(tokens)
+        )[0]
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """The embeddings of tokens, normed to a mean square of 1, ``[B, L, D]``."""
+        x = self.model.get_input_embeddings()(tokens)
+        return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
     @property
     def _frequencies(self) -> Tensor:

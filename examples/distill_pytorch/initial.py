@@ -73,7 +73,13 @@ def measure(hybrid: Hybrid, documents: Tensor) -> tuple[list[Layer], Output]:
     moment = (
         rows.T @ rows / len(rows) + everything.T @ everything / len(everything)
     ) / 2
-    output = Output(_array(moment), _array(hybrid.output_scale))
+    x = hybrid.embedded(documents).flatten(0, 1).float()
+    output = Output(
+        moment=_array(moment),
+        scale=_array(hybrid.output_scale),
+        token_moment=_array(x.T @ x / len(x)),
+        token_cross=_array(x.T @ rows / len(x)),
+    )
     return layers, output
 
 

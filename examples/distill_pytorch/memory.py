@@ -30,7 +30,11 @@ class Memory(nn.Module):
         super().__init__()
         n, p, h = config.heads, config.head_dim, config.hidden_dim
         self.config = config
-        self.in_proj = nn.Linear(dims, 3 * n * p + 5 * n, bias=False)
+        self.of_tokens = config.values == "token"
+        from_input = (2 if self.of_tokens else 3) * n * p + 5 * n
+        self.in_proj = nn.Linear(dims, from_input, bias=False)
+        if self.of_tokens:
+            self.value_proj = nn.Linear(dims, n * p, bias=False)
         self.rate_bias = nn.Parameter(torch.zeros(5 * n))
         self.conv_weight = nn.Parameter(torch.zeros(3 * n * p, config.conv_kernel))
         self.q_norm = nn.RMSNorm(p, eps=1e-6)
@@ -51,12 +55,23 @@ class Memory(nn.Module):
         initial = (self.w0_gate, self.w0_up, self.w0_down)
         return FastWeights(*(w.repeat(batch, 1, 1) for w in initial))
 
-    def tokens(self, u: Tensor) -> tuple[Tokens, Tensor]:
+    def _projected(self, u: Tensor, embedded: Any) -> tuple[Tensor, Tensor]:
+        """q, k and v ``[B, L, 3np]``, and rates, decays and gates ``[B, L, 5n]``."""
+        rates = 5 * self.config.heads
+
+        def project(x: Tensor, weight: Tensor) -> Tensor:
+            return F.linear(x, weight.to(x.dtype)).to(weight.dtype)
+
+        projected = project(u, self.in_proj.weight)
+        qkv, rates = projected.split([projected.shape[-1] - rates, rates], dim=-1)
+        if self.of_tokens:
+            qkv = torch.cat([qkv, project(embedded, self.value_proj.weight)], dim=-1)
+        return qkv, rates
+
+    def tokens(self, u: Tensor, embedded: Any = None) -> tuple[Tokens, Tensor]:
         """What the memory takes of each token, and the output gate ``[B, L, n, 1]``."""
-        n, p, taps = self.config.heads, self.config.head_dim, self.config.conv_kernel
-        projected = F.linear(u, self.in_proj.weight.to(u.dtype))
-        projected = projected.to(self.in_proj.weight.dtype)
-        qkv, rates = projected.split([3 * n * p, 5 * n], dim=-1)
+        n, taps = self.config.heads, self.config.conv_kernel
+        qkv, rates = self._projected(u, embedded)
         padded = F.pad(qkv, (0, 0, taps - 1, 0))
         L = u.shape[1]
         taps_of = self.conv_weight.unbind(dim=1)
@@ -78,19 +93,27 @@ class Memory(nn.Module):
         return tokens, gate.sigmoid()[..., None]
 
     def recall(
-        self, u: Tensor, *, chunk: int, write: bool = True, swap: bool = False
+        self,
+        u: Tensor,
+        embedded: Tensor | None = None,
+        *,
+        chunk: int,
+        write: bool = True,
+        swap: bool = False,
     ) -> Tensor:
         """What all heads read, ``[B, L, n p]``, before the output projection.
 
         Args:
             u (Tensor): the layer's normed input, ``[B, L, D]``.
+            embedded (Tensor): the normed embeddings of the tokens, ``[B, L, D]``,
+                where values are made of them.
             chunk (int): c.
             write (bool): ``False`` is the control "memory never written".
             swap (bool): ``True`` is the control "memory of another document": every
                 document reads the memory of the one before it in the batch.
         """
         B, n = u.shape[0], self.config.heads
-        tokens, gate = self.tokens(u)
+        tokens, gate = self.tokens(u, embedded)
         values = run(
             self.initial_weights(B),
             tokens,
@@ -102,7 +125,7 @@ class Memory(nn.Module):
         y = gate * self.o_norm(values).unflatten(0, (B, n)).transpose(1, 2)
         return y.flatten(2).to(u.dtype)
 
-    def forward(self, u: Tensor, **options: Any) -> Tensor:
-        """``y [B, L, D]``; the options are those of :meth:`recall`."""
-        y = self.recall(u, **options)
+    def forward(self, u: Tensor, embedded: Any = None, **options: Any) -> Tensor:
+        """``y [B, L, D]``; the arguments are those of :meth:`recall`."""
+        y = self.recall(u, embedded, **options)
         return F.linear(y, self.o_proj.weight.to(u.dtype))

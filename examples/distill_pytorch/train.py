@@ -27,7 +27,7 @@ from torch import Tensor, distributed
 from allmem_mlx.command import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.distillation.documents import Document, open_sources
-from allmem_mlx.distillation.initial import CALIBRATION, input_scale
+from allmem_mlx.distillation.initial import CALIBRATION, input_scales
 from allmem_mlx.distillation.recipe import (
     Recipe,
     add_settings,
@@ -51,6 +51,8 @@ class Settings:
             sizes are taken. Without one training starts as ``initial.py`` says.
         heads, head_dim, hidden_dim (int): sizes of the memory, see ``AllMemConfig``.
         learning_rate, max_update_norm (float): eta and Theta before training.
+        values (str), layers (int): what values are made of, and how many layers have
+            a memory (0: all), see ``AllMemConfig``.
         dtype (str): of the frozen base. The memory is float32.
     """
 
@@ -62,6 +64,8 @@ class Settings:
     hidden_dim: int = 256
     learning_rate: float = 0.01
     max_update_norm: float = 3.0
+    values: str = "hidden"
+    layers: int = 0
     dtype: str = "bfloat16"
 
     def config(self, recipe: Recipe) -> AllMemConfig:
@@ -73,6 +77,8 @@ class Settings:
             "hidden_dim": self.hidden_dim,
             "learning_rate": self.learning_rate,
             "max_update_norm": self.max_update_norm,
+            "values": self.values,
+            "layers": self.layers or None,
         }
         if self.memory:
             block = read_block(Path(self.memory))
@@ -105,8 +111,7 @@ class Optimizer:
     Args:
         parameters (dict): what is trained.
         recipe (Recipe): has the rates.
-        scales (dict): :func:`input_scale` of the layers, under the names of their
-            ``in_proj.weight``.
+        scales (dict): of :func:`input_scales`.
     """
 
     def __init__(
@@ -269,12 +274,10 @@ class Run:
         if self.leads:
             self.log(**self._described(), base=self.judge.base())
             self.log(judged=self.judge.memory())
-        projections = [n for n in self.hybrid.parameters() if "in_proj" in n]
+        scales = input_scales(self.hybrid.parameters(), layers, output)
         return {
-            name: torch.from_numpy(input_scale(layer.moment))
-            .to(documents.device)
-            .float()
-            for name, layer in zip(projections, layers, strict=True)
+            name: torch.from_numpy(S).to(documents.device).float()
+            for name, S in scales.items()
         }
 
     def _described(self) -> dict[str, Any]:
