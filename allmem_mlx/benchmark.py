@@ -1,18 +1,28 @@
-"""Reading and decoding speed and memory, beside the same model with full attention.
+"""Reading and decoding speed and memory, beside window + sinks and full attention.
 
-Both models have the same weights and run in one process, one after the other for each
-length. Time per token is also given as a ratio to that of the shortest length: for
-AllMem it should stay 1.
+All have the same weights and take turns in one process; see
+``benchmarking/speed.py``. ``--soak``
+reads a long text instead, and watches what should stay within bounds; see
+``benchmarking/soak.py``.
 """
 
 import argparse
 import os
+import random
 import tempfile
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .command import ArgumentParser, add_sizes, run, sizes
-from .errors import SettingError
+from .errors import AllMemError, SettingError
+
+if TYPE_CHECKING:
+    from .benchmarking.speed import Measured
+    from .model import Model
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -25,9 +35,22 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         default=[1024, 2048, 4096, 8192],
-        help="Lengths to read",
+        help="Lengths to read. Default: %(default)s",
     )
-    add("--generation-tokens", "-g", type=int, default=32, help="Tokens to decode")
+    add(
+        "--generation-tokens",
+        "-g",
+        type=int,
+        default=128,
+        help="Tokens to decode after each length. Default: %(default)s",
+    )
+    add(
+        "--num-trials",
+        "-n",
+        type=int,
+        default=3,
+        help="Times to measure everything. Default: %(default)s",
+    )
     add_sizes(parser)
     add(
         "--no-full-attention",
@@ -35,46 +58,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         action="store_false",
         help="Leave out the model with full attention",
     )
+    add("--soak", type=int, metavar="N", help="Read N tokens, and watch")
+    add("--text", type=Path, metavar="FILE", help="What --soak reads. Default: noise")
+    add("--json", type=Path, metavar="FILE", help="Write all numbers there")
+    add("--plot", type=Path, metavar="PNG", help="Draw them")
     return parser
-
-
-def measure(model: Any, tokens: list[int], generated: int, step: int) -> dict[str, Any]:
-    """Reads tokens and decodes more, with the cache the model makes.
-
-    Args:
-        model: any mlx-lm model.
-        tokens (list): ids to read.
-        generated (int): number of tokens to decode, greedily.
-        step (int): tokens evaluated at once while reading.
-
-    Returns:
-        dict: ``prefill`` and ``decode`` in seconds, ``peak`` memory and the cache's
-        size in ``bytes``, and the ``cache``.
-    """
-    import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
-
-    cache = make_prompt_cache(model)
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    start = time.perf_counter()
-    for i in range(0, len(tokens), step):
-        logits = model(mx.array(tokens[i : i + step])[None], cache=cache)
-        mx.eval([c.state for c in cache])
-        mx.clear_cache()
-    token = logits[:, -1:].argmax(-1)
-    mx.eval(token)
-    read = time.perf_counter()
-    for _ in range(generated):
-        token = model(token, cache=cache)[:, -1:].argmax(-1)
-        mx.eval(token)
-    return {
-        "prefill": read - start,
-        "decode": time.perf_counter() - read,
-        "peak": mx.get_peak_memory(),
-        "bytes": sum(c.nbytes for c in cache),
-        "cache": cache,
-    }
 
 
 def measure_file(model: Any, cache: list[Any]) -> dict[str, float]:
@@ -104,74 +92,137 @@ def measure_file(model: Any, cache: list[Any]) -> dict[str, float]:
         }
 
 
+def _averages(same: Sequence["Measured"]) -> str:
+    return ", ".join(
+        f"{name}={sum(values) / len(values):.3f}"
+        for name, values in (
+            ("prompt_tps", [x.prompt_tps for x in same]),
+            ("generation_tps", [x.generation_tps for x in same]),
+            ("peak_memory", [x.peak / 1e9 for x in same]),
+        )
+    )
+
+
+def speed(args: argparse.Namespace, model: "Model", title: str) -> None:
+    import mlx.core as mx
+
+    from .benchmarking import results
+    from .benchmarking.speed import kinds, measure, runners
+    from .evaluation import report
+
+    compared = runners(model, args.full_attention)
+    lengths = sorted(set(args.prompt_tokens))
+    mx.random.seed(0)
+    vocabulary = model.base_config["vocab_size"]
+    tokens: Any = mx.random.randint(0, vocabulary, (max(lengths),)).tolist()
+    print(f"{title}\nRunning warmup..")
+    chunk = model.allmem.chunk
+    measure(compared, (tokens * chunk)[:chunk], [chunk], 2)
+    count = args.generation_tokens
+    print(f"Timing with prompt_tokens={lengths}, generation_tokens={count}.")
+    trials: list[list[Measured]] = []
+    for i in range(args.num_trials):
+        trials.append(measure(compared, tokens, lengths, count))
+        for one in trials[-1]:
+            line = f"Trial {i + 1}:  {one.length} tokens, {one.name}: "
+            print(line + _averages([one]), flush=True)
+    for same in zip(*trials, strict=True):
+        print(f"Averages: {same[0].length} tokens, {same[0].name}: {_averages(same)}")
+    rows = results.summarize(model, trials)
+    ratios, shares = results.ratios(rows), results.shares(model, rows)
+    print(f"\nBest of {args.num_trials}")
+    print(results.describe(rows, ratios, shares))
+    file = measure_file(model, compared[0].cache)
+    print(
+        f"State file: {file['file']} bytes, saved in {file['save']:.3f} s, opened in "
+        f"{file['open']:.3f} s"
+    )
+    if args.plot:
+        last = trials[-1][-len(compared) :]
+        due = kinds(model, lengths[-1], count)
+        report.write(args.plot, results.plot(rows, last, due, title))
+    if args.json:
+        result = {
+            "title": title,
+            "config": asdict(model.allmem),
+            "trials": [[asdict(x) for x in trial] for trial in trials],
+            "best": rows,
+            "ratios": ratios,
+            "shares of the memory": shares,
+            "state file": file,
+        }
+        report.write(args.json, report.as_json(result))
+
+
+def text_tokens(path: Path, tokenizer: Any) -> Iterator[int]:
+    """Tokens of a text without end; see :func:`soak.edited`.
+
+    Raises:
+        AllMemError: if the file cannot be read or has no text.
+    """
+    from .benchmarking.soak import edited
+    from .document import Document
+
+    paragraphs = [
+        tokenizer.encode(part + "\n\n", add_special_tokens=False)
+        for part in "".join(Document(path).text()).split("\n\n")
+        if part.strip()
+    ]
+    if not paragraphs:
+        raise AllMemError(f"{path} has no text")
+    return edited(paragraphs, seed=0)
+
+
+def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -> None:
+    from .benchmarking import soak as long
+    from .evaluation import report
+
+    least = 2 * long.LOOKED_AT * model.allmem.chunk
+    if args.soak < least:
+        raise SettingError(f"--soak must be at least {least}")
+    if args.text:
+        tokens = text_tokens(args.text, tokenizer)
+    else:
+        draw, vocabulary = random.Random(0), model.base_config["vocab_size"]
+        tokens = (draw.randrange(vocabulary) for _ in repeat(None))
+    print(title)
+    marks = []
+    for mark in long.soak(model, tokens, args.soak):
+        marks.append(mark)
+        print(f"{mark.position:,} tokens, NLL {mark.nll:.4f}", flush=True)
+    summary = long.summarize(model, marks)
+    print(long.describe(marks, summary))
+    if args.plot:
+        report.write(args.plot, long.plot(marks, title))
+    if args.json:
+        marked = [asdict(mark) for mark in marks]
+        result = {"title": title, "summary": summary, "marks": marked}
+        report.write(args.json, report.as_json(result))
+
+
 def benchmark(args: argparse.Namespace) -> None:
-    if min(args.prompt_tokens) < 1 or args.generation_tokens < 1:
-        raise SettingError("-p and -g must be at least 1")
+    if min(*args.prompt_tokens, args.generation_tokens, args.num_trials) < 1:
+        raise SettingError("-p, -g and -n must be at least 1")
+    if args.text and args.soak is None:
+        raise SettingError("--text goes with --soak")
 
     import mlx.core as mx
 
+    from .evaluation import report
     from .loading import load
-    from .model import base_model
 
-    model, _ = load(args.model, model_config=sizes(args))
+    if args.plot:
+        report.check_plotting()
+    model, tokenizer = load(args.model, model_config=sizes(args))
     config = model.allmem
-    print(
+    title = (
         f"window {config.window}, sinks {config.sinks}, chunk {config.chunk}, "
-        f"blocks of {config.chunk} tokens, {mx.default_device()}"
-    )
-    models = {"allmem": model}
-    if args.full_attention:
-        models["full"] = base_model(model)
-    mx.random.seed(0)
-    vocabulary = model.base_config["vocab_size"]
-    longest = max(args.prompt_tokens)
-    tokens: Any = mx.random.randint(0, vocabulary, (longest,)).tolist()
-    for candidate in models.values():  # warm up
-        measure(candidate, tokens[: config.chunk], 2, config.chunk)
-
-    print(
-        "  tokens model   prefill tok/s  decode tok/s  peak GB  cache MB  "
-        "prefill/token  decode/token"
-    )
-    first: dict[str, dict[str, Any]] = {}
-    for length in sorted(args.prompt_tokens):
-        rows = {}
-        for name, candidate in models.items():
-            row = measure(
-                candidate, tokens[:length], args.generation_tokens, config.chunk
-            )
-            row["prefill per token"] = row["prefill"] / length
-            row["decode per token"] = row["decode"] / args.generation_tokens
-            rows[name] = row
-            base = first.setdefault(name, row)
-            print(
-                f"{length:8d} {name:6} {1 / row['prefill per token']:14.1f} "
-                f"{1 / row['decode per token']:13.1f} {row['peak'] / 1e9:8.3f} "
-                f"{row['bytes'] / 1e6:9.1f} "
-                f"{row['prefill per token'] / base['prefill per token']:13.2f}x "
-                f"{row['decode per token'] / base['decode per token']:12.2f}x",
-                flush=True,
-            )
-            cache = row.pop("cache")
-            if name == "allmem":
-                file = measure_file(model, cache)
-                print(
-                    f"{length:8d} state file: {file['file']} bytes, saved in "
-                    f"{file['save']:.3f} s, opened in {file['open']:.3f} s, "
-                    f"{100 * file['open'] / row['prefill']:.2f} % of the reading",
-                    flush=True,
-                )
-            del cache
-        if "full" in rows:
-            ratios = {
-                name: rows["full"][name] / rows["allmem"][name]
-                for name in ("prefill", "decode", "bytes")
-            }
-            print(
-                f"{length:8d} full/allmem: "
-                + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()),
-                flush=True,
-            )
+        f"{model.dtype}, {mx.default_device()}"
+    ).replace("mlx.core.", "")
+    if args.soak is None:
+        speed(args, model, title)
+    else:
+        soak(args, model, tokenizer, title)
 
 
 def main() -> None:

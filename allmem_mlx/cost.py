@@ -334,15 +334,18 @@ def paper() -> tuple[str, dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], title: str) -> bytes:
     """Operations and state by length, as a PNG."""
-    from .evaluation.report import panels
+    from .evaluation.report import Panel, panels
 
     mixers: dict[str, list[tuple[float, float]]] = {}
     state: dict[str, list[tuple[float, float]]] = {}
     for name in rows[0]["state"]:
         mixers[name] = [(x["length"], x["token mixer"][name] / 1e9) for x in rows]
         state[name] = [(x["length"], x["state"][name] / 1e6) for x in rows]
-    drawn = [("token mixers, GFLOP to read", mixers), ("state, MB", state)]
-    return panels(drawn, "tokens", title, scale="log")
+    drawn = [
+        Panel("tokens", "token mixers, GFLOP to read", mixers, y_log=True),
+        Panel("tokens", "state, MB", state, y_log=True),
+    ]
+    return panels(drawn, title)
 
 
 def cost(args: argparse.Namespace) -> None:

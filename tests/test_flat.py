@@ -9,9 +9,11 @@ from helpers import random_tokens, state_arrays, tiny_model, tiny_tokenizer
 from allmem_mlx.streaming import state_bytes, stream_generate
 
 
-def assert_flat(model, tokenizer, tokens: list[int], short: int) -> None:
-    """MLX's peak, the process's largest size and the state after all tokens are within
-    2 % of what they were after the first ``short``."""
+def assert_flat(
+    model, tokenizer, tokens: list[int], short: int, growth: float = 1.02
+) -> None:
+    """MLX's peak and the state after all tokens are at most ``growth`` times what they
+    were after the first ``short``, and the process's largest size 2 % more."""
     cache, marks = model.make_cache(), []
 
     def mark(read: int) -> None:
@@ -34,10 +36,11 @@ def assert_flat(model, tokenizer, tokens: list[int], short: int) -> None:
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     long = (mx.get_peak_memory(), rss, state_bytes(cache))
     assert cache[0][0].offset == len(tokens) + 1  # and the token generated
-    for name, before, after in zip(
-        ("peak memory", "process size", "state"), marks[0], long, strict=True
+    allowed = {"peak memory": growth, "process size": 1.02, "state": 1.0}
+    for (name, most), before, after in zip(
+        allowed.items(), marks[0], long, strict=True
     ):
-        assert after <= 1.02 * before, f"{name}: {before} after {short}, then {after}"
+        assert after <= most * before, f"{name}: {before} after {short}, then {after}"
 
 
 def test_tiny(tmp_path):
@@ -46,7 +49,8 @@ def test_tiny(tmp_path):
     tiny_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     model = tiny_model(chunk=256, window=256, fold=64)
-    assert_flat(model, tokenizer, random_tokens(1, 65536)[0].tolist(), 8192)
+    tokens = random_tokens(1, 262144)[0].tolist()
+    assert_flat(model, tokenizer, tokens, 16384, growth=1.01)
 
 
 @pytest.mark.real_model

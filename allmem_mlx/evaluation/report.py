@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,40 +137,53 @@ def plot(
     curves: dict[str, list[tuple[float, float]]], x: str, y: str, title: str
 ) -> bytes:
     """A PNG of curves; see :func:`panels`."""
-    return panels([(y, curves)], x, title)
+    return panels([Panel(x, y, curves)], title)
 
 
-def panels(
-    drawn: list[tuple[str, dict[str, list[tuple[float, float]]]]],
-    x: str,
-    title: str,
-    scale: str = "linear",
-) -> bytes:
-    """A PNG of curves side by side, over a logarithmic axis; no display is needed.
+@dataclass(frozen=True)
+class Panel:
+    """One of several pictures side by side.
 
     Args:
-        drawn (list): for each panel what is up, with its unit, and points by name;
-            names without any are left out.
-        x (str): what is across, with its unit.
+        x, y (str): what is across and up, with their units.
+        curves (dict): points by name; names without any are left out.
+        x_log, y_log (bool): whether an axis is logarithmic.
+    """
+
+    x: str
+    y: str
+    curves: dict[str, list[tuple[float, float]]]
+    x_log: bool = True
+    y_log: bool = False
+
+
+def panels(drawn: list[Panel], title: str) -> bytes:
+    """A PNG of curves side by side; no display is needed.
+
+    Args:
+        drawn (list): from left to right.
         title (str): what was measured.
-        scale (str): of what is up, matplotlib's name.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8 if len(drawn) == 1 else 13, 5), layout="constrained")
+    width = 8 if len(drawn) == 1 else 6.5 * len(drawn)
+    figure = Figure(figsize=(width, 5), layout="constrained")
     figure.suptitle(title)
-    for axes, (y, curves) in zip(
+    for axes, panel in zip(
         figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True
     ):
-        for name, points in curves.items():
+        for name, points in panel.curves.items():
             if points:
-                style = "-" if name in (FULL, WINDOW, ALLMEM) else "--"
-                axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale(scale)
+                style = "-" if name.startswith((FULL, WINDOW, ALLMEM)) else "--"
+                marker = "o" if len(points) < 50 else None
+                axes.plot(*zip(*points, strict=True), style, marker=marker, label=name)
+        if panel.x_log:
+            axes.set_xscale("log", base=2)
+        if panel.y_log:
+            axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_xlabel(panel.x)
+        axes.set_ylabel(panel.y)
         axes.grid(alpha=0.3)
         axes.legend()
     file = io.BytesIO()

@@ -1,0 +1,250 @@
+"""A long reading, watched: what should stay within bounds, by position."""
+
+import copy
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..evaluation.report import Panel, panels, table
+from ..evaluation.systems import blocks
+from ..fast_weights import FastWeights, row_norms
+from ..memory import MemoryState
+from ..model import Model
+
+MARKS = 20  # lines of a log
+LOOKED_AT = 4  # every fourth block is looked at closely
+EDITED = 0.02  # share of tokens that are replaced when a text comes again
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What was seen since the mark before.
+
+    Args:
+        position (int): tokens read in all.
+        nll (float): mean negative log-likelihood of the tokens looked at, in nats.
+        row (float): largest norm of a row of W, as a multiple of its initial norm.
+        momentum (float): largest ``||M||_F`` of a matrix.
+        update (float): largest ``||W' - W||_F`` of a matrix from one chunk to the next.
+        activation (float): largest ``|x|`` of the residual stream before the last norm.
+        finite (bool): whether all of this is a number.
+        turned (int): largest position that RoPE was given.
+        peak (int): most bytes that were allocated at once.
+        tps (float): tokens read per second.
+    """
+
+    position: int
+    nll: float
+    row: float
+    momentum: float
+    update: float
+    activation: float
+    finite: bool
+    turned: int
+    peak: int
+    tps: float
+
+
+class _Tap:
+    """In the place of a module: shows what it is given."""
+
+    def __init__(self, module: Any, show: Callable[..., None]):
+        self._module, self._show = module, show
+
+    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        self._show(x, *args, **kwargs)
+        return self._module(x, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class Watched:
+    """A model that notes its residual stream and the positions it rotates.
+
+    Args:
+        model (Model): the hybrid; it is not changed.
+    """
+
+    def __init__(self, model: Model):
+        self.stream, self.turned = mx.array(0.0), 0
+        self.model = copy.copy(model)
+        self.model.model = body = copy.copy(model.model)
+        name = "norm" if "norm" in body else "final_layernorm"
+        setattr(body, name, _Tap(body[name], self._note_stream))
+        body.layers = [copy.copy(layer) for layer in model.layers]
+        for layer in body.layers:
+            layer.self_attn = copy.copy(layer.self_attn)
+            if hasattr(layer.self_attn, "rope"):
+                layer.self_attn.rope = _Tap(layer.self_attn.rope, self._note_position)
+
+    def _note_stream(self, x: mx.array) -> None:
+        self.stream = x
+
+    def _note_position(self, x: mx.array, offset: int = 0) -> None:
+        self.turned = max(self.turned, offset + x.shape[-2] - 1)
+
+
+def edited(paragraphs: list[list[int]], seed: int) -> Iterator[int]:
+    """Tokens of a text, and then, without end, the same text with its paragraphs in
+    another order and some tokens replaced by others of it."""
+    draw = random.Random(seed)
+    everything = [token for paragraph in paragraphs for token in paragraph]
+    yield from everything
+    while True:
+        for paragraph in draw.sample(paragraphs, len(paragraphs)):
+            for token in paragraph:
+                yield draw.choice(everything) if draw.random() < EDITED else token
+
+
+def _largest(matrices: list[mx.array]) -> mx.array:
+    norms = [mx.sqrt(mx.square(x).sum((-2, -1))).max() for x in matrices]
+    return mx.stack(norms).max()
+
+
+def _memories(model: Model, cache: list[Any]) -> list[tuple[FastWeights, MemoryState]]:
+    """Row norms N of W0, and the state, of each memory."""
+    return [
+        (
+            row_norms(layer.self_attn.memory.initial_weights),
+            MemoryState.from_arrays(own.memory),
+        )
+        for layer, own in zip(model.layers, cache, strict=True)
+        if own.memory
+    ]
+
+
+def _look(
+    watched: Watched, logits: mx.array, block: list[int], before: list, after: list
+) -> list[mx.array]:
+    """nll, row, momentum, update and activation of a block; see :class:`Mark`."""
+    losses = nn.losses.cross_entropy(
+        logits[0, :-1].astype(mx.float32), mx.array(block[1:]), reduction="mean"
+    )
+    rows, momenta, updates = [], [], []
+    for (_, old), (norms, new) in zip(before, after, strict=True):
+        lengths = row_norms(new.weights)
+        rows += [(x / n).max() for x, n in zip(lengths, norms, strict=True)]
+        momenta += new.momentum
+        updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
+    stream = mx.abs(watched.stream.astype(mx.float32)).max()
+    return [losses, mx.stack(rows).max(), _largest(momenta), _largest(updates), stream]
+
+
+def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
+    """Reads tokens, and says from time to time what was seen.
+
+    Args:
+        model (Model): a hybrid.
+        tokens (Iterator): ids, at least ``total``.
+        total (int): tokens to read; at least two chunks.
+    """
+    watched = Watched(model)
+    cache = model.make_cache()
+    chunk = model.allmem.chunk
+    every = max(chunk * LOOKED_AT, -(-total // MARKS) // chunk * chunk)
+    read = 0
+    seen: list[Any] = []
+    mx.reset_peak_memory()
+    start, since = time.perf_counter(), 0
+    while read < total:
+        part = list(islice(tokens, min(chunk, total - read)))
+        last = read + len(part) == total and len(part) > 1
+        look = last or read // chunk % LOOKED_AT == LOOKED_AT - 1
+        before = _memories(model, cache) if look else []
+        for block in blocks(part, model):
+            logits = watched.model(mx.array(block)[None], cache=cache)
+            mx.eval([c.state for c in cache])
+        if look:
+            found = _look(watched, logits, block, before, _memories(model, cache))
+            seen.append(mx.stack(found).tolist())
+        del logits, before
+        mx.clear_cache()
+        read += len(part)
+        if seen and (read % every == 0 or read == total):
+            now = time.perf_counter()
+            nll = float(np.mean([x[0] for x in seen]))
+            row, momentum, update, activation = map(float, np.max(seen, axis=0)[1:])
+            yield Mark(
+                position=read,
+                nll=nll,
+                row=row,
+                momentum=momentum,
+                update=update,
+                activation=activation,
+                finite=bool(np.isfinite(seen).all()),
+                turned=watched.turned,
+                peak=mx.get_peak_memory(),
+                tps=(read - since) / (now - start),
+            )
+            seen, since, start = [], read, now
+
+
+def summarize(model: Model, marks: list[Mark]) -> dict[str, Any]:
+    """What a soak is run for. The first mark warms up."""
+    c = model.allmem
+    found: dict[str, Any] = {
+        "finite": all(mark.finite for mark in marks),
+        "largest position": marks[-1].turned,
+        "largest allowed": c.sinks + c.window + c.chunk,
+        "peak over that of the first": marks[-1].peak / marks[0].peak,
+    }
+    if len(marks) > 4:
+        found["NLL after warm-up"] = (marks[1].nll + marks[2].nll) / 2
+        found["NLL at the end"] = (marks[-2].nll + marks[-1].nll) / 2
+    return found
+
+
+def describe(marks: list[Mark], summary: dict[str, Any]) -> str:
+    """A line for each mark, and the summary."""
+    head = ["tokens", "NLL", "row / N", "||M||", "||dW||", "max |x|", "finite"]
+    head += ["RoPE", "peak GB", "tok/s"]
+    rows = [
+        [
+            f"{mark.position:,}",
+            f"{mark.nll:.4f}",
+            f"{mark.row:.3f}",
+            f"{mark.momentum:.2f}",
+            f"{mark.update:.2f}",
+            f"{mark.activation:.1f}",
+            "yes" if mark.finite else "NO",
+            f"{mark.turned:,}",
+            f"{mark.peak / 1e9:.4f}",
+            f"{mark.tps:.1f}",
+        ]
+        for mark in marks
+    ]
+    lines = [
+        f"{name}: {value:.4f}" if type(value) is float else f"{name}: {value}"
+        for name, value in summary.items()
+    ]
+    return "\n".join([table(head, rows), *lines])
+
+
+def plot(marks: list[Mark], title: str) -> bytes:
+    """A PNG: likelihood, norms and memory by tokens read."""
+
+    def curve(name: str, unit: float = 1.0) -> list[tuple[float, float]]:
+        return [(mark.position, getattr(mark, name) / unit) for mark in marks]
+
+    norms = {
+        "row / N": curve("row"),
+        "||M||": curve("momentum"),
+        "||dW||": curve("update"),
+    }
+    across = "tokens read"
+    return panels(
+        [
+            Panel(across, "nats per token", {"NLL": curve("nll")}),
+            Panel(across, "norm", norms),
+            Panel(across, "peak memory, GB", {"peak": curve("peak", 1e9)}),
+        ],
+        title,
+    )

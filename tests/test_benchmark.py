@@ -1,0 +1,217 @@
+"""Speed beside window + sinks and full attention; long readings, watched."""
+
+import json
+from itertools import islice
+
+import mlx.core as mx
+import pytest
+from helpers import (
+    TINY_ALLMEM,
+    active_folder,
+    assert_close,
+    assert_refused,
+    assert_same_state,
+    feed,
+    random_tokens,
+    run,
+    tiny_model,
+)
+from matplotlib.image import imread
+
+from allmem_mlx.benchmarking import results, soak, speed
+from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
+from allmem_mlx.memory import MemoryState
+
+CHUNK = TINY_ALLMEM["chunk"]
+
+
+def some_tokens(count: int) -> list[int]:
+    return random_tokens(1, count)[0].tolist()
+
+
+class TestSpeed:
+    def test_reading_goes_on_as_if_nothing_was_decoded(self):
+        model, tokens = tiny_model(), some_tokens(200)
+        compared = speed.runners(model, full_attention=True)
+        found = speed.measure(compared, tokens, [70, 200], 40)
+        assert [(x.name, x.length) for x in found] == [
+            (name, length) for length in (70, 200) for name in (ALLMEM, WINDOW, FULL)
+        ]
+        _, cache = feed(model, mx.array([tokens]), [CHUNK] * 6 + [8])
+        assert_same_state(compared[0].cache, cache, 1e-6)
+        own, window, full = compared
+        assert window.cache[0].ring.offset == full.cache[0].offset == 200
+        for x in found:
+            assert x.prefill > 0 and len(x.latencies) == 40 and min(x.latencies) > 0
+
+    def test_a_peak_is_that_of_one_model(self):
+        """Full attention needs more with every token, the others do not."""
+        model = tiny_model(window=64, chunk=32)
+        compared = speed.runners(model, full_attention=True)
+        found = speed.measure(compared, some_tokens(8192), [1024, 8192], 4)
+        peaks = {(x.name, x.length): x.peak for x in found}
+        states = {(x.name, x.length): x.state for x in found}
+        grown = states[FULL, 8192] - states[FULL, 1024]
+        assert peaks[FULL, 8192] - peaks[FULL, 1024] > 0.9 * grown
+        for name in (ALLMEM, WINDOW):
+            assert states[name, 8192] == states[name, 1024]
+            assert peaks[name, 8192] < 1.02 * peaks[name, 1024]
+
+    def test_what_a_token_has_to_do(self):
+        model = tiny_model()  # chunk 32, fold 8
+        kinds = speed.kinds(model, 30, 12)
+        assert kinds == ["plain"] * 2 + ["chunk"] + ["plain"] * 7 + ["fold"] + ["plain"]
+
+    def test_percentiles(self):
+        seconds = [0.001] * 98 + [0.003, 0.005]
+        due = ["plain"] * 98 + ["fold", "chunk"]
+        found = speed.latency(seconds, due)
+        assert found["p50"] == found["p95"] == pytest.approx(1)
+        assert 3 <= found["p99"] < found["max"] == pytest.approx(5)
+        assert (found["fold"], found["chunk"]) == (pytest.approx(3), pytest.approx(5))
+        assert speed.latency([1.0], ["plain"])["chunk"] is None
+
+    def test_the_best_of_trials_and_its_ratios(self):
+        def one(name, length, prefill, latency, state):
+            return speed.Measured(name, length, prefill, [latency] * 4, 100, state)
+
+        trials = [
+            [
+                one(ALLMEM, 10, 2.0, 0.1, 5),
+                one(FULL, 10, 1.0, 0.05, 10),
+                one(ALLMEM, 20, 4.2, 0.2, 5),
+                one(FULL, 20, 9.0, 0.3, 20),
+            ],
+            [
+                one(ALLMEM, 10, 3.0, 0.2, 5),
+                one(FULL, 10, 1.0, 0.05, 10),
+                one(ALLMEM, 20, 4.0, 0.1, 5),
+                one(FULL, 20, 8.0, 0.2, 20),
+            ],
+        ]
+        rows = results.summarize(tiny_model(), trials)
+        assert [row["prefill"] for row in rows] == [2.0, 1.0, 4.0, 8.0]
+        short, long = results.ratios(rows)
+        assert short["others"][FULL]["prefill"] == 0.5
+        assert long["others"][FULL]["prefill"] == 2.0
+        assert long["others"][FULL]["decode"] == pytest.approx(2.0)
+        assert long["others"][FULL]["state"] == 4.0
+        assert long["decode speed beside the shortest"] == pytest.approx(1.0)
+        assert long["prefill beside half the length"] == 2.0
+
+
+class TestSoak:
+    def test_what_is_seen(self):
+        model, tokens = tiny_model(), some_tokens(40 * CHUNK)
+        marks = list(soak.soak(model, iter(tokens), len(tokens)))
+        assert [mark.position for mark in marks] == list(
+            range(4 * CHUNK, len(tokens) + 1, 4 * CHUNK)
+        )
+        logits, cache = feed(model, mx.array([tokens]), [CHUNK] * 40)
+        logs = logits[0] - mx.logsumexp(logits[0], axis=-1, keepdims=True)
+        last = range(39 * CHUNK, 40 * CHUNK - 1)
+        nll = -sum(logs[i, tokens[i + 1]].item() for i in last) / len(last)
+        assert_close("NLL", marks[-1].nll, nll, 1e-4)
+        states = [MemoryState.from_arrays(layer.memory) for layer in cache]
+        momentum = max(
+            mx.linalg.norm(m[0, head]).item()
+            for state in states
+            for m in state.momentum
+            for head in range(model.allmem.heads)
+        )
+        assert_close("momentum", marks[-1].momentum, momentum, 1e-4)
+        c = model.allmem
+        for mark in marks:
+            assert mark.finite and mark.tps > 0
+            assert mark.activation > 0 and mark.row >= 1 - 1e-3
+            assert 0 < mark.turned < c.sinks + c.window + c.chunk
+        assert "rope" in model.layers[0].self_attn  # the model is as it was
+
+    def test_what_is_not_a_number_is_told(self):
+        model = tiny_model()
+        alpha = model.layers[1].self_attn.alpha
+        model.layers[1].self_attn.alpha = alpha * float("nan")
+        marks = list(soak.soak(model, iter(some_tokens(8 * CHUNK)), 8 * CHUNK))
+        assert not any(mark.finite for mark in marks)
+        assert not soak.summarize(model, marks)["finite"]
+
+    def test_a_text_comes_again_with_edits(self):
+        paragraphs = [[1, 2, 3], [4, 5], [6] * 95]
+        found = list(islice(soak.edited(paragraphs, seed=0), 400))
+        assert found[:100] == [1, 2, 3, 4, 5] + [6] * 95
+        assert found[100:200] != found[:100] and set(found) <= set(range(1, 7))
+        replaced = sum(abs(found.count(x) - 4) for x in range(1, 6))
+        assert replaced <= 20
+
+    def test_a_hundred_thousand_tokens(self):
+        """Norms stay within bounds, and memory is flat."""
+        model = tiny_model(window=128, chunk=128, fold=64)
+        marks = list(soak.soak(model, iter(some_tokens(100_000)), 100_000))
+        c = model.allmem
+        assert marks[-1].position == 100_000 and all(mark.finite for mark in marks)
+        for mark in marks:
+            # ||M|| <= Theta / (1 - mu), and ||W - U|| = ||M||
+            assert mark.update <= mark.momentum * 2 + 2 * c.max_update_norm
+            assert mark.momentum <= c.max_update_norm * 20
+            assert mark.turned < c.sinks + c.window + c.chunk
+        assert marks[-1].peak <= 1.01 * marks[0].peak
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return active_folder(tmp_path_factory.mktemp("benchmark"), chunk=32, fold=8)
+
+
+class TestCommand:
+    def test_speed(self, folder, tmp_path):
+        out, png = tmp_path / "out.json", tmp_path / "out.png"
+        result = run(
+            "allmem_mlx.benchmark",
+            *("--model", folder, "-p", 64, 128, "-g", 40, "-n", 2),
+            *("--json", out, "--plot", png),
+        )
+        assert result.returncode == 0, result.stderr
+        said = result.stdout.decode()
+        for line in (
+            "Trial 2:  128 tokens, full attention: prompt_tps=",
+            "Averages: 64 tokens, AllMem: prompt_tps=",
+            "128 tokens, window + sinks / AllMem: prefill ",
+            "The memory's share of: reading, time ",
+            "State file: ",
+        ):
+            assert line in said, line
+        found = json.loads(out.read_text())
+        assert len(found["trials"]) == 2 and len(found["best"]) == 6
+        assert {"fold", "chunk", "p99", "max"} <= found["best"][0]["latency"].keys()
+        image = imread(png)
+        assert image.shape[1] > 1000 and image.std() > 0.05
+
+    def test_soak(self, folder, tmp_path):
+        text = tmp_path / "text.txt"
+        text.write_text("a b c\n\nd e f g\n\n" * 20)
+        out, png = tmp_path / "out.json", tmp_path / "out.png"
+        result = run(
+            "allmem_mlx.benchmark",
+            *("--model", folder, "--soak", 1024, "--text", text),
+            *("--json", out, "--plot", png),
+        )
+        assert result.returncode == 0, result.stderr
+        assert b"1,024 tokens, NLL " in result.stdout
+        assert b"finite: True" in result.stdout
+        found = json.loads(out.read_text())
+        assert found["marks"][-1]["position"] == 1024
+        assert imread(png).std() > 0.05
+
+    @pytest.mark.parametrize(
+        "flags, code, words",
+        [
+            (["-n", "0"], 2, "at least 1"),
+            (["--soak", "10"], 2, "--soak must be at least 256"),
+            (["--text", "x.txt"], 2, "--text goes with --soak"),
+            (["--soak", "1024", "--text", "missing.txt"], 1, "missing.txt"),
+        ],
+    )
+    def test_refusals(self, folder, flags, code, words):
+        assert_refused(
+            run("allmem_mlx.benchmark", "--model", folder, *flags), code, words
+        )
