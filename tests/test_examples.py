@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
 from helpers import ROOT
 from test_server import serving, talking_folder
@@ -116,3 +117,19 @@ def test_errors_are_one_line(folder, tmp_path):
 def test_every_example_says_how_to_run_it():
     for path in (ROOT / "examples").glob("*.py"):
         assert f"    python examples/{path.name}" in path.read_text()
+
+
+def test_shallow_model(folder, tmp_path):
+    result = example(
+        "shallow_model", tmp_path / "new", "--model", folder, "--layers", 1
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    model, tokenizer = load(tmp_path / "new")
+    whole, _ = load(folder)
+    assert len(model.layers) == 1
+    ids = tokenizer.encode(BOOK, add_special_tokens=False)
+    whole.model.layers = whole.model.layers[-1:]
+    actual, expected = (x(mx.array([ids])) for x in (model, whole))
+    assert mx.array_equal(actual, expected)
+    result = example("shallow_model", tmp_path / "b", "--model", folder, "--layers", 9)
+    assert result.returncode == 2 and b"--layers must be 1 to 2" in result.stderr

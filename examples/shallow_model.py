@@ -1,0 +1,73 @@
+"""Cut a converted model down to its last layers.
+
+    python examples/shallow_model.py NEW_FOLDER --layers 2
+
+Such a model says little of use. It reads a million tokens in a short time, as
+``python -m allmem_mlx.benchmark --model NEW_FOLDER --soak 1000000`` does.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.default_model import default_model
+from allmem_mlx.errors import SettingError
+from allmem_mlx.loading import read_config
+
+PREFIX = "model.layers."
+
+
+def configure_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="shallow_model.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("folder", type=Path, help="Folder to create")
+    add("--model", type=Path, help="Model folder. Default: the embedded one")
+    add("--layers", type=int, default=2, help="Layers to keep. Default: %(default)s")
+    return parser
+
+
+def shallow_config(config: dict, layers: int) -> dict:
+    """The configuration of the last layers alone."""
+    allmem = config["allmem"]
+    if allmem.get("layers") is not None:
+        allmem = {**allmem, "layers": min(allmem["layers"], layers)}
+    shallow = {**config, "num_hidden_layers": layers, "allmem": allmem}
+    if config.get("layer_types"):
+        shallow["layer_types"] = config["layer_types"][-layers:]
+    return shallow
+
+
+def command(args: argparse.Namespace) -> None:
+    import mlx.core as mx
+
+    source = args.model or default_model()
+    config = read_config(source)
+    first = config["num_hidden_layers"] - args.layers
+    if args.layers < 1 or first < 0:
+        raise SettingError(f"--layers must be 1 to {config['num_hidden_layers']}")
+    args.folder.mkdir(parents=True)
+    weights = {}
+    for file in sorted(source.glob("model*.safetensors")):
+        loaded: Any = mx.load(str(file))
+        for name, x in loaded.items():
+            if name.startswith(PREFIX):
+                layer, _, rest = name.removeprefix(PREFIX).partition(".")
+                if int(layer) < first:
+                    continue
+                name = f"{PREFIX}{int(layer) - first}.{rest}"
+            weights[name] = x
+    mx.save_safetensors(
+        str(args.folder / "model.safetensors"), weights, {"format": "mlx"}
+    )
+    text = json.dumps(shallow_config(config, args.layers), indent=2)
+    (args.folder / "config.json").write_text(text)
+    for pattern in ("token*", "*.jinja", "allmem.py", "generation_config.json"):
+        for file in source.glob(pattern):
+            shutil.copy(file, args.folder)
+
+
+if __name__ == "__main__":
+    run(configure_parser(), command)
