@@ -65,19 +65,22 @@ class Snapshots:
         return kept
 
     def at(self, tokens: int) -> State:
-        """The state after ``tokens`` tokens, of which less than a chunk wait.
+        """The state after ``tokens`` tokens, of which at least one waits, for the model
+        to answer, and at most a chunk.
 
         Raises:
             AllMemError: if that is further back than the snapshots go.
         """
         first = self.chunks[0].read
-        earlier = [state for state in self.chunks if state.read <= tokens]
-        if not earlier or tokens > first + len(self.tokens):
+        last = first + len(self.tokens)
+        if first:
+            first += 1
+        if not first <= tokens <= last:
             raise AllMemError(
-                f"cannot go back to token {tokens}; {first} to "
-                f"{first + len(self.tokens)} are possible"
+                f"cannot go back to token {tokens}; {first} to {last} are possible"
             )
-        state = earlier[-1].fork()
+        earlier = [x for x in self.chunks if x.read < tokens or tokens == 0]
+        state, first = earlier[-1].fork(), self.chunks[0].read
         state.waiting = self.tokens[state.read - first : tokens - first]
         return state
 
@@ -290,7 +293,7 @@ class Session:
         """Forgets all but the first tokens of what was read.
 
         Args:
-            tokens (int): how many to keep; less than a chunk of them is read again.
+            tokens (int): how many to keep; at most a chunk of them is read again.
 
         Raises:
             AllMemError: if that is further back than the snapshots go.

@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,8 @@ def save(
         state (State): what to save.
         path (str | Path): the file; one that exists is replaced.
         model (Model): the model that has read it.
-        half_window (bool): keys and values of the window in float16, for size; what is
-            read on then differs in the last bits. The memory stays as it is.
+        half_window (bool): float32 keys and values of the window in float16, for size;
+            what is read on then differs in the last bits. The memory stays as it is.
 
     Raises:
         AllMemError: if it cannot be written; a file that was there is still as it was.
@@ -181,7 +181,7 @@ def save(
     arrays = state.arrays
     if half_window:
         arrays = {
-            name: x.astype(mx.float16) if _of_window(name) else x
+            name: x.astype(mx.float16) if _is_wide_window(name, x) else x
             for name, x in arrays.items()
         }
     metadata = {
@@ -225,8 +225,10 @@ def load(path: str | Path, model: Model) -> State:
             from a newer version or belongs to another model or other settings.
     """
     metadata, dtype = describe(path), model.dtype
-    for name, setting in asdict(model.allmem).items():
-        saved = metadata["allmem"].get(name)
+    for known in fields(model.allmem):
+        name, setting = known.name, getattr(model.allmem, known.name)
+        # A setting that was not known yet had what is its default.
+        saved = metadata["allmem"].get(name, known.default)
         if saved != setting:
             raise AllMemError(
                 f"{str(path)!r} was saved with {name} {saved}; the model has {setting}"
@@ -346,5 +348,5 @@ def _names(layer: int, memory: int) -> list[str]:
     return [f"layers.{layer}.{part}" for part in parts]
 
 
-def _of_window(name: str) -> bool:
-    return name.endswith((".keys", ".values"))
+def _is_wide_window(name: str, x: mx.array) -> bool:
+    return name.endswith((".keys", ".values")) and x.dtype == mx.float32

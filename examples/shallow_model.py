@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.convert.new_folder import new_folder
 from allmem_mlx.default_model import default_model
 from allmem_mlx.errors import SettingError
 from allmem_mlx.loading import read_config
@@ -48,7 +49,6 @@ def command(args: argparse.Namespace) -> None:
     first = config["num_hidden_layers"] - args.layers
     if args.layers < 1 or first < 0:
         raise SettingError(f"--layers must be 1 to {config['num_hidden_layers']}")
-    args.folder.mkdir(parents=True)
     weights = {}
     for file in sorted(source.glob("model*.safetensors")):
         loaded: Any = mx.load(str(file))
@@ -59,14 +59,14 @@ def command(args: argparse.Namespace) -> None:
                     continue
                 name = f"{PREFIX}{int(layer) - first}.{rest}"
             weights[name] = x
-    mx.save_safetensors(
-        str(args.folder / "model.safetensors"), weights, {"format": "mlx"}
-    )
     text = json.dumps(shallow_config(config, args.layers), indent=2)
-    (args.folder / "config.json").write_text(text)
-    for pattern in ("token*", "*.jinja", "allmem.py", "generation_config.json"):
-        for file in source.glob(pattern):
-            shutil.copy(file, args.folder)
+    with new_folder(args.folder) as folder:
+        file = str(folder / "model.safetensors")
+        mx.save_safetensors(file, weights, {"format": "mlx"})
+        (folder / "config.json").write_text(text)
+        for pattern in ("token*", "*.jinja", "allmem.py", "generation_config.json"):
+            for file in source.glob(pattern):
+                shutil.copy(file, folder)
 
 
 if __name__ == "__main__":
