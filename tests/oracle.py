@@ -92,7 +92,9 @@ class Memory(nn.Module):
     def initial_weights(self) -> Matrices:
         return self.w0_gate, self.w0_up, self.w0_down
 
-    def inputs(self, u: Tensor, embedded: Tensor | None) -> tuple[Tokens, Tensor]:
+    def inputs(
+        self, u: Tensor, embedded: Tensor | None = None
+    ) -> tuple[Tokens, Tensor]:
         """Projections, convolution, rates and gates; and the convolution's tail."""
         n, p, taps = self.config.heads, self.config.head_dim, self.config.conv_kernel
         projected = self.in_proj(u)
