@@ -171,7 +171,8 @@ class HybridAttention(WindowAttention):
             cache (HybridCache): the layer's state, updated in place.
         """
         u = x if self.family.normed else mx.fast.rms_norm(x, None, RMS_EPS)
-        recalled = self.memory(u, cache[1], cache[0].offset, cache.embedded)
+        embedded = getattr(cache, "embedded", None)  # a cache of mlx-lm's file has none
+        recalled = self.memory(u, cache[1], cache[0].offset, embedded)
         return _mix(super().__call__(x, cache[0]), self.alpha, recalled)
 
 
