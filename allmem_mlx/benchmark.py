@@ -1,9 +1,8 @@
 """Reading and decoding speed and memory, beside window + sinks and full attention.
 
-All have the same weights and take turns in one process; see
-``benchmarking/speed.py``. ``--soak``
-reads a long text instead, and watches what should stay within bounds; see
-``benchmarking/soak.py``.
+All have the same weights and take turns in one process (``benchmarking/speed.py``).
+``--soak`` reads a long text instead, and watches what should stay within bounds
+(``benchmarking/soak.py``).
 """
 
 import argparse

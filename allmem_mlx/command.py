@@ -117,9 +117,11 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, help="Tokens between two updates of the memory")
 
 
-def sizes(args: argparse.Namespace) -> dict[str, Any]:
-    """The sizes that the command line gives, by their name in ``AllMemConfig``."""
-    given = {name: getattr(args, name) for name in ("window", "sinks", "chunk")}
+def sizes(args: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """The sizes that the command line gives, by their name in ``AllMemConfig``, and
+    ``more`` settings of it."""
+    names = ("window", "sinks", "chunk", *more)
+    given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -235,6 +235,13 @@ class Model(nn.Module):
         """The layers that see window and sinks, and may have a memory."""
         return _unbounded(self.base_config)
 
+    def embedded(
+        self, inputs: mx.array, embeddings: mx.array | None = None
+    ) -> mx.array:
+        """The normed embeddings of tokens, ``[B, T, D]``; see :meth:`embed`."""
+        x = self.model.embed_tokens(inputs) if embeddings is None else embeddings
+        return mx.fast.rms_norm(x, None, RMS_EPS)
+
     def embed(
         self, inputs: mx.array, cache: list[Any], embeddings: mx.array | None = None
     ) -> None:
@@ -247,8 +254,7 @@ class Model(nn.Module):
         """
         if self.allmem.values == "hidden":
             return
-        x = self.model.embed_tokens(inputs) if embeddings is None else embeddings
-        x = mx.fast.rms_norm(x, None, RMS_EPS)
+        x = self.embedded(inputs, embeddings)
         for layer in cache:
             layer.embedded = x
 

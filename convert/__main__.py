@@ -73,12 +73,7 @@ def command(args: argparse.Namespace) -> None:
         torch_path=args.torch_path,
         revision=args.revision,
         upload_repo=args.upload_repo,
-        **sizes(args),
-        **{
-            name: getattr(args, name)
-            for name in ("values", "layers")
-            if getattr(args, name) is not None
-        },
+        **sizes(args, "values", "layers"),
     )
 
 

@@ -3,7 +3,7 @@
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from ..evaluation.systems import blocks
 from ..fast_weights import FastWeights, row_norms
 from ..memory import MemoryState
 from ..model import Model
+from ..tap import Tap
 
 MARKS = 20  # lines of a log
 LOOKED_AT = 4  # every fourth block is looked at closely
@@ -52,20 +53,6 @@ class Mark:
     tps: float
 
 
-class _Tap:
-    """In the place of a module: shows what it is given."""
-
-    def __init__(self, module: Any, show: Callable[..., None]):
-        self._module, self._show = module, show
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        self._show(x, *args, **kwargs)
-        return self._module(x, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
 class Watched:
     """A model that notes its residual stream and the positions it rotates.
 
@@ -78,12 +65,12 @@ class Watched:
         self.model = copy.copy(model)
         self.model.model = body = copy.copy(model.model)
         name = "norm" if "norm" in body else "final_layernorm"
-        setattr(body, name, _Tap(body[name], self._note_stream))
+        setattr(body, name, Tap(body[name], self._note_stream))
         body.layers = [copy.copy(layer) for layer in model.layers]
         for layer in body.layers:
             layer.self_attn = copy.copy(layer.self_attn)
             if hasattr(layer.self_attn, "rope"):
-                layer.self_attn.rope = _Tap(layer.self_attn.rope, self._note_position)
+                layer.self_attn.rope = Tap(layer.self_attn.rope, self._note_position)
 
     def _note_stream(self, x: mx.array) -> None:
         self.stream = x
@@ -109,29 +96,28 @@ def _largest(matrices: list[mx.array]) -> mx.array:
     return mx.stack(norms).max()
 
 
-def _memories(model: Model, cache: list[Any]) -> list[tuple[FastWeights, MemoryState]]:
-    """Row norms N of W0, and the state, of each memory."""
-    return [
-        (
-            row_norms(layer.self_attn.memory.initial_weights),
-            MemoryState.from_arrays(own.memory),
-        )
-        for layer, own in zip(model.layers, cache, strict=True)
-        if own.memory
-    ]
+def _memories(cache: list[Any]) -> list[MemoryState]:
+    return [MemoryState.from_arrays(own.memory) for own in cache if own.memory]
 
 
 def _look(
-    watched: Watched, logits: mx.array, block: list[int], before: list, after: list
+    watched: Watched,
+    logits: mx.array,
+    block: list[int],
+    norms: list[FastWeights],
+    before: list[MemoryState],
+    after: list[MemoryState],
 ) -> list[mx.array]:
     """nll, row, momentum, update and activation of a block; see :class:`Mark`."""
     losses = nn.losses.cross_entropy(
         logits[0, :-1].astype(mx.float32), mx.array(block[1:]), reduction="mean"
     )
-    rows, momenta, updates = [], [], []
-    for (_, old), (norms, new) in zip(before, after, strict=True):
+    rows: list[mx.array] = []
+    momenta: list[mx.array] = []
+    updates: list[mx.array] = []
+    for initial, old, new in zip(norms, before, after, strict=True):
         lengths = row_norms(new.weights)
-        rows += [(x / n).max() for x, n in zip(lengths, norms, strict=True)]
+        rows += [(x / n).max() for x, n in zip(lengths, initial, strict=True)]
         momenta += new.momentum
         updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
     stream = mx.abs(watched.stream.astype(mx.float32)).max()
@@ -148,6 +134,11 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
     """
     watched = Watched(model)
     cache = model.make_cache()
+    norms = [
+        row_norms(layer.self_attn.memory.initial_weights)
+        for layer in model.layers
+        if "memory" in layer.self_attn
+    ]
     chunk = model.allmem.chunk
     every = max(chunk * LOOKED_AT, -(-total // MARKS) // chunk * chunk)
     read = 0
@@ -158,12 +149,13 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
         part = list(islice(tokens, min(chunk, total - read)))
         last = read + len(part) == total and len(part) > 1
         look = last or read // chunk % LOOKED_AT == LOOKED_AT - 1
-        before = _memories(model, cache) if look else []
+        before = _memories(cache) if look else []
         for block in blocks(part, model):
             logits = watched.model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])
         if look:
-            found = _look(watched, logits, block, before, _memories(model, cache))
+            after = _memories(cache)
+            found = _look(watched, logits, block, norms, before, after)
             seen.append(mx.stack(found).tolist())
         del logits, before
         mx.clear_cache()

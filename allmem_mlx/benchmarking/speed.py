@@ -117,7 +117,6 @@ def runners(model: Model, full_attention: bool) -> list[Runner]:
 
 def _isolated_peak(runner: Runner, others: list[Runner], function: Any) -> Any:
     """Runs a function; the states of others that wait do not count for the peak."""
-    mx.clear_cache()
     mx.reset_peak_memory()
     result = function()
     waiting = sum(other.nbytes for other in others if other is not runner)

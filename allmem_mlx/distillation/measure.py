@@ -1,6 +1,7 @@
 """Measures a base model on text, and sets where training of its memory starts."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -11,22 +12,9 @@ from mlx.utils import tree_unflatten
 from ..errors import AllMemError
 from ..memory_ops import RMS_EPS
 from ..model import Model
+from ..tap import Tap
 from .initial import Layer, Output, initial_memory
 from .student import hybrid_layers, logits_of, teacher_hidden
-
-
-class _Recorder:
-    """In the place of a layer or its attention: notes what it is given."""
-
-    def __init__(self, module: nn.Module, inputs: list[mx.array]):
-        self._module, self._inputs = module, inputs
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        self._inputs.append(x)
-        return self._module(x, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
 
 def _matrix(module: Any, name: str) -> np.ndarray:
@@ -54,14 +42,18 @@ def _recorded(base: nn.Module, kept: list[bool]) -> tuple[nn.Module, list, list]
     """The model, and where it notes the inputs of layers and of their attention."""
     streams: list[mx.array] = []
     inputs: list[mx.array] = []
+
+    def note(noted: list[mx.array]) -> Callable[..., None]:
+        return lambda x, *_, **__: noted.append(x)
+
     other = copy.copy(base)
     other.model = copy.copy(base.model)
     layers: list[Any] = []
     for layer, keep in zip(base.layers, kept, strict=True):
         if keep:
             layer = copy.copy(layer)
-            layer.self_attn = _Recorder(layer.self_attn, inputs)
-            layers.append(_Recorder(layer, streams))
+            layer.self_attn = Tap(layer.self_attn, note(inputs))
+            layers.append(Tap(layer, note(streams)))
         else:
             layers.append(layer)
     other.model.layers = layers
@@ -99,8 +91,7 @@ def measure(
         loss = nn.losses.cross_entropy(logits, tokens[0, 1:])
         surprises.append(np.concatenate([[0.0], np.array(loss)]))
         rows.append(head[document])
-        embedded = base.model.embed_tokens(tokens).astype(mx.float32)
-        embeddings.append(np.array(mx.fast.rms_norm(embedded, None, RMS_EPS)[0]))
+        embeddings.append(np.array(model.embedded(tokens)[0].astype(mx.float32)))
         for i, hybrid in enumerate(hybrids):
             u, stream = inputs[i].astype(mx.float32), streams[i].astype(mx.float32)
             if not hybrid.family.normed:
