@@ -19,7 +19,7 @@ from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
 from allmem_mlx.distillation.documents import Document, Texts
-from allmem_mlx.distillation.initial import whitening
+from allmem_mlx.distillation.initial import COMMON, whitening
 from allmem_mlx.distillation.recipe import Recipe, draw_step
 from allmem_mlx.errors import AllMemError, SettingError
 
@@ -124,7 +124,7 @@ def test_keys_are_apart_at_the_start_of_training():
     with torch.no_grad():
         assert mean_cosine() > 0.5
         initialize(hybrid, *measure(hybrid, tokens), alpha=0.1, seed=0)
-        assert mean_cosine() < 0.2
+        assert mean_cosine() < COMMON**2 + 0.05
 
 
 def test_alpha_moves_first_and_everything_after():
@@ -247,10 +247,9 @@ def test_readback(folders):
         flags = ["--model", base, "--start", start, *sizes]
         result = program("readback", *flags, texts / "training.txt")
         assert result.returncode == 0, result.stderr
-        cosine, _, first, *_ = result.stdout.splitlines()
-        found[start] = float(cosine.split()[-1]), float(first.split()[-1])
-    assert found["whitened"][0] < found["random"][0]
-    assert found["whitened"][1] > 2 / 64
+        _, _, first, *_ = result.stdout.splitlines()
+        found[start] = float(first.split()[-1])
+    assert found["whitened"] > max(2 / 64, found["random"])
 
 
 def test_a_tiny_model_learns_to_recall():

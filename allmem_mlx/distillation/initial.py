@@ -2,11 +2,14 @@
 
 The inputs of an attention layer, and so its keys, point mostly the same way (the mean
 cosine of two keys of SmolLM2 is 0.8). A memory that learns such keys learns one thing,
-their mean. The projections are therefore those of the base model's own keys and values,
-whitened on a few thousand tokens of text, and the output projection undoes it: a value
-read back exactly is what the base model's attention would have brought. A query is the
-key of the token itself and a key that of the token before, so that reading finds what
-followed tokens like this one.
+their mean. Queries and keys are therefore the layer's input, whitened on a few thousand
+tokens of text; a query is the key of the token itself and a key that of the token before,
+so that reading finds what followed tokens like this one. All keys have one component in
+common, which gives each hidden unit a threshold: it answers to few of them, and what was
+written under one key is not read under all.
+
+Values are those of the base model's attention, whitened, and the output projection undoes
+it: a value read back exactly is what attention would have brought.
 
 In the last layers a value is the token itself, and reading it back raises its logit:
 there is no layer left to make use of what attention would have brought. Where values
@@ -35,7 +38,12 @@ RATE = 0.005  # of the random projections to rates, decays and gates
 # down. What is written is read back through features that stay what they are.
 STEADY = -5.0
 SURPRISE = 0.7  # of the learning rates' logarithm for a surprise of one deviation more
-W0_STD = 1.0  # of the random fast weights of gate and up
+UP_STD = 1.0  # of the random fast weights of up
+# The random fast weights of a gate are SHARPNESS (g - THRESHOLD), where g is standard
+# normal over keys. The threshold is made of what all keys have in common.
+SHARPNESS = 8.0
+THRESHOLD = 1.5
+COMMON = 0.5  # of the norm of queries and keys
 TOKEN_LAYERS = 0.2  # share of the layers, the last, whose values are tokens
 TOKEN_SIZE = 0.15  # of what such a layer adds at alpha = 1, beside the residual stream
 
@@ -45,7 +53,7 @@ class Layer:
     """What the start of a layer's memory is made of; all in float32.
 
     Args:
-        key, value (np.ndarray): the base's projections, ``[n_kv d, D]``.
+        value (np.ndarray): the base's projection to values, ``[n_kv d, D]``.
         out (np.ndarray): its output projection, ``[D, n_q d]``.
         head_dim (int): d.
         moment (np.ndarray): ``E[u u^T]`` of the layer's normed input u, ``[D, D]``.
@@ -57,7 +65,6 @@ class Layer:
         size (float): mean norm of the residual stream where the layer adds to it.
     """
 
-    key: np.ndarray
     value: np.ndarray
     out: np.ndarray
     head_dim: int
@@ -223,6 +230,29 @@ def _regress(moment: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.linalg.solve(moment + ridge * np.eye(len(moment)), target)
 
 
+def _keys(layer: Layer, heads: int, width: int) -> np.ndarray:
+    """The projection to queries and keys, ``[heads width, D]``. The last component of
+    each head is the same for all inputs, the others are whitened."""
+    one = _regress(layer.moment, layer.mean)  # one @ u is about 1
+    one /= one @ layer.mean
+    centre = np.eye(len(one)) - np.outer(layer.mean, one)
+    whiten, _ = whitening(centre @ layer.moment @ centre.T, heads * (width - 1))
+    apart = INPUT * interleave(whiten @ centre, heads).reshape(heads, width - 1, -1)
+    # The SiLU makes half of what is small.
+    norm = INPUT / 2 * np.sqrt(width - 1)
+    one *= _before_silu(norm * COMMON / np.sqrt(1 - COMMON**2))
+    common = np.broadcast_to(one, (heads, 1, len(one)))
+    return np.concatenate([apart, common], axis=1).reshape(heads * width, -1)
+
+
+def _before_silu(y: float) -> float:
+    """The x > 0 with ``SiLU(x) = y``."""
+    x = y
+    for _ in range(50):
+        x = y * (1 + np.exp(-x))
+    return x
+
+
 def _parameters(
     config: AllMemConfig,
     layer: Layer,
@@ -231,9 +261,9 @@ def _parameters(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     n, p, h = config.heads, config.head_dim, config.hidden_dim
-    key = _wide(layer.key, n * p)
-    whiten, _ = whitening(key @ layer.moment @ key.T, n * p)
-    key = INPUT * interleave(whiten @ key, n)
+    key = _keys(layer, n, p)
+    gate, up = rng.normal(size=(2, n, h, p)) / np.sqrt(1 - COMMON**2)
+    gate[..., -1], up[..., -1] = -THRESHOLD / COMMON, 0
     surprise = _regress(layer.moment, layer.surprise)
     mean = surprise @ layer.mean
     surprise *= SURPRISE / np.sqrt(surprise @ layer.moment @ surprise - mean**2)
@@ -259,8 +289,8 @@ def _parameters(
         **projections,
         "memory.rate_bias": rate_bias,
         "memory.conv_weight": conv.reshape(-1, config.conv_kernel),
-        "memory.w0_gate": rng.normal(scale=W0_STD, size=(n, h, p)),
-        "memory.w0_up": rng.normal(scale=W0_STD, size=(n, h, p)),
+        "memory.w0_gate": SHARPNESS * gate,
+        "memory.w0_up": UP_STD * up,
         "memory.w0_down": rng.normal(scale=h**-0.5, size=(n, p, h)),
         "memory.o_proj.weight": interleave(out.T, n).T,
     }

@@ -107,13 +107,12 @@ def measure(
     layers = []
     for hybrid, total, parts in zip(hybrids, totals, noted, strict=True):
         u = np.concatenate(parts)
-        key = _matrix(hybrid, "k_proj")
+        value = _matrix(hybrid, "v_proj")
         layers.append(
             Layer(
-                key=key,
-                value=_matrix(hybrid, "v_proj"),
+                value=value,
                 out=_matrix(hybrid, "o_proj"),
-                head_dim=len(key) // kv_heads,
+                head_dim=len(value) // kv_heads,
                 moment=u.T @ u / len(u),
                 mean=u.mean(0),
                 surprise=u.T @ surprise / len(u),

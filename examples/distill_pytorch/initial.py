@@ -60,7 +60,6 @@ def measure(hybrid: Hybrid, documents: Tensor) -> tuple[list[Layer], Output]:
         hook.remove()
     layers = [
         Layer(
-            key=_array(layer.base.k_proj.weight),
             value=_array(layer.base.v_proj.weight),
             out=_array(layer.base.o_proj.weight),
             head_dim=layer.base.head_dim,
