@@ -5,34 +5,37 @@ of the document (AllMem, arXiv 2602.13680; the mask is AHN's). Keys and values l
 a ring of fixed size. Positions are bounded: see :meth:`AllMemConfig.shift`.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .config import AllMemConfig
 from .corrections import subclass
 from .families import Family
 
 
-def window_mask(tokens: int, past: int, total: int, config: AllMemConfig) -> mx.array:
+@lru_cache(maxsize=64)
+def window_mask(tokens: int, past: int, window: int, sinks: int) -> mx.array:
     """Who sees whom when ``tokens`` new tokens meet what the ring held.
+
+    How many tokens were read between the sinks and the window makes no difference, so
+    that all layers and, in the end, all chunks share one mask.
 
     Args:
         tokens (int): new tokens, T.
-        past (int): columns before them, in the order of the document.
-        total (int): tokens read before them.
-        config (AllMemConfig): window and sinks.
+        past (int): columns before them: sinks, then the newest tokens.
+        window, sinks (int): sizes.
 
     Returns:
         mx.array: bool, ``[T, past + T]``.
     """
-    column = mx.arange(past + tokens)
-    # The columns after the sinks are the newest tokens, without a gap.
-    key = mx.where(column < min(config.sinks, total), column, column + total - past)
-    query = mx.arange(total, total + tokens)[:, None]
-    seen = (query - key < config.window) | (key < config.sinks)
-    return (key <= query) & seen
+    key = np.arange(past + tokens)
+    query = np.arange(past, past + tokens)[:, None]
+    seen = (query - key < window) | (key < sinks)
+    return mx.array((key <= query) & seen)
 
 
 class _Past:
@@ -62,7 +65,7 @@ class _Past:
         if self.token + tokens <= self._slots and not as_array:
             return "causal"
         past = min(self.token, self._slots)
-        return window_mask(tokens, past, self.token, self.config)
+        return window_mask(tokens, past, self.config.window, self.config.sinks)
 
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
@@ -86,8 +89,8 @@ class _Past:
             seen = min(self.token + 1, self._slots)
             return ring.keys[:, :, :seen], ring.values[:, :, :seen]
         return (
-            mx.concatenate([self._in_order(old_keys), keys], axis=2),
-            mx.concatenate([self._in_order(old_values), values], axis=2),
+            mx.concatenate([*self._in_order(old_keys), keys], axis=2),
+            mx.concatenate([*self._in_order(old_values), values], axis=2),
         )
 
     def _turn(self, slots: mx.array, distance: int) -> mx.array:
@@ -115,18 +118,15 @@ class _Past:
             first += count
         return slots
 
-    def _in_order(self, slots: mx.array) -> mx.array:
-        """What the ring held before this call, oldest first."""
+    def _in_order(self, slots: mx.array) -> list[mx.array]:
+        """What the ring held before this call, oldest first, in parts."""
         sinks, window, token = self.config.sinks, self.config.window, self.token
         if token <= sinks + window:
-            return slots[:, :, :token]
+            return [slots[:, :, :token]]
         oldest = sinks + (token - sinks) % window
         if oldest == sinks:
-            return slots
-        return mx.concatenate(
-            [slots[:, :, :sinks], slots[:, :, oldest:], slots[:, :, sinks:oldest]],
-            axis=2,
-        )
+            return [slots]
+        return [slots[:, :, :sinks], slots[:, :, oldest:], slots[:, :, sinks:oldest]]
 
 
 class WindowAttention(nn.Module):
