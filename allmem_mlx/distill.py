@@ -213,7 +213,12 @@ class Run:
             teacher = student.teacher_hidden(self.base, tokens)
             mx.eval(teacher)
             loss, grad = loss_and_grad(
-                self.model, self.base, document, teacher, recipe.grad_checkpoint
+                self.model,
+                self.base,
+                document,
+                teacher,
+                recipe.answer_weight,
+                recipe.grad_checkpoint,
             )
             for name, x in dict(tree_flatten(grad)).items():
                 grads[name] = grads.get(name, mx.array(0.0)) + share * x

@@ -9,6 +9,7 @@ from allmem_mlx.errors import AllMemError, SettingError
 
 DTYPES = ("float16", "bfloat16", "float32")
 Q_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+FORM = ("heads", "head_dim", "hidden_dim", "learning_rate", "values", "layers")
 
 
 def configure_parser() -> argparse.ArgumentParser:
@@ -42,12 +43,14 @@ def configure_parser() -> argparse.ArgumentParser:
     )
     add("--upload-repo", metavar="ORG/NAME", help="Hub repository to upload to")
     add_sizes(parser)
-    add(
-        "--values",
-        choices=VALUES,
-        help="What a fresh memory's values are made of: the layer's input, or the "
-        "token's embedding",
-    )
+    add = parser.add_argument_group(
+        "form of a memory that is to be trained"
+    ).add_argument
+    add("--heads", type=int, help="Heads. Default: the base's, of keys and values")
+    add("--head-dim", type=int, help="Width of a head. Default: 64")
+    add("--hidden-dim", type=int, help="Hidden units of a head. Default: 128")
+    add("--learning-rate", type=float, help="Before training moves it. Default: 0.2")
+    add("--values", choices=VALUES, help="Made of this. Default: hidden")
     add("--layers", type=int, help="Layers with a memory, the last. Default: all")
     return parser
 
@@ -73,7 +76,7 @@ def command(args: argparse.Namespace) -> None:
         torch_path=args.torch_path,
         revision=args.revision,
         upload_repo=args.upload_repo,
-        **sizes(args, "values", "layers"),
+        **sizes(args, *FORM),
     )
 
 

@@ -273,6 +273,28 @@ def test_the_command(qwen3_folder, tmp_path):
         load(tmp_path / name)
 
 
+def test_the_form_of_the_memory(qwen3_folder, tmp_path):
+    form = {
+        "heads": 1,
+        "head_dim": 32,
+        "hidden_dim": 64,
+        "learning_rate": 0.01,
+        "values": "token",
+        "layers": 1,
+    }
+    flags = [
+        x
+        for name, value in form.items()
+        for x in ("--" + name.replace("_", "-"), value)
+    ]
+    result = run(
+        "convert", "--hf-path", qwen3_folder, "--mlx-path", tmp_path / "new", *flags
+    )
+    assert result.returncode == 0, result.stderr
+    model, _ = load(tmp_path / "new")
+    assert {name: getattr(model.allmem, name) for name in form} == form
+
+
 def test_a_full_disk_leaves_nothing(qwen3_folder, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError("[write] Unable to write 18827 bytes to file.")

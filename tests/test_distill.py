@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint
     tokens = np.asarray(random_tokens(1, 5 * STEP.chunk + 3))[0].tolist()
     document = Document(tokens, answers=[range(100, 103), range(140, 142)])
     view = View(STEP.window, STEP.sinks, STEP.chunk, memory=True)
-    expected, scored = torch_loss(hybrid, document, view)
+    expected, scored = torch_loss(hybrid, document, view, 0.5)
     expected.backward()
     assert scored == len(tokens) - 1 - STEP.window
 
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint
     student.set_view(model, STEP)
     teacher = student.teacher_hidden(base, mx.array([tokens]))
     loss, grads = nn.value_and_grad(model, student.document_loss)(
-        model, base, document, teacher, grad_checkpoint
+        model, base, document, teacher, 0.5, grad_checkpoint
     )
     assert_close("loss", loss, expected.detach(), 1e-4)
     grads = dict(tree_flatten(grads))
@@ -92,7 +92,7 @@ def test_only_a_response_is_scored():
 
     def loss(response):
         document = Document(tokens, response=response)
-        return student.document_loss(model, base, document, teacher).item()
+        return student.document_loss(model, base, document, teacher, 0.0).item()
 
     hidden = student.read_hidden(model, mx.array([tokens]))[0]
     each = [
@@ -139,7 +139,7 @@ def test_every_family_can_start(name, tmp_path):
     student.set_view(model, Step(window, 4, 64, []))
     teacher = student.teacher_hidden(base, tokens)
     loss, grads = nn.value_and_grad(model, student.document_loss)(
-        model, base, document, teacher
+        model, base, document, teacher, 1.0
     )
     logits = student.logits_of(base, teacher)
     assert_close("logits", logits, base(tokens), 1e-5)

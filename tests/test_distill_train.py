@@ -135,7 +135,7 @@ def test_alpha_moves_first_and_everything_after():
     document = Document(random_tokens(1, 4 * CHUNK)[0].tolist(), [range(50, 52)])
     view = View(window=16, sinks=2, chunk=CHUNK, memory=True)
     for moves in (("alpha",), tuple(hybrid.parameters())):
-        document_loss(hybrid, document, view)[0].backward()
+        document_loss(hybrid, document, view, 1.0)[0].backward()
         for name, x in hybrid.parameters().items():
             assert bool(x.grad.abs().max() > 0) == name.endswith(moves), name
             x.grad = None

@@ -28,6 +28,8 @@ class Recipe:
         iters (int): steps in all.
         repeats, facts (float): shares of documents with repeated passages and with
             planted facts; the rest are as in ``data``.
+        answer_weight (float): of the mean loss over answers, beside that over the
+            positions beyond the window.
         rate, w0_rate (float): peak learning rates of the projections and of the
             initial fast weights, as shares of the root mean square of each matrix.
         alpha_rate, gate_rate (float): peak rates of alpha, and of biases, taps and
@@ -58,6 +60,7 @@ class Recipe:
     iters: int = 150
     repeats: float = 0.25
     facts: float = 0.3
+    answer_weight: float = 0.1
     rate: float = 1e-2
     w0_rate: float = 3e-3
     alpha_rate: float = 2e-3
@@ -92,8 +95,8 @@ class Recipe:
                 f"a document of {shortest} tokens has nothing beyond a window or chunk "
                 f"of {longest}"
             )
-        if self.stage2 < 0:
-            raise SettingError("stage2 must not be below 0")
+        if min(self.stage2, self.answer_weight) < 0:
+            raise SettingError("stage2 and answer_weight must not be below 0")
         if min(self.repeats, self.facts) < 0 or self.repeats + self.facts > 1:
             raise SettingError("repeats and facts must be shares of at most 1 together")
 

@@ -157,16 +157,18 @@ def document_loss(
     base: nn.Module,
     document: Document,
     teacher: mx.array,
+    answer_weight: float,
     grad_checkpoint: bool = False,
 ) -> mx.array:
-    """KL in nats: the mean over the positions beyond the window, plus the mean over
-    those that answer a planted question.
+    """KL in nats: the mean over the positions beyond the window, plus the weighted
+    mean over those that answer a planted question.
 
     Args:
         model (Model): the student.
         base (nn.Module): the teacher; :func:`base_model` of it.
         document (Document): what is read.
         teacher (mx.array): its :func:`teacher_hidden`.
+        answer_weight (float): see :class:`Recipe`.
         grad_checkpoint (bool): see :func:`read_hidden`.
     """
     student = read_hidden(model, mx.array([document.tokens]), grad_checkpoint)
@@ -177,4 +179,4 @@ def document_loss(
 
     loss = mean(document.targets(model.allmem.window))
     answers = document.answer_targets()
-    return loss + mean(answers) if answers else loss
+    return loss + answer_weight * mean(answers) if answers else loss

@@ -174,9 +174,11 @@ class Optimizer:
         self.sizes, self.scales = state["sizes"], state["scales"]
 
 
-def document_loss(hybrid: Hybrid, document: Document, view: View) -> tuple[Tensor, int]:
-    """KL in nats, the mean over the positions beyond the window, plus the mean over
-    those that answer a question; and the number of the former."""
+def document_loss(
+    hybrid: Hybrid, document: Document, view: View, answer_weight: float
+) -> tuple[Tensor, int]:
+    """KL in nats, the mean over the positions beyond the window, plus the weighted
+    mean over those that answer a question; and the number of the former."""
     tokens = torch.tensor([document.tokens], device=hybrid.device)
     with torch.no_grad():
         teacher = hybrid.hidden(tokens, TEACHER)[0]
@@ -188,7 +190,9 @@ def document_loss(hybrid: Hybrid, document: Document, view: View) -> tuple[Tenso
 
     beyond, answers = document.targets(view.window), document.answer_targets()
     loss = mean(beyond)
-    return (loss + mean(answers) if answers else loss), len(beyond)
+    if answers:
+        loss = loss + answer_weight * mean(answers)
+    return loss, len(beyond)
 
 
 class Run:
@@ -332,7 +336,9 @@ class Run:
         documents = drawn.documents
         totals = torch.zeros(2)  # loss, scored tokens
         for document in documents[self.rank :: self.processes]:
-            loss, scored = document_loss(self.hybrid, document, view)
+            loss, scored = document_loss(
+                self.hybrid, document, view, recipe.answer_weight
+            )
             (loss / len(documents)).backward()
             totals += torch.tensor([loss.item() / len(documents), scored])
         trained = self.hybrid.parameters().values()
