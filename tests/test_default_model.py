@@ -88,19 +88,18 @@ def test_settings_are_checked_first(tmp_path):
 
 
 def test_its_memory_remembers(default_folder, book):
-    """Beyond a window of 128 tokens it does better than the window, a memory that was
+    """A thousand tokens on, it does better than a window of 128, a memory that was
     never written, and the memory of another text."""
     model, tokenizer = load(default_folder, model_config={"window": 128})
-    text = tokenizer.encode(book.read_text())[:1200]
-    other = tokenizer.encode("\n".join(topics.values()))[:1200]
+    text = tokenizer.encode(book.read_text())[:2000]
+    other = tokenizer.encode("\n".join(topics.values()))[:2000]
     nll = {
-        system.name: losses(system, model, text, other)[128:].mean()
+        system.name: losses(system, model, text, other)[1000:].mean()
         for system in systems(model)
         if system.name in (WINDOW, ALLMEM, NEVER, OTHER)
     }
-    assert nll[ALLMEM] < nll[WINDOW] - 0.01
-    assert nll[ALLMEM] < nll[NEVER] - 0.01
-    assert nll[ALLMEM] < nll[OTHER] - 0.003
+    for control in (WINDOW, NEVER, OTHER):
+        assert nll[ALLMEM] < nll[control] - 0.015
 
 
 def test_its_memory_is_small():

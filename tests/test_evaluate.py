@@ -66,6 +66,7 @@ def test_likelihood(folder, texts, tmp_path):
         "alpha is 0",
         "seed",
         "window",
+        "within window",
         "buckets",
         "beyond window",
         "gap positions",

@@ -317,6 +317,7 @@ class TestSummary:
             (16, 32, 64),
             (32, 64, 128),
         ]
+        assert summary["within window"]["tokens"] == 60
         assert summary["beyond window"]["tokens"] == 192
         assert summary["beyond window"]["nll"] == pytest.approx(
             dict(zip(NAMES, (3.0, 4.0, 3.6, 3.9, 3.8, 3.7), strict=True))

@@ -90,7 +90,8 @@ def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
 
     Args:
         found (dict): for each system its :func:`losses` of each document.
-        window (int): W; only tokens at positions >= W count.
+        window (int): W; only tokens at positions >= W count, and those before have a
+            row of their own: text that needs no memory should not suffer from one.
         seed (int): of the bootstrap.
 
     Returns:
@@ -122,6 +123,7 @@ def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
     ]
     return {
         "window": window,
+        "within window": row(1, window) if window > 1 else None,
         "buckets": [
             {"from": first, "to": last, **row(first, last)} for first, last in edges
         ],

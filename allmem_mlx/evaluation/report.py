@@ -40,6 +40,8 @@ def likelihood(summary: dict[str, Any]) -> str:
         return str(Interval(**value))
 
     rows = [[f"{x['from']}-{x['to'] - 1}", *cells(x)] for x in summary["buckets"]]
+    if within := summary["within window"]:
+        rows.insert(0, [f"1-{summary['window'] - 1}", *cells(within)])
     rows.append([f">= {summary['window']}", *cells(summary["beyond window"])])
     first, last = summary["gap positions"]
     lines = [
