@@ -5,8 +5,8 @@ cosine of two keys of SmolLM2 is 0.8). A memory that learns such keys learns one
 their mean. Queries and keys are therefore the layer's input, whitened on a few thousand
 tokens of text; a query is the key of the token itself and a key that of the token
 before, so that reading finds what followed tokens like this one. All keys have one
-component in common, which gives each hidden unit a threshold: it answers to few of them,
-and what was written under one key is not read under all.
+component in common, which gives each hidden unit a threshold: it answers to few of
+them, and what was written under one key is not read under all.
 
 Values are those of the base model's attention, whitened, and the output projection
 undoes it: a value read back exactly is what attention would have brought.
