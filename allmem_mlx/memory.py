@@ -145,7 +145,7 @@ class Memory(nn.Module):
         """
         c = self.config
         n, p = c.heads, c.head_dim
-        norms = self._initial_norms()
+        norms = self.initial_norms
         scales = fast_weights.row_scales(self.initial_weights, norms)
 
         def of_batch(arrays: FastWeights) -> FastWeights:
@@ -165,8 +165,9 @@ class Memory(nn.Module):
             decay=mx.zeros((batch, n)),
         )
 
-    def _initial_norms(self) -> FastWeights:
-        """N, ``[n, rows, 1]``."""
+    @property
+    def initial_norms(self) -> FastWeights:
+        """N, the row norms of :attr:`initial_weights`, ``[n, rows, 1]``."""
         return fast_weights.row_norms(self.initial_weights)
 
     def _fold(
@@ -249,7 +250,7 @@ class Memory(nn.Module):
                 momentum=state.momentum,
                 grads=state.grads,
                 decay=state.decay / c.chunk,
-                norms=self._initial_norms(),
+                norms=self.initial_norms,
                 max_norm=c.max_update_norm,
             )
             state = state._replace(

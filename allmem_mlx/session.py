@@ -71,17 +71,15 @@ class Snapshots:
         Raises:
             AllMemError: if that is further back than the snapshots go.
         """
-        first = self.chunks[0].read
-        last = first + len(self.tokens)
-        if first:
-            first += 1
+        start = self.chunks[0].read
+        first, last = start and start + 1, start + len(self.tokens)
         if not first <= tokens <= last:
             raise AllMemError(
                 f"cannot go back to token {tokens}; {first} to {last} are possible"
             )
         earlier = [x for x in self.chunks if x.read < tokens or tokens == 0]
-        state, first = earlier[-1].fork(), self.chunks[0].read
-        state.waiting = self.tokens[state.read - first : tokens - first]
+        state = earlier[-1].fork()
+        state.waiting = self.tokens[state.read - start : tokens - start]
         return state
 
 

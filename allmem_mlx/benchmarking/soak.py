@@ -135,7 +135,7 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
     watched = Watched(model)
     cache = model.make_cache()
     norms = [
-        row_norms(layer.self_attn.memory.initial_weights)
+        layer.self_attn.memory.initial_norms
         for layer in model.layers
         if "memory" in layer.self_attn
     ]

@@ -38,7 +38,6 @@ RATE = 0.005  # of the random projections to rates, decays and gates
 # down. What is written is read back through features that stay what they are.
 STEADY = -5.0
 SURPRISE = 0.7  # of the learning rates' logarithm for a surprise of one deviation more
-UP_STD = 1.0  # of the random fast weights of up
 # The random fast weights of a gate are SHARPNESS (g - THRESHOLD), where g is standard
 # normal over keys. The threshold is made of what all keys have in common.
 SHARPNESS = 8.0
@@ -190,19 +189,14 @@ def initial_memory(
     return start
 
 
-def _wide(x: np.ndarray, width: int) -> np.ndarray:
-    """A projection, or the input itself where the memory is wider."""
-    return x if len(x) >= width else np.eye(x.shape[1])
-
-
 def _attention_values(layer: Layer, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The base's values, and its output projection."""
     # The memory has one head where query heads of the base share a key and a value.
     D, kv_heads = len(layer.out), len(layer.value) // layer.head_dim
     out = layer.out.reshape(D, kv_heads, -1, layer.head_dim).mean(2).reshape(D, -1)
-    value = _wide(layer.value, width)
-    if value is not layer.value:
-        out = out @ layer.value
+    value = layer.value
+    if len(value) < width:  # the memory is wider: it takes the input itself
+        out, value = out @ value, np.eye(D)
     whiten, inverse = whitening(value @ layer.moment @ value.T, width)
     return whiten @ value, out @ inverse
 
@@ -290,7 +284,7 @@ def _parameters(
         "memory.rate_bias": rate_bias,
         "memory.conv_weight": conv.reshape(-1, config.conv_kernel),
         "memory.w0_gate": SHARPNESS * gate,
-        "memory.w0_up": UP_STD * up,
+        "memory.w0_up": up,
         "memory.w0_down": rng.normal(scale=h**-0.5, size=(n, p, h)),
         "memory.o_proj.weight": interleave(out.T, n).T,
     }
