@@ -55,7 +55,7 @@ class TestSpeed:
         assert peaks[FULL, 8192] - peaks[FULL, 1024] > 0.9 * grown
         for name in (ALLMEM, WINDOW):
             assert states[name, 8192] == states[name, 1024]
-            assert peaks[name, 8192] < 1.02 * peaks[name, 1024]
+            assert peaks[name, 8192] - peaks[name, 1024] < 0.05 * grown
 
     def test_what_a_token_has_to_do(self):
         model = tiny_model()  # chunk 32, fold 8
@@ -154,7 +154,9 @@ class TestSoak:
             assert mark.update <= mark.momentum * 2 + 2 * c.max_update_norm
             assert mark.momentum <= c.max_update_norm * 20
             assert mark.turned < c.sinks + c.window + c.chunk
-        assert marks[-1].peak <= 1.01 * marks[0].peak
+        # The scheduler may move so small a peak by a buffer; one number kept of every
+        # token would be 380 kB more.
+        assert marks[-1].peak <= 1.05 * marks[0].peak
 
 
 @pytest.fixture(scope="module")

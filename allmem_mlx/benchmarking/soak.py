@@ -176,6 +176,7 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
                 peak=mx.get_peak_memory(),
                 tps=(read - since) / (now - start),
             )
+            mx.reset_peak_memory()
             seen, since, start = [], read, now
 
 
@@ -186,7 +187,7 @@ def summarize(model: Model, marks: list[Mark]) -> dict[str, Any]:
         "finite": all(mark.finite for mark in marks),
         "largest position": marks[-1].turned,
         "largest allowed": c.sinks + c.window + c.chunk,
-        "peak over that of the first": marks[-1].peak / marks[0].peak,
+        "peak over that of the first": max(x.peak for x in marks) / marks[0].peak,
     }
     if len(marks) > 4:
         found["NLL after warm-up"] = (marks[1].nll + marks[2].nll) / 2
