@@ -9,6 +9,7 @@ tokens, head width p, hidden width h. The symbols are the paper's.
 from typing import NamedTuple
 
 import mlx.core as mx
+from mlx_lm.models.activations import swiglu
 
 EPS = 1e-5
 NORM_FLOOR = 1e-6
@@ -43,7 +44,7 @@ def read(weights: FastWeights, queries: mx.array) -> mx.array:
         mx.array: ``[..., T, p]``.
     """
     gate = queries @ _transpose(weights.gate)
-    hidden = gate * mx.sigmoid(gate) * (queries @ _transpose(weights.up))
+    hidden = swiglu(gate, queries @ _transpose(weights.up))
     return hidden @ _transpose(weights.down) + queries
 
 

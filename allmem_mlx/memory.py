@@ -116,6 +116,7 @@ class Memory(nn.Module):
         self.w0_down = mx.random.normal((n, p, h), scale=h**-0.5)
         self.o_norm = nn.RMSNorm(p, eps=RMS_EPS)
         self.o_proj = _projection(n * p, dims)
+        self._norms: Any = ((None,) * 3, None)  # W0 and N, see initial_norms
 
     def _initial_taps(self) -> mx.array:
         """``[3np, k]``: q and v see the token itself, k the token before it.
@@ -167,8 +168,16 @@ class Memory(nn.Module):
 
     @property
     def initial_norms(self) -> FastWeights:
-        """N, the row norms of :attr:`initial_weights`, ``[n, rows, 1]``."""
-        return fast_weights.row_norms(self.initial_weights)
+        """N, the row norms of :attr:`initial_weights`, ``[n, rows, 1]``.
+
+        Every write needs them: they are computed once for the same arrays.
+        """
+        own = (self.w0_gate, self.w0_up, self.w0_down)
+        of, norms = self._norms
+        if any(x is not y for x, y in zip(own, of, strict=True)):
+            norms = fast_weights.row_norms(self.initial_weights)
+            self._norms = own, norms
+        return norms
 
     def _fold(
         self, ops: kernels.Operations, state: MemoryState, rows: mx.array, token: int

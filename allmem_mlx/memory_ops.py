@@ -31,6 +31,7 @@ def _unit(x: mx.array) -> mx.array:
     return x / (mx.sqrt(squared) + L2_EPS)
 
 
+@mx.compile
 def memory_inputs(
     *,
     projected: mx.array,
@@ -110,6 +111,7 @@ def memory_read(
     return values.reshape(B, T, n * p).astype(dtype)
 
 
+@mx.compile
 def memory_fold(
     *,
     weights: FastWeights,
