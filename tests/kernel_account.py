@@ -9,9 +9,10 @@ arithmetic instead.
     python tests/kernel_account.py
 """
 
+from typing import NamedTuple
+
 import mlx.core as mx
 from kernel_cases import (
-    MODELS,
     Case,
     Inputs,
     arrays,
@@ -32,8 +33,23 @@ GIGABYTES_PER_SECOND = {
     "M4 Pro": 273,
     "M4 Max": 546,
 }
-LAYERS = {"SmolLM2-135M": 30, "Qwen3-0.6B": 28}
-WIDTH = {"SmolLM2-135M": 576, "Qwen3-0.6B": 1024}
+
+
+class Form(NamedTuple):
+    """A memory, the number of layers that have it, and the width of the model."""
+
+    config: AllMemConfig
+    layers: int
+    width: int
+
+
+FORMS = {
+    "the embedded default": Form(
+        AllMemConfig(3, 128, 512, chunk=64, values="token"), 6, 576
+    ),
+    "SmolLM2-135M, converted": Form(AllMemConfig(3, 64, 128), 30, 576),
+    "Qwen3-0.6B, converted": Form(AllMemConfig(8, 64, 128), 28, 1024),
+}
 
 
 def count(name: str, case: Case) -> tuple[int, int]:
@@ -66,13 +82,13 @@ def launch_counts(config: AllMemConfig, width: int) -> dict[str, int]:
 
 
 def main() -> None:
-    for model, (heads, p, h) in MODELS.items():
-        config = AllMemConfig(heads, p, h)
+    for name, (config, layers, width) in FORMS.items():
+        sizes = config.heads, config.head_dim, config.hidden_dim
         print(
-            f"{model}: {LAYERS[model]} layers, {heads} heads of {p} x {h}, bfloat16, "
-            f"fold {config.fold}, chunk {config.chunk}"
+            f"{name}: {layers} layers, {sizes[0]} heads of {sizes[1]} x {sizes[2]}, "
+            f"bfloat16, fold {config.fold}, chunk {config.chunk}"
         )
-        for when, number in launch_counts(config, WIDTH[model]).items():
+        for when, number in launch_counts(config, width).items():
             print(f"launches for a layer's memory, {when}: {number}")
         chips = [f"{x} {b}" for x, b in GIGABYTES_PER_SECOND.items()]
         print(f"{'':55} implied microseconds at GB/s")
@@ -81,7 +97,7 @@ def main() -> None:
             f"{'ratio':>7}" + "".join(f"{chip:>12}" for chip in chips)
         )
         per_token = 0.0
-        for name, tokens, every in (
+        for kernel, tokens, every in (
             ("memory_inputs", 1, 1),
             ("memory_read", 1, 1),
             ("memory_fold", config.fold, config.fold),
@@ -89,17 +105,17 @@ def main() -> None:
             ("memory_inputs", config.chunk, None),
             ("memory_read", config.chunk, None),
         ):
-            counted, floor = count(name, Case(1, heads, p, h, tokens, mx.bfloat16))
+            counted, floor = count(kernel, Case(1, *sizes, tokens, mx.bfloat16))
             if every:
                 per_token += counted / every
             launched = f"1/{every} tokens" if every else "reading"
             print(
-                f"{name:14}{tokens:7}{launched:>15}{counted:9}{floor:9}"
+                f"{kernel:14}{tokens:7}{launched:>15}{counted:9}{floor:9}"
                 f"{counted / floor:7.3f}{times(counted)}"
             )
-        for where, layers in (("a layer", 1), ("all layers", LAYERS[model])):
+        for where, times_of in (("a layer", 1), ("all layers", layers)):
             decoding = f"decoding, a token, {where}"
-            total = layers * per_token
+            total = times_of * per_token
             print(f"{decoding:36}{total:9.0f}{'':16}{times(total)}")
         print()
 

@@ -35,8 +35,8 @@ class Case:
         )
 
 
-# The sizes of SmolLM2-135M and Qwen3-0.6B; then every head width with every hidden
-# width: one token, full tiles and ragged ones, inputs of fewer than 8 elements.
+# The sizes that SmolLM2-135M and Qwen3-0.6B are converted to; then every head width with
+# every hidden width: one token, full and ragged tiles, inputs of fewer than 8 elements.
 MODELS = {"SmolLM2-135M": (3, 64, 128), "Qwen3-0.6B": (8, 64, 128)}
 CASES = [
     Case(1, *MODELS["SmolLM2-135M"], 1),
@@ -162,7 +162,15 @@ def arrays(result) -> list[mx.array]:
 
 
 # Operations that only look at their input in another way, and launch nothing.
-VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Slice", "Transpose", "Unflatten"}
+VIEWS = {
+    "Broadcast",
+    "ExpandDims",
+    "Flatten",
+    "Slice",
+    "Split",
+    "Transpose",
+    "Unflatten",
+}
 
 
 def launches(
@@ -178,7 +186,7 @@ def launches(
     def step(u, *state):
         cache = ArraysCache(len(state))
         cache.cache = list(state)
-        return [memory(u, cache, token), *cache.cache]
+        return [memory(u, cache, token, embedded=u), *cache.cache]
 
     u = mx.zeros((1, tokens, memory.in_proj.weight.shape[1]), state[0].dtype)
     mx.eval(u, state, memory.parameters())
