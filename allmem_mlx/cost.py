@@ -2,13 +2,12 @@
 speed that a chip's bandwidth and arithmetic allow. No weights are needed."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .command import ArgumentParser, add_sizes, run, sizes
-from .errors import AllMemError, SettingError
+from .errors import SettingError
 
 if TYPE_CHECKING:
     from .accounts import Sizes
@@ -393,18 +392,11 @@ def of_model(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
 def _config(path: str | None) -> dict[str, Any]:
     from .default_model import default_model
     from .loading import read_config
+    from .weight_files import read_json
 
     if path is None:
         return read_config(default_model())
-    if not Path(path).is_file():
-        return read_config(Path(path))
-    try:
-        config = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise AllMemError(f"{path} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise AllMemError(f"{path} does not hold a configuration")
-    return config
+    return read_json(Path(path)) if Path(path).is_file() else read_config(Path(path))
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ class Case:
         )
 
 
-# The sizes that SmolLM2-135M and Qwen3-0.6B are converted to; then every head width with
-# every hidden width: one token, full and ragged tiles, inputs of fewer than 8 elements.
+# The sizes that SmolLM2-135M and Qwen3-0.6B are converted to; then every head width and
+# hidden width: one token, full and ragged tiles, inputs of fewer than 8 elements.
 MODELS = {"SmolLM2-135M": (3, 64, 128), "Qwen3-0.6B": (8, 64, 128)}
 CASES = [
     Case(1, *MODELS["SmolLM2-135M"], 1),

@@ -190,7 +190,7 @@ def test_refused(tmp_path):
     broken = tmp_path / "config.json"
     broken.write_text("[]")
     for flags, said in (
-        (("--model", broken), "does not hold a configuration"),
+        (("--model", broken), "does not hold an object"),
         (("--model", tmp_path / "none"), "not a model folder"),
         (("--lengths", 0), "--lengths must be at least 1"),
     ):

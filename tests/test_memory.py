@@ -309,6 +309,15 @@ def cast(model: Model, dtype: mx.Dtype) -> Model:
     return model
 
 
+def test_initial_norms_are_computed_once_for_the_same_weights():
+    memory = Memory(DIMS, AllMemConfig(**SIZES))
+    norms = memory.initial_norms
+    assert memory.initial_norms is norms
+    memory.update({"w0_gate": 2 * memory.w0_gate})
+    assert_close("gate", memory.initial_norms.gate, 2 * norms.gate, 1e-6)
+    assert not any(name.startswith("_") for name in memory.parameters())
+
+
 def test_bfloat16_does_not_drift_from_float32_over_64_updates():
     """Both have the same weights, rounded to bfloat16; only the arithmetic differs."""
     half = cast(tiny_model(), mx.bfloat16)
