@@ -33,6 +33,9 @@ class AllMemConfig:
             moves them, softplus(lr_proj(u) + b0) at lr_proj(u) = 0.
         max_update_norm (float): Theta, the largest Frobenius norm of one chunk's
             gradient, for each matrix of each head.
+        output_eps (float): what is added to the mean square under the root of the
+            output's norm. A read whose mean square is smaller stays small; 1e-6, the
+            paper's RMSNorm, gives every read the same size.
         values (str): what a value is made of: ``"hidden"``, the layer's input, as in
             the paper, or ``"token"``, the token's embedding, which a deep layer's
             input no longer holds.
@@ -54,6 +57,7 @@ class AllMemConfig:
     conv_kernel: int = 4
     learning_rate: float = 0.2
     max_update_norm: float = 3.0
+    output_eps: float = 1e-6
     values: str = "hidden"
     layers: int | None = None
 

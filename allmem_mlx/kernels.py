@@ -150,20 +150,21 @@ def memory_read(
     queries: mx.array,
     gates: mx.array,
     norm: mx.array,
+    eps: float,
     dtype: mx.Dtype,
 ) -> mx.array:
     B, n, T, p = queries.shape
     h = weights.gate.shape[-2]
     kernel = _kernel(
         "memory_read",
-        (*_names("w"), "queries", "gates", "norm_weight"),
+        (*_names("w"), "queries", "gates", "norm_weight", "eps"),
         ("out",),
     )
     # Two rows of 4 bytes for each token of a tile, each padded by 4 tokens.
     fits = 4 * (p + h) * (16 + 4) <= THREADGROUP_BYTES
     simdgroups = 16 if p <= 64 else p // 8
     return kernel(
-        inputs=[*weights, queries, gates, norm],
+        inputs=[*weights, queries, gates, norm, _scalar(eps)],
         template=[
             ("InT", dtype),
             ("P", p),

@@ -114,7 +114,7 @@ class Memory(nn.Module):
         self.w0_gate = mx.random.normal((n, h, p), scale=0.5)
         self.w0_up = mx.random.normal((n, h, p), scale=0.5)
         self.w0_down = mx.random.normal((n, p, h), scale=h**-0.5)
-        self.o_norm = nn.RMSNorm(p, eps=RMS_EPS)
+        self.o_norm = nn.RMSNorm(p, eps=config.output_eps)
         self.o_proj = _projection(n * p, dims)
         self._norms: Any = ((None,) * 3, None)  # W0 and N, see initial_norms
 
@@ -249,6 +249,7 @@ class Memory(nn.Module):
             queries=queries,
             gates=gates,
             norm=self.o_norm.weight,
+            eps=c.output_eps,
             dtype=u.dtype,
         )
         state = self._fold(ops, state._replace(tail=tail), rows, token)

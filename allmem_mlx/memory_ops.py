@@ -91,6 +91,7 @@ def memory_read(
     queries: mx.array,
     gates: mx.array,
     norm: mx.array,
+    eps: float,
     dtype: mx.Dtype,
 ) -> mx.array:
     """Reads the memory: ``g RMSNorm((SiLU(Q Wg^T) * (Q Wu^T)) Wd^T + Q)``.
@@ -100,13 +101,14 @@ def memory_read(
         queries (mx.array): Q, ``[B, n, T, p]``.
         gates (mx.array): g, ``[B, n, T]``.
         norm (mx.array): RMSNorm weight, ``[p]``.
+        eps (float): RMSNorm's, see ``output_eps`` of :class:`AllMemConfig`.
         dtype (mx.Dtype): of the result.
 
     Returns:
         mx.array: the heads side by side, ``[B, T, np]``.
     """
     B, n, T, p = queries.shape
-    values = mx.fast.rms_norm(fast_weights.read(weights, queries), norm, RMS_EPS)
+    values = mx.fast.rms_norm(fast_weights.read(weights, queries), norm, eps)
     values = (gates[..., None] * values).transpose(0, 2, 1, 3)
     return values.reshape(B, T, n * p).astype(dtype)
 

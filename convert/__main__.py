@@ -9,7 +9,15 @@ from allmem_mlx.errors import AllMemError, SettingError
 
 DTYPES = ("float16", "bfloat16", "float32")
 Q_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
-FORM = ("heads", "head_dim", "hidden_dim", "learning_rate", "values", "layers")
+FORM = (
+    "heads",
+    "head_dim",
+    "hidden_dim",
+    "learning_rate",
+    "output_eps",
+    "values",
+    "layers",
+)
 
 
 def configure_parser() -> argparse.ArgumentParser:
@@ -50,6 +58,7 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--head-dim", type=int, help="Width of a head. Default: 64")
     add("--hidden-dim", type=int, help="Hidden units of a head. Default: 128")
     add("--learning-rate", type=float, help="Before training moves it. Default: 0.2")
+    add("--output-eps", type=float, help="Of the output's norm. Default: 1e-6")
     add("--values", choices=VALUES, help="Made of this. Default: hidden")
     add("--layers", type=int, help="Layers with a memory, the last. Default: all")
     return parser

@@ -1,7 +1,7 @@
 // Reads the memory: out = g RMSNorm(W_down (SiLU(W_gate q) * (W_up q)) + q) per head.
 //
 //   w_gate, w_up [B, n, H, P]  w_down [B, n, P, H]  queries [B, n, T, P]
-//   gates [B, n, T]  norm_weight [P]  out [B, T, nP]
+//   gates [B, n, T]  norm_weight [P]  eps  out [B, T, nP]
 //
 // One threadgroup for each head of each document. It goes through the tokens in tiles
 // of TOKENS; everything stands transposed, [unit, token]. A simdgroup owns 8 hidden
@@ -36,6 +36,7 @@ const device float* down_rows =
 simdgroup_float8x8 gate_tiles[RESIDENT ? P / 8 : 1];
 simdgroup_float8x8 up_tiles[RESIDENT ? P / 8 : 1];
 simdgroup_float8x8 down_tiles[RESIDENT ? COLUMNS / 8 : 1];
+const float smallest = eps; // loaded once
 float norm[P / 32];
 if (simd < T) {
   for (int i = 0; i < P / 32; i++) {
@@ -127,7 +128,7 @@ for (int start = 0; start < T; start += TOKENS) {
       gate = gates[index * T + start + t];
     }
     const float scale = simd_broadcast(gate, 0) *
-        metal::precise::rsqrt(simd_sum(squared) / P + allmem::RMS_EPS);
+        metal::precise::rsqrt(simd_sum(squared) / P + smallest);
     for (int i = 0; i < P / 32; i++) {
       const int c = lane + 32 * i;
       out[((batch * T + start + t) * heads + head) * P + c] =

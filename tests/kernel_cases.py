@@ -115,6 +115,7 @@ class Inputs:
             "queries": self._unit(B, n, T, p),
             "gates": self._uniform(B, n, T),
             "norm": 1 + self._normal(p, scale=0.1),
+            "eps": 0.5,
             "dtype": self.case.dtype,
         }
 

@@ -85,7 +85,7 @@ class Memory(nn.Module):
         self.w0_gate = nn.Parameter(torch.zeros(n, h, p))
         self.w0_up = nn.Parameter(torch.zeros(n, h, p))
         self.w0_down = nn.Parameter(torch.zeros(n, p, h))
-        self.o_norm = nn.RMSNorm(p, eps=1e-6)
+        self.o_norm = nn.RMSNorm(p, eps=config.output_eps)
         self.o_proj = nn.Linear(n * p, dims, bias=False)
 
     @property

@@ -64,7 +64,14 @@ def oracle_of(hybrid: Hybrid, family: str) -> oracle.HybridAttention:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize(
     "allmem",
-    [{}, {"window": 24}, {"sinks": 0}, {"max_update_norm": 0.05}, {"values": "token"}],
+    [
+        {},
+        {"window": 24},
+        {"sinks": 0},
+        {"max_update_norm": 0.05},
+        {"values": "token"},
+        {"output_eps": 0.5},
+    ],
     ids=str,
 )
 def test_layer_agrees_with_the_oracle(family, allmem):

@@ -144,6 +144,7 @@ class TestAgainstFloat64:
             self.double(arguments[x]) for x in ("weights", "queries", "gates", "norm")
         )
         truth.o_norm.weight.copy_(norm)
+        truth.o_norm.eps = arguments["eps"]
         expected = gates[..., None] * truth.o_norm(truth.read(weights, queries))
         actual, _ = run("memory_read", arguments)
         self.assert_agree("read", actual, [expected.transpose(1, 2).flatten(2)])

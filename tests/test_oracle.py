@@ -135,6 +135,7 @@ def test_layer_agrees_for_any_cut(family, window, kind, batch):
         {"conv_kernel": 2},
         {"heads": 3, "head_dim": 8, "hidden_dim": 24},
         {"learning_rate": 1e-3},
+        {"output_eps": 0.5},
         {"values": "token"},
     ],
     ids=str,

@@ -42,7 +42,7 @@ class Memory(nn.Module):
         self.w0_gate = nn.Parameter(torch.randn(n, h, p) * 0.5)
         self.w0_up = nn.Parameter(torch.randn(n, h, p) * 0.5)
         self.w0_down = nn.Parameter(torch.randn(n, p, h) * h**-0.5)
-        self.o_norm = nn.RMSNorm(p, eps=1e-6)
+        self.o_norm = nn.RMSNorm(p, eps=config.output_eps)
         self.o_proj = nn.Linear(n * p, dims, bias=False)
         nn.init.normal_(self.in_proj.weight, std=0.02)
         nn.init.normal_(self.o_proj.weight, std=0.02)

@@ -51,6 +51,7 @@ class Settings:
             sizes are taken. Without one training starts as ``initial.py`` says.
         heads, head_dim, hidden_dim (int): sizes of the memory, see ``AllMemConfig``.
         learning_rate, max_update_norm (float): eta and Theta before training.
+        output_eps (float): see ``AllMemConfig``; 0 for that of ``memory``, or 1e-6.
         values (str), layers (int): what values are made of, and how many layers have
             a memory (0: all), see ``AllMemConfig``.
         dtype (str): of the frozen base. The memory is float32.
@@ -64,6 +65,7 @@ class Settings:
     hidden_dim: int = 256
     learning_rate: float = 0.01
     max_update_norm: float = 3.0
+    output_eps: float = 0.0
     values: str = "hidden"
     layers: int = 0
     dtype: str = "bfloat16"
@@ -80,11 +82,14 @@ class Settings:
             "values": self.values,
             "layers": self.layers or None,
         }
+        eps = 1e-6
         if self.memory:
             block = read_block(Path(self.memory))
             sizes = {name: block[name] for name in sizes}
+            eps = block["output_eps"]
         return AllMemConfig(
             **sizes,
+            output_eps=self.output_eps or eps,
             window=max(recipe.numbers("windows")),
             sinks=max(recipe.numbers("sinks")),
             chunk=chunk,
