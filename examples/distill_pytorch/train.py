@@ -82,14 +82,13 @@ class Settings:
             "values": self.values,
             "layers": self.layers or None,
         }
-        eps = 1e-6
         if self.memory:
             block = read_block(Path(self.memory))
-            sizes = {name: block[name] for name in sizes}
-            eps = block["output_eps"]
+            sizes = {name: block[name] for name in [*sizes, "output_eps"]}
+        if self.output_eps:
+            sizes["output_eps"] = self.output_eps
         return AllMemConfig(
             **sizes,
-            output_eps=self.output_eps or eps,
             window=max(recipe.numbers("windows")),
             sinks=max(recipe.numbers("sinks")),
             chunk=chunk,
