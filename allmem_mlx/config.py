@@ -39,8 +39,9 @@ class AllMemConfig:
         values (str): what a value is made of: ``"hidden"``, the layer's input, as in
             the paper, or ``"token"``, the token's embedding, which a deep layer's
             input no longer holds.
-        layers (int): how many layers have a memory, the last of those that do not
-            slide in the base model; ``None`` for all, as in the paper.
+        layers (list): which layers have a memory: indices, below 0 from the end, of
+            those that do not slide in the base model; ``None`` for all, as in the
+            paper.
 
     Raises:
         SettingError: if a value is impossible.
@@ -59,12 +60,12 @@ class AllMemConfig:
     max_update_norm: float = 3.0
     output_eps: float = 1e-6
     values: str = "hidden"
-    layers: int | None = None
+    layers: list[int] | None = None
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int or (field.name == "layers" and value is not None):
+            if field.type is int:
                 smallest = 0 if field.name == "sinks" else 1
                 if type(value) is not int or value < smallest:
                     raise SettingError(
@@ -75,6 +76,14 @@ class AllMemConfig:
                 type(value) in (int, float) and 0 < value < float("inf")
             ):
                 raise SettingError(f"{field.name} is {value!r}; it must be above 0")
+        if self.layers is not None and not (
+            isinstance(self.layers, list)
+            and self.layers
+            and all(type(layer) is int for layer in self.layers)
+        ):
+            raise SettingError(
+                f"layers is {self.layers!r}; it must be a list of whole numbers"
+            )
         if self.chunk % self.fold:
             raise SettingError(
                 f"chunk is {self.chunk}; it must be a multiple of fold, {self.fold}"
@@ -125,16 +134,20 @@ class AllMemConfig:
             candidates (list): those that do not slide in the base model, in order.
 
         Raises:
-            SettingError: if there are fewer than ``layers``.
+            SettingError: if one of ``layers`` is not there, or there twice.
         """
         if self.layers is None:
             return candidates
-        if self.layers > len(candidates):
+        try:
+            chosen = sorted(candidates[layer] for layer in self.layers)
+        except IndexError:
+            chosen = []
+        if len(set(chosen)) < len(self.layers):
             raise SettingError(
-                f"layers is {self.layers}; the base model has {len(candidates)} that "
-                "can have a memory"
+                f"layers is {self.layers}; each must be another one of the "
+                f"{len(candidates)} that can have a memory in the base model"
             )
-        return candidates[-self.layers :]
+        return chosen
 
     def shift(self, token: int) -> int:
         """How far the positions of the chunk that holds ``token`` are moved down."""

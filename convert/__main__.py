@@ -60,7 +60,13 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, help="Before training moves it. Default: 0.2")
     add("--output-eps", type=float, help="Of the output's norm. Default: 1e-6")
     add("--values", choices=VALUES, help="Made of this. Default: hidden")
-    add("--layers", type=int, help="Layers with a memory, the last. Default: all")
+    add(
+        "--layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="Layers with a memory, from 0, or from the end: -1. Default: all",
+    )
     return parser
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.config import AllMemConfig
 from allmem_mlx.convert.new_folder import new_folder
 from allmem_mlx.default_model import default_model
 from allmem_mlx.errors import SettingError
+from allmem_mlx.families import sliding_windows
 from allmem_mlx.loading import read_config
 
 PREFIX = "model.layers."
@@ -32,10 +34,15 @@ def configure_parser() -> ArgumentParser:
 
 def shallow_config(config: dict, layers: int) -> dict:
     """The configuration of the last layers alone."""
-    allmem = config["allmem"]
-    if allmem.get("layers") is not None:
-        allmem = {**allmem, "layers": min(allmem["layers"], layers)}
-    shallow = {**config, "num_hidden_layers": layers, "allmem": allmem}
+    first = config["num_hidden_layers"] - layers
+    candidates = [i for i, w in enumerate(sliding_windows(config)) if w is None]
+    hybrids = AllMemConfig.from_dict(config["allmem"]).with_memory(candidates)
+    kept = [i for i in candidates if i >= first]
+    block = {
+        **config["allmem"],
+        "layers": [kept.index(i) for i in hybrids if i in kept],
+    }
+    shallow = {**config, "num_hidden_layers": layers, "allmem": block}
     if config.get("layer_types"):
         shallow["layer_types"] = config["layer_types"][-layers:]
     return shallow

@@ -280,13 +280,14 @@ def test_the_form_of_the_memory(qwen3_folder, tmp_path):
         "hidden_dim": 64,
         "learning_rate": 0.01,
         "values": "token",
-        "layers": 1,
     }
     flags = [
         x
         for name, value in form.items()
         for x in ("--" + name.replace("_", "-"), value)
     ]
+    form["layers"] = [0, -1]
+    flags += ["--layers", 0, -1]
     result = run(
         "convert", "--hf-path", qwen3_folder, "--mlx-path", tmp_path / "new", *flags
     )

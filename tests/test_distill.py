@@ -58,7 +58,7 @@ def both(family: str, **allmem):
 
 
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
-@pytest.mark.parametrize("allmem", [{}, {"values": "token", "layers": 1}], ids=str)
+@pytest.mark.parametrize("allmem", [{}, {"values": "token", "layers": [-1]}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_loss_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint):
     hybrid, model = both(family, **allmem)

@@ -143,7 +143,7 @@ def test_only_global_layers_become_hybrids():
 
 
 def test_the_last_layers_become_hybrids():
-    hybrid = tiny_hybrid(config=AllMemConfig(**TINY_ALLMEM, layers=1))
+    hybrid = tiny_hybrid(config=AllMemConfig(**TINY_ALLMEM, layers=[1]))
     assert {name.split(".")[2] for name in hybrid.parameters()} == {"1"}
 
 

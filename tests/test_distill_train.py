@@ -297,6 +297,23 @@ def test_the_second_stage_answers_by_itself(folders, tmp_path):
     run.train_step()
 
 
+def test_layers_that_a_memory_does_not_have_start_anew(folders, tmp_path):
+    first = Run(*settings_of(folders, tmp_path / "first", iters=1, layers="-1"))
+    first.train()
+    memory = str(tmp_path / "first")
+    second = Run(
+        *settings_of(folders, tmp_path / "second", memory=memory, layers="0,-1")
+    )
+    fresh = Run(*settings_of(folders, tmp_path / "fresh", layers="0,1"))
+    trained, start = first.hybrid.parameters(), fresh.hybrid.parameters()
+    parameters = second.hybrid.parameters()
+    assert set(parameters) == set(start) > set(trained)
+    for name, x in parameters.items():
+        assert torch.equal(x, trained.get(name, start[name])), name
+    third = Run(*settings_of(folders, tmp_path / "third", memory=memory))
+    assert third.hybrid.parameters().keys() == trained.keys()
+
+
 def test_other_families_are_refused():
     with pytest.raises(AllMemError, match="'gpt2' cannot be distilled"):
         tiny_hybrid("gpt2")

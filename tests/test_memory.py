@@ -424,6 +424,10 @@ def test_heads_follow_the_base(hidden_size, heads, kv_heads, expected):
         ("learning_rate", "0.2"),
         ("max_update_norm", float("inf")),
         ("max_update_norm", None),
+        ("layers", 6),
+        ("layers", []),
+        ("layers", [0, "1"]),
+        ("layers", [True]),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, value):
@@ -431,6 +435,18 @@ def test_an_impossible_setting_is_refused_by_name(name, value):
         AllMemConfig.from_dict({**SIZES, name: value})
     message = str(refused.value)
     assert name in message and "\n" not in message
+
+
+@pytest.mark.parametrize("layers", [[4], [-5], [1, 1], [3, -1]], ids=str)
+def test_layers_that_are_not_there_or_there_twice_are_refused(layers):
+    with pytest.raises(SettingError, match="^layers is .* another one of the 4 that"):
+        AllMemConfig(**SIZES, layers=layers).with_memory([1, 3, 5, 7])
+
+
+def test_layers_count_from_either_end_of_those_that_do_not_slide():
+    config = AllMemConfig(**SIZES, layers=[0, -1, -2])
+    assert config.with_memory([1, 3, 5, 7]) == [1, 5, 7]
+    assert AllMemConfig(**SIZES).with_memory([1, 3]) == [1, 3]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -114,7 +114,7 @@ def test_names_and_shapes_of_token_values():
 def test_token_values_of_the_last_layers(base, tmp_path, write):
     """There and back, whole and in parts; what the names do not tell is told."""
     width, n = CONFIG.heads * CONFIG.head_dim, CONFIG.heads
-    given = {"values": "token", "layers": 1}
+    given = {"values": "token", "layers": [-1]}
     convert(base, tmp_path / "a", **vars(CONFIG) | given)
     export_torch(tmp_path / "a", tmp_path / "w")
     tensors = load_file(tmp_path / "w" / "memory.safetensors")

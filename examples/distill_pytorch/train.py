@@ -48,12 +48,14 @@ class Settings:
         model (str): folder of the base model, as Hugging Face writes it.
         out (str): folder for the memory weights, the log and the checkpoint.
         memory (str): such a folder of another run, whose memory is trained on; its
-            sizes are taken. Without one training starts as ``initial.py`` says.
+            sizes are taken. Without one, and in layers that it does not have, training
+            starts as ``initial.py`` says.
         heads, head_dim, hidden_dim (int): sizes of the memory, see ``AllMemConfig``.
         learning_rate, max_update_norm (float): eta and Theta before training.
         output_eps (float): see ``AllMemConfig``; 0 for that of ``memory``, or 1e-6.
-        values (str), layers (int): what values are made of, and how many layers have
-            a memory (0: all), see ``AllMemConfig``.
+        values (str): what values are made of, see ``AllMemConfig``.
+        layers (str): those that have a memory, separated by commas, see
+            ``AllMemConfig``; empty for those of ``memory``, or all.
         dtype (str): of the frozen base. The memory is float32.
     """
 
@@ -67,7 +69,7 @@ class Settings:
     max_update_norm: float = 3.0
     output_eps: float = 0.0
     values: str = "hidden"
-    layers: int = 0
+    layers: str = ""
     dtype: str = "bfloat16"
 
     def config(self, recipe: Recipe) -> AllMemConfig:
@@ -80,13 +82,14 @@ class Settings:
             "learning_rate": self.learning_rate,
             "max_update_norm": self.max_update_norm,
             "values": self.values,
-            "layers": self.layers or None,
         }
         if self.memory:
             block = read_block(Path(self.memory))
-            sizes = {name: block[name] for name in [*sizes, "output_eps"]}
+            sizes = {name: block[name] for name in [*sizes, "output_eps", "layers"]}
         if self.output_eps:
             sizes["output_eps"] = self.output_eps
+        if self.layers:
+            sizes["layers"] = [int(x) for x in self.layers.split(",")]
         return AllMemConfig(
             **sizes,
             window=max(recipe.numbers("windows")),
@@ -274,11 +277,9 @@ class Run:
         passages = [self.source.passage(length) for _ in range(count)]
         documents = torch.tensor(passages, device=self.hybrid.device)
         layers, output = measure(self.hybrid, documents)
+        initialize(self.hybrid, layers, output, self.recipe.alpha, self.recipe.seed)
         if self.settings.memory:
             self._load(load_file(Path(self.settings.memory) / "memory.safetensors"))
-        else:
-            recipe = self.recipe
-            initialize(self.hybrid, layers, output, recipe.alpha, recipe.seed)
         if self.leads:
             self.log(**self._described(), base=self.judge.base())
             self.log(judged=self.judge.memory())
@@ -293,8 +294,9 @@ class Run:
 
     @torch.no_grad()
     def _load(self, memory: dict[str, Tensor]) -> None:
-        for name, x in self.hybrid.parameters().items():
-            x.copy_(memory[name])
+        parameters = self.hybrid.parameters()
+        for name, x in memory.items():
+            parameters[name].copy_(x)
 
     def _resume(self) -> None:
         saved = torch.load(self.checkpoint, self.hybrid.device, weights_only=True)
