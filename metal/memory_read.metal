@@ -36,7 +36,7 @@ const device float* down_rows =
 simdgroup_float8x8 gate_tiles[RESIDENT ? P / 8 : 1];
 simdgroup_float8x8 up_tiles[RESIDENT ? P / 8 : 1];
 simdgroup_float8x8 down_tiles[RESIDENT ? COLUMNS / 8 : 1];
-const float smallest = eps; // loaded once
+const float epsilon = eps; // loaded once
 float norm[P / 32];
 if (simd < T) {
   for (int i = 0; i < P / 32; i++) {
@@ -128,7 +128,7 @@ for (int start = 0; start < T; start += TOKENS) {
       gate = gates[index * T + start + t];
     }
     const float scale = simd_broadcast(gate, 0) *
-        metal::precise::rsqrt(simd_sum(squared) / P + smallest);
+        metal::precise::rsqrt(simd_sum(squared) / P + epsilon);
     for (int i = 0; i < P / 32; i++) {
       const int c = lane + 32 * i;
       out[((batch * T + start + t) * heads + head) * P + c] =
