@@ -45,7 +45,7 @@ class Form(NamedTuple):
 
 FORMS = {
     "the embedded default": Form(
-        AllMemConfig(3, 128, 512, chunk=64, values="token"), 6, 576
+        AllMemConfig(3, 128, 512, chunk=64, values="token"), 11, 576
     ),
     "SmolLM2-135M, converted": Form(AllMemConfig(3, 64, 128), 30, 576),
     "Qwen3-0.6B, converted": Form(AllMemConfig(8, 64, 128), 28, 1024),
