@@ -312,6 +312,12 @@ def test_layers_that_a_memory_does_not_have_start_anew(folders, tmp_path):
         assert torch.equal(x, trained.get(name, start[name])), name
     third = Run(*settings_of(folders, tmp_path / "third", memory=memory))
     assert third.hybrid.parameters().keys() == trained.keys()
+    for layers, message in (("0", "layers.1.* not trained here"), ("a", "layers is")):
+        settings = settings_of(
+            folders, tmp_path / "fourth", memory=memory, layers=layers
+        )
+        with pytest.raises(AllMemError, match=message):
+            Run(*settings)
 
 
 def test_other_families_are_refused():

@@ -89,7 +89,13 @@ class Settings:
         if self.output_eps:
             sizes["output_eps"] = self.output_eps
         if self.layers:
-            sizes["layers"] = [int(x) for x in self.layers.split(",")]
+            try:
+                sizes["layers"] = [int(x) for x in self.layers.split(",")]
+            except ValueError:
+                raise AllMemError(
+                    f"layers is {self.layers!r}; it must be whole numbers with commas "
+                    "between them"
+                ) from None
         return AllMemConfig(
             **sizes,
             window=max(recipe.numbers("windows")),
@@ -295,6 +301,8 @@ class Run:
     @torch.no_grad()
     def _load(self, memory: dict[str, Tensor]) -> None:
         parameters = self.hybrid.parameters()
+        if foreign := sorted(memory.keys() - parameters.keys()):
+            raise AllMemError(f"the memory has {foreign[0]}, which is not trained here")
         for name, x in memory.items():
             parameters[name].copy_(x)
 
