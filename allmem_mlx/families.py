@@ -199,6 +199,11 @@ def sliding_windows(config: dict[str, Any]) -> list[int | None]:
     return [None if kind == "full_attention" else window for kind in types]
 
 
+def unbounded_layers(config: dict[str, Any]) -> list[int]:
+    """The layers of a base that do not slide beside others that do."""
+    return [i for i, w in enumerate(sliding_windows(config)) if w is None]
+
+
 def largest_window(config: dict[str, Any]) -> int | None:
     """What the base's own attention sees, if all its layers slide."""
     if config.get("layer_types"):

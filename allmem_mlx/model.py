@@ -29,6 +29,7 @@ from .families import (
     largest_window,
     model_file,
     sliding_windows,
+    unbounded_layers,
 )
 from .memory import Memory, MemoryState
 from .memory_ops import RMS_EPS
@@ -73,7 +74,7 @@ class ModelArgs(BaseModelArgs):
         family_of(base["model_type"])
         check_sizes(base)
         allmem = AllMemConfig.from_dict(params.get("allmem"))
-        allmem.with_memory(_unbounded(base))
+        allmem.with_memory(unbounded_layers(base))
         largest = largest_window(base)
         if largest is not None and allmem.window > largest:
             raise SettingError(
@@ -176,11 +177,6 @@ class HybridAttention(WindowAttention):
         return _mix(super().__call__(x, cache[0]), self.alpha, recalled)
 
 
-def _unbounded(config: dict[str, Any]) -> list[int]:
-    """The layers of a base that do not slide beside others that do."""
-    return [i for i, w in enumerate(sliding_windows(config)) if w is None]
-
-
 def _new_base(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's model for the base's configuration, with random weights."""
     arch = model_file(config["model_type"])
@@ -207,7 +203,7 @@ class Model(nn.Module):
         self.allmem = args.allmem
         family.correct(self, args.base)
         windows = sliding_windows(args.base)
-        hybrids = args.allmem.with_memory(_unbounded(args.base))
+        hybrids = args.allmem.with_memory(unbounded_layers(args.base))
         for i, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
             if i in hybrids:
                 layer.self_attn = HybridAttention(
@@ -233,7 +229,7 @@ class Model(nn.Module):
     @property
     def windowed(self) -> list[int]:
         """The layers that see window and sinks, and may have a memory."""
-        return _unbounded(self.base_config)
+        return unbounded_layers(self.base_config)
 
     def embedded(
         self, inputs: mx.array, embeddings: mx.array | None = None

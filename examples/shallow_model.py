@@ -9,6 +9,7 @@ Such a model says little of use. It reads a million tokens in a short time, as
 import argparse
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from allmem_mlx.config import AllMemConfig
 from allmem_mlx.convert.new_folder import new_folder
 from allmem_mlx.default_model import default_model
 from allmem_mlx.errors import SettingError
-from allmem_mlx.families import sliding_windows
+from allmem_mlx.families import unbounded_layers
 from allmem_mlx.loading import read_config
 
 PREFIX = "model.layers."
@@ -35,14 +36,12 @@ def configure_parser() -> ArgumentParser:
 def shallow_config(config: dict, layers: int) -> dict:
     """The configuration of the last layers alone."""
     first = config["num_hidden_layers"] - layers
-    candidates = [i for i, w in enumerate(sliding_windows(config)) if w is None]
-    hybrids = AllMemConfig.from_dict(config["allmem"]).with_memory(candidates)
+    allmem = AllMemConfig.from_dict(config["allmem"])
+    candidates = unbounded_layers(config)
     kept = [i for i in candidates if i >= first]
-    block = {
-        **config["allmem"],
-        "layers": [kept.index(i) for i in hybrids if i in kept],
-    }
-    shallow = {**config, "num_hidden_layers": layers, "allmem": block}
+    hybrids = [kept.index(i) for i in allmem.with_memory(candidates) if i in kept]
+    allmem = replace(allmem, layers=hybrids)
+    shallow = {**config, "num_hidden_layers": layers, "allmem": asdict(allmem)}
     if config.get("layer_types"):
         shallow["layer_types"] = config["layer_types"][-layers:]
     return shallow

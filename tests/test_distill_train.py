@@ -14,7 +14,7 @@ from helpers import (
     relative_error,
     tiny_base_folder,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
@@ -318,6 +318,10 @@ def test_layers_that_a_memory_does_not_have_start_anew(folders, tmp_path):
         )
         with pytest.raises(AllMemError, match=message):
             Run(*settings)
+    file = tmp_path / "first" / "memory.safetensors"
+    save_file({k: x for k, x in load_file(file).items() if "o_norm" not in k}, file)
+    with pytest.raises(AllMemError, match="o_norm.* is missing"):
+        Run(*settings_of(folders, tmp_path / "fourth", memory=memory))
 
 
 def test_other_families_are_refused():

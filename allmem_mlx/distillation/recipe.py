@@ -1,12 +1,35 @@
 """How a memory is trained: every setting that both ways of distilling share."""
 
 import argparse
+import math
 import random
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import SettingError
 from .documents import Document, Source
+
+
+def whole_numbers(name: str, text: str, smallest: float = -math.inf) -> list[int]:
+    """A setting that lists numbers.
+
+    Args:
+        name (str): of the setting.
+        text (str): the numbers, with commas between them.
+        smallest (float): that any of them may be.
+
+    Raises:
+        SettingError: if it is something else.
+    """
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < smallest:
+        raise SettingError(
+            f"{name} is {text!r}; it must be whole numbers with commas between them"
+        )
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -76,15 +99,7 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("lengths", "windows", "sinks", "chunks"):
-            try:
-                numbers = self.numbers(name)
-            except ValueError:
-                numbers = []
-            if not numbers or min(numbers) < (name != "sinks"):
-                raise SettingError(
-                    f"{name} is {getattr(self, name)!r}; it must be whole numbers with "
-                    "commas between them"
-                )
+            whole_numbers(name, getattr(self, name), smallest=name != "sinks")
         for name in ("batch_size", "iters", "save_every", "steps_per_eval"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1")
@@ -102,7 +117,7 @@ class Recipe:
 
     def numbers(self, name: str) -> list[int]:
         """A setting that lists numbers."""
-        return [int(x) for x in getattr(self, name).split(",")]
+        return whole_numbers(name, getattr(self, name))
 
     def scale(self, step: int) -> float:
         """The learning rate at a step, 1 at its peak: warm-up, stable, decay."""

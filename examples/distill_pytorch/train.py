@@ -34,6 +34,7 @@ from allmem_mlx.distillation.recipe import (
     draw_step,
     is_relative,
     settings_of,
+    whole_numbers,
 )
 from allmem_mlx.distillation.stage2 import collect, collected
 from allmem_mlx.errors import AllMemError
@@ -89,13 +90,7 @@ class Settings:
         if self.output_eps:
             sizes["output_eps"] = self.output_eps
         if self.layers:
-            try:
-                sizes["layers"] = [int(x) for x in self.layers.split(",")]
-            except ValueError:
-                raise AllMemError(
-                    f"layers is {self.layers!r}; it must be whole numbers with commas "
-                    "between them"
-                ) from None
+            sizes["layers"] = whole_numbers("layers", self.layers)
         return AllMemConfig(
             **sizes,
             window=max(recipe.numbers("windows")),
@@ -283,9 +278,10 @@ class Run:
         passages = [self.source.passage(length) for _ in range(count)]
         documents = torch.tensor(passages, device=self.hybrid.device)
         layers, output = measure(self.hybrid, documents)
-        initialize(self.hybrid, layers, output, self.recipe.alpha, self.recipe.seed)
-        if self.settings.memory:
-            self._load(load_file(Path(self.settings.memory) / "memory.safetensors"))
+        start, recipe = self._memory_of_another_run(), self.recipe
+        if start.keys() != self.hybrid.parameters().keys():
+            initialize(self.hybrid, layers, output, recipe.alpha, recipe.seed)
+        self._load(self.hybrid.parameters() | start)
         if self.leads:
             self.log(**self._described(), base=self.judge.base())
             self.log(judged=self.judge.memory())
@@ -298,13 +294,28 @@ class Run:
     def _described(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "recipe": asdict(self.recipe)}
 
+    def _memory_of_another_run(self) -> dict[str, Tensor]:
+        """That of ``--memory``, whole layers of what is trained; or nothing."""
+
+        def layer(name: str) -> str:
+            return name.partition(".self_attn.")[0]
+
+        if not self.settings.memory:
+            return {}
+        file = Path(self.settings.memory) / "memory.safetensors"
+        memory = load_file(file)
+        known = set(map(layer, memory))
+        expected = {k for k in self.hybrid.parameters() if layer(k) in known}
+        if wrong := sorted(memory.keys() ^ expected):
+            raise AllMemError(
+                f"{file} does not fit: {wrong[0]} is missing, or not trained here"
+            )
+        return memory
+
     @torch.no_grad()
     def _load(self, memory: dict[str, Tensor]) -> None:
-        parameters = self.hybrid.parameters()
-        if foreign := sorted(memory.keys() - parameters.keys()):
-            raise AllMemError(f"the memory has {foreign[0]}, which is not trained here")
-        for name, x in memory.items():
-            parameters[name].copy_(x)
+        for name, x in self.hybrid.parameters().items():
+            x.copy_(memory[name])
 
     def _resume(self) -> None:
         saved = torch.load(self.checkpoint, self.hybrid.device, weights_only=True)
