@@ -98,7 +98,7 @@ class TestSystems:
         assert mx.array_equal(actual, expected)
 
     def test_layers_without_memory_see_the_window_too(self):
-        model = tiny_model(layers=1, values="token")
+        model = tiny_model(layers=[1], values="token")
         never = frozen_model(model)
         assert ["memory" in x.self_attn for x in never.layers] == [False, True]
         assert not memory_is_off(model)

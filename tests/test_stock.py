@@ -70,7 +70,7 @@ def test_convert(default_folder, tmp_path):
         mx.load(str(folder / "model.safetensors")) for folder in (default_folder, new)
     )
     memory = {name for name in old if ".memory." in name or name.endswith(".alpha")}
-    assert len(memory) == 6 * 12
+    assert len(memory) == 11 * 12
     for name in memory:
         assert mx.array_equal(old[name], weights[name])
     assert weights["model.layers.0.self_attn.q_proj.weight"].dtype == mx.uint32
