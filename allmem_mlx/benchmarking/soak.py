@@ -140,7 +140,7 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
         if "memory" in layer.self_attn
     ]
     chunk = model.allmem.chunk
-    every = max(chunk * LOOKED_AT, -(-total // MARKS) // chunk * chunk)
+    every = max(chunk * LOOKED_AT, -(-total // (MARKS * chunk)) * chunk)
     read = 0
     seen: list[Any] = []
     mx.reset_peak_memory()
