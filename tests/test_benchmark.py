@@ -101,6 +101,12 @@ class TestSpeed:
 
 
 class TestSoak:
+    def test_no_mark_is_of_a_few_tokens(self):
+        model, total = tiny_model(), 40 * CHUNK + 1
+        marks = list(soak.soak(model, iter(some_tokens(total)), total))
+        expected = [*range(4 * CHUNK, 37 * CHUNK, 4 * CHUNK), total]
+        assert [mark.position for mark in marks] == expected
+
     def test_what_is_seen(self):
         model, tokens = tiny_model(), some_tokens(40 * CHUNK)
         marks = list(soak.soak(model, iter(tokens), len(tokens)))

@@ -140,7 +140,7 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
         if "memory" in layer.self_attn
     ]
     chunk = model.allmem.chunk
-    every = max(chunk * LOOKED_AT, -(-total // (MARKS * chunk)) * chunk)
+    every = max(chunk * LOOKED_AT, total // (MARKS * chunk) * chunk)
     read = 0
     seen: list[Any] = []
     mx.reset_peak_memory()
@@ -160,7 +160,9 @@ def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
         del logits, before
         mx.clear_cache()
         read += len(part)
-        if seen and (read % every == 0 or read == total):
+        # What is left over belongs to the last mark: none is of a few tokens.
+        full = read % every == 0 and total - read >= every
+        if seen and (full or read == total):
             now = time.perf_counter()
             nll = float(np.mean([x[0] for x in seen]))
             row, momentum, update, activation = map(float, np.max(seen, axis=0)[1:])
