@@ -172,6 +172,28 @@ def text_tokens(path: Path, tokenizer: Any) -> Iterator[int]:
     return edited(paragraphs, seed=0)
 
 
+def fluency(
+    model: "Model", cache: list[Any], tokens: Iterator[int], tokenizer: Any
+) -> dict[str, Any]:
+    """Goes on with a text, and prints how much of it is repetition."""
+    from .benchmarking import fluency as fluent
+
+    stops = set(tokenizer.eos_token_ids)
+    found = list(fluent.continuations(model, cache, tokens, stops))
+    own = fluent.repeated([each.own for each in found])
+    base = fluent.repeated([each.base for each in found])
+    print(
+        f"Share of {fluent.N}-grams that repeat, in {len(found)} continuations of "
+        f"{fluent.CONTINUED} tokens: {own:.3f}; the base model's, after the last "
+        f"{fluent.PAGE} tokens alone: {base:.3f}"
+    )
+    texts = [
+        {name: tokenizer.decode(ids) for name, ids in asdict(each).items()}
+        for each in found
+    ]
+    return {"repeated": own, "repeated by the base": base, "continuations": texts}
+
+
 def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -> None:
     from .benchmarking import soak as long
     from .evaluation import report
@@ -185,17 +207,18 @@ def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -
         draw, vocabulary = random.Random(0), model.base_config["vocab_size"]
         tokens = (draw.randrange(vocabulary) for _ in repeat(None))
     print(title)
-    marks = []
-    for mark in long.soak(model, tokens, args.soak):
+    marks, cache = [], model.make_cache()
+    for mark in long.soak(model, cache, tokens, args.soak):
         marks.append(mark)
         print(f"{mark.position:,} tokens, NLL {mark.nll:.4f}", flush=True)
     summary = long.summarize(model, marks)
     print(long.describe(marks, summary))
+    result = {"title": title, "summary": summary, "marks": [asdict(m) for m in marks]}
+    if args.text:
+        result["fluency"] = fluency(model, cache, tokens, tokenizer)
     if args.plot:
         report.write(args.plot, long.plot(marks, title))
     if args.json:
-        marked = [asdict(mark) for mark in marks]
-        result = {"title": title, "summary": summary, "marks": marked}
         report.write(args.json, report.as_json(result))
 
 

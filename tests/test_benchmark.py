@@ -18,9 +18,11 @@ from helpers import (
 )
 from matplotlib.image import imread
 
-from allmem_mlx.benchmarking import results, soak, speed
+from allmem_mlx.benchmarking import fluency, results, soak, speed
 from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
 from allmem_mlx.memory import MemoryState
+from allmem_mlx.model import base_model
+from allmem_mlx.streaming import tokens_read
 
 CHUNK = TINY_ALLMEM["chunk"]
 
@@ -100,16 +102,20 @@ class TestSpeed:
         assert long["prefill beside half the length"] == 2.0
 
 
+def soaked(model, tokens: list[int]) -> list[soak.Mark]:
+    return list(soak.soak(model, model.make_cache(), iter(tokens), len(tokens)))
+
+
 class TestSoak:
     def test_no_mark_is_of_a_few_tokens(self):
         model, total = tiny_model(), 40 * CHUNK + 1
-        marks = list(soak.soak(model, iter(some_tokens(total)), total))
+        marks = soaked(model, some_tokens(total))
         expected = [*range(4 * CHUNK, 37 * CHUNK, 4 * CHUNK), total]
         assert [mark.position for mark in marks] == expected
 
     def test_what_is_seen(self):
         model, tokens = tiny_model(), some_tokens(40 * CHUNK)
-        marks = list(soak.soak(model, iter(tokens), len(tokens)))
+        marks = soaked(model, tokens)
         assert [mark.position for mark in marks] == list(
             range(4 * CHUNK, len(tokens) + 1, 4 * CHUNK)
         )
@@ -137,7 +143,7 @@ class TestSoak:
         model = tiny_model()
         alpha = model.layers[1].self_attn.alpha
         model.layers[1].self_attn.alpha = alpha * float("nan")
-        marks = list(soak.soak(model, iter(some_tokens(8 * CHUNK)), 8 * CHUNK))
+        marks = soaked(model, some_tokens(8 * CHUNK))
         assert not any(mark.finite for mark in marks)
         assert not soak.summarize(model, marks)["finite"]
 
@@ -152,7 +158,7 @@ class TestSoak:
     def test_a_hundred_thousand_tokens(self):
         """Norms stay within bounds, and memory is flat."""
         model = tiny_model(window=128, chunk=128, fold=64)
-        marks = list(soak.soak(model, iter(some_tokens(100_000)), 100_000))
+        marks = soaked(model, some_tokens(100_000))
         c = model.allmem
         assert marks[-1].position == 100_000 and all(mark.finite for mark in marks)
         for mark in marks:
@@ -163,6 +169,36 @@ class TestSoak:
         # The scheduler may move so small a peak by a buffer; one number kept of every
         # token would be 380 kB more.
         assert marks[-1].peak <= 1.05 * marks[0].peak
+
+
+class TestFluency:
+    def test_repetition(self):
+        assert fluency.repeated([list(range(20))]) == 0
+        assert fluency.repeated([[1, 2] * 10]) == pytest.approx(15 / 17)
+        # Each text is its own; 17 and 1 of them.
+        assert fluency.repeated([[1, 2] * 10, [1, 2, 1, 2]]) == pytest.approx(15 / 18)
+        assert fluency.repeated([[], [1, 2, 3]]) == 0
+
+    def test_a_page_goes_on_as_each_has_read_it(self, monkeypatch):
+        monkeypatch.setattr(fluency, "PAGE", 40)
+        monkeypatch.setattr(fluency, "CONTINUED", 6)
+        model, tokens = tiny_model(), some_tokens(400)
+        _, cache = feed(model, mx.array([tokens[:50]]), [CHUNK, 50 - CHUNK])
+        rest = iter(tokens[50:])
+        found = list(fluency.continuations(model, cache, rest, set()))
+        assert len(found) == fluency.PAGES and tokens_read(cache) == 50 + 8 * 40
+        for each, end in zip(found[:2], (90, 130), strict=True):
+            for name, read, of in (
+                ("own", tokens[:end], model),
+                ("base", tokens[end - 40 : end], base_model(model)),
+            ):
+                said = getattr(each, name)
+                logits = of(mx.array([read + said[:-1]]))[0, len(read) - 1 :]
+                assert said == logits.argmax(-1).tolist()
+        stops = {found[0].own[3]}
+        _, cache = feed(model, mx.array([tokens[:50]]), [CHUNK, 50 - CHUNK])
+        again = next(fluency.continuations(model, cache, iter(tokens[50:]), stops))
+        assert again.own == found[0].own[: found[0].own.index(*stops)]
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +244,9 @@ class TestCommand:
         assert b"finite: True" in result.stdout
         found = json.loads(out.read_text())
         assert found["marks"][-1]["position"] == 1024
+        assert b"Share of 4-grams that repeat, in 8 continuations" in result.stdout
+        fluent = found["fluency"]
+        assert 0 <= fluent["repeated"] <= 1 and len(fluent["continuations"]) == 8
         assert imread(png).std() > 0.05
 
     @pytest.mark.parametrize(

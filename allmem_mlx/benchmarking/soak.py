@@ -124,16 +124,18 @@ def _look(
     return [losses, mx.stack(rows).max(), _largest(momenta), _largest(updates), stream]
 
 
-def soak(model: Model, tokens: Iterator[int], total: int) -> Iterator[Mark]:
+def soak(
+    model: Model, cache: list[Any], tokens: Iterator[int], total: int
+) -> Iterator[Mark]:
     """Reads tokens, and says from time to time what was seen.
 
     Args:
         model (Model): a hybrid.
+        cache (list): a state that has read nothing, updated in place.
         tokens (Iterator): ids, at least ``total``.
         total (int): tokens to read; at least two chunks.
     """
     watched = Watched(model)
-    cache = model.make_cache()
     norms = [
         layer.self_attn.memory.initial_norms
         for layer in model.layers
