@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .command import ArgumentParser, add_sizes, run, sizes
 from .errors import AllMemError, SettingError
+from .output import add_output, check_output, write_output
 
 if TYPE_CHECKING:
     from .benchmarking.speed import Measured
@@ -59,8 +60,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     add("--soak", type=int, metavar="N", help="Read N tokens, and watch")
     add("--text", type=Path, metavar="FILE", help="What --soak reads. Default: noise")
-    add("--json", type=Path, metavar="FILE", help="Write all numbers there")
-    add("--plot", type=Path, metavar="PNG", help="Draw them")
+    add_output(parser)
     return parser
 
 
@@ -107,7 +107,6 @@ def speed(args: argparse.Namespace, model: "Model", title: str) -> None:
 
     from .benchmarking import results
     from .benchmarking.speed import kinds, measure, runners
-    from .evaluation import report
 
     compared = runners(model, args.full_attention)
     lengths = sorted(set(args.prompt_tokens))
@@ -136,21 +135,17 @@ def speed(args: argparse.Namespace, model: "Model", title: str) -> None:
         f"State file: {file['file']} bytes, saved in {file['save']:.3f} s, opened in "
         f"{file['open']:.3f} s"
     )
-    if args.plot:
-        last = trials[-1][-len(compared) :]
-        due = kinds(model, lengths[-1], count)
-        report.write(args.plot, results.plot(rows, last, due, title))
-    if args.json:
-        result = {
-            "title": title,
-            "config": asdict(model.allmem),
-            "trials": [[asdict(x) for x in trial] for trial in trials],
-            "best": rows,
-            "ratios": ratios,
-            "shares of the memory": shares,
-            "state file": file,
-        }
-        report.write(args.json, report.as_json(result))
+    result = {
+        "title": title,
+        "config": asdict(model.allmem),
+        "trials": [[asdict(x) for x in trial] for trial in trials],
+        "best": rows,
+        "ratios": ratios,
+        "shares of the memory": shares,
+        "state file": file,
+    }
+    last, due = trials[-1][-len(compared) :], kinds(model, lengths[-1], count)
+    write_output(args, result, lambda: results.plot(rows, last, due, title))
 
 
 def text_tokens(path: Path, tokenizer: Any) -> Iterator[int]:
@@ -196,7 +191,6 @@ def fluency(
 
 def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -> None:
     from .benchmarking import soak as long
-    from .evaluation import report
 
     least = 2 * long.LOOKED_AT * model.allmem.chunk
     if args.soak < least:
@@ -216,10 +210,7 @@ def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -
     result = {"title": title, "summary": summary, "marks": [asdict(m) for m in marks]}
     if args.text:
         result["fluency"] = fluency(model, cache, tokens, tokenizer)
-    if args.plot:
-        report.write(args.plot, long.plot(marks, title))
-    if args.json:
-        report.write(args.json, report.as_json(result))
+    write_output(args, result, lambda: long.plot(marks, title))
 
 
 def benchmark(args: argparse.Namespace) -> None:
@@ -227,14 +218,12 @@ def benchmark(args: argparse.Namespace) -> None:
         raise SettingError("-p, -g and -n must be at least 1")
     if args.text and args.soak is None:
         raise SettingError("--text goes with --soak")
+    check_output(args)
 
     import mlx.core as mx
 
-    from .evaluation import report
     from .loading import load
 
-    if args.plot:
-        report.check_plotting()
     model, tokenizer = load(args.model, model_config=sizes(args))
     config = model.allmem
     title = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .command import ArgumentParser, add_sizes, run, sizes
 from .errors import SettingError
+from .output import Panel, add_output, check_output, panels, table, write_output
 
 if TYPE_CHECKING:
     from .accounts import Sizes
@@ -84,8 +85,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     add_sizes(parser)
     add("--paper", action="store_true", help="The paper's Figure 3 instead of a model")
-    add("--json", type=Path, metavar="FILE", help="Write all numbers there")
-    add("--plot", type=Path, metavar="PNG", help="Draw operations and state by length")
+    add_output(parser)
     return parser
 
 
@@ -188,8 +188,6 @@ def _fraction(ratio: float) -> str:
 
 def describe(sizes: "Sizes", rows: list[dict[str, Any]]) -> str:
     """The tables of a model."""
-    from .evaluation.report import table
-
     reading, decoding = [], []
     for row in rows:
         length = row["length"]
@@ -275,8 +273,6 @@ def roofline(sizes: "Sizes", length: int) -> list[dict[str, Any]]:
 
 
 def describe_roofline(rows: list[dict[str, Any]], length: int) -> str:
-    from .evaluation.report import table
-
     kinds = ("full attention", "AllMem")
     cells = [
         [
@@ -333,8 +329,6 @@ def paper() -> tuple[str, dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], title: str) -> bytes:
     """Operations and state by length, as a PNG."""
-    from .evaluation.report import Panel, panels
-
     mixers: dict[str, list[tuple[float, float]]] = {}
     state: dict[str, list[tuple[float, float]]] = {}
     for name in rows[0]["state"]:
@@ -348,12 +342,9 @@ def plot(rows: list[dict[str, Any]], title: str) -> bytes:
 
 
 def cost(args: argparse.Namespace) -> None:
-    from .evaluation import report
-
     if min(args.lengths) < 1:
         raise SettingError("--lengths must be at least 1")
-    if args.plot:
-        report.check_plotting()
+    check_output(args)
     if args.paper:
         text, found = paper()
         title = "Qwen3-0.6B, window 4,096, 128 sinks, chunk 2,048"
@@ -362,10 +353,7 @@ def cost(args: argparse.Namespace) -> None:
         text, title, found = of_model(args)
         rows = found["rows"]
     print(text)
-    if args.plot:
-        report.write(args.plot, plot(rows, title))
-    if args.json:
-        report.write(args.json, report.as_json(found))
+    write_output(args, found, lambda: plot(rows, title))
 
 
 def of_model(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:

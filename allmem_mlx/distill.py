@@ -8,6 +8,7 @@ a model folder of it. The same command goes on where it was stopped.
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from .distillation.recipe import (
 )
 from .distillation.stage2 import collect, collected
 from .errors import AllMemError, SettingError, reason
-from .evaluation import likelihood, report
+from .evaluation import likelihood
 from .evaluation.systems import Reader, System, memory_is_off, systems
 from .families import largest_window
 from .files import replacing
@@ -168,29 +169,32 @@ class Run:
         memory = self.trained()
         arrays = memory | self.optimizer.state()
         progress = {"step": self.step, "scored": self.scored, **self._described()}
-        self._write(CHECKPOINT, arrays, {"run": json.dumps(progress)})
+        self._write_arrays(CHECKPOINT, arrays, {"run": json.dumps(progress)})
         cast = self.model.cast_predicate
         adapters = {
             name: x.astype(self.dtype) if cast(name) else x
             for name, x in memory.items()
         }
-        self._write("adapters.safetensors", adapters, {"format": "mlx"})
+        self._write_arrays("adapters.safetensors", adapters, {"format": "mlx"})
         config = {
             "fine_tune_type": "full",
             "num_layers": len(self.model.layers),
             "allmem": asdict(self.home),
             **progress,
         }
-        report.write(
-            str(self.folder / "adapter_config.json"),
-            (json.dumps(config, indent=2) + "\n").encode(),
-        )
+        text = json.dumps(config, indent=2) + "\n"
+        self._write("adapter_config.json", lambda file: file.write_text(text))
 
-    def _write(self, name: str, arrays: dict, metadata: dict[str, str]) -> None:
+    def _write_arrays(
+        self, name: str, arrays: dict[str, mx.array], metadata: dict[str, str]
+    ) -> None:
+        self._write(name, lambda file: mx.save_safetensors(str(file), arrays, metadata))
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         file = self.folder / name
         try:
             with replacing(file) as temporary:
-                mx.save_safetensors(str(temporary), arrays, metadata)
+                write(temporary)
         except (OSError, RuntimeError) as error:
             raise AllMemError(f"{file} cannot be written: {reason(error)}") from None
 

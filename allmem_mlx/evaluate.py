@@ -7,7 +7,6 @@ document, and a window enlarged to the bytes of window and memory.
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 
 from .command import ArgumentParser, add_model, add_sizes, load_model, run
 from .errors import AllMemError, SettingError
+from .output import add_output, check_output, write_output
 
 TASKS = ("passkey", "mqar", "facts")
 SUITES = ("longbench", "infinitebench", "lveval", "ruler")
@@ -63,8 +63,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Tokens of a prompt; the middle of a longer one is left out",
     )
     add("--seed", type=int, metavar="N", help="Of all that is drawn. Default: 0")
-    add("--json", metavar="FILE", help="Write all results to a file")
-    add("--plot", metavar="FILE.png", help="Draw the curves")
+    add_output(parser)
     return parser
 
 
@@ -100,18 +99,7 @@ def check_args(args: argparse.Namespace) -> str:
             )
     if min(args.distances or DISTANCES) < 1:
         raise SettingError("--distances must be at least 1")
-    for flag in ("json", "plot"):
-        path = getattr(args, flag)
-        if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
-            raise SettingError(f"the folder of {path!r} does not exist")
-        if path is not None and os.path.isdir(path):
-            raise SettingError(f"--{flag} is {path!r}, a folder; name a file")
-    if args.plot is not None:
-        from .evaluation.report import check_plotting
-
-        if not args.plot.endswith(".png"):
-            raise SettingError(f"--plot is {args.plot!r}; its name must end in .png")
-        check_plotting()
+    check_output(args)
     for flag, value in DEFAULTS.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
@@ -217,8 +205,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
     import mlx.core as mx
 
+    from . import state as states
     from .evaluation import report
     from .evaluation.systems import matched_window, memory_is_off
+    from .version import __version__
 
     config, matched, off = model.allmem, matched_window(model), memory_is_off(model)
     sizes_text = (
@@ -232,25 +222,18 @@ def evaluate(args: argparse.Namespace) -> None:
             "never written and that of another document"
         )
     print(table)
-    if args.json is not None:
-        from . import state as states
-        from .version import __version__
-
-        result = {
-            "allmem_mlx": __version__,
-            "measured": args.suite or ("recall" if what == "recall" else "likelihood"),
-            "model": args.model,
-            "fingerprint": states.fingerprint(model),
-            "allmem": asdict(config),
-            "matched window": matched,
-            "alpha is 0": off,
-            "seed": args.seed,
-            **summary,
-        }
-        report.write(args.json, report.as_json(result))
-    if args.plot is not None:
-        curves, across, up = drawn
-        report.write(args.plot, report.plot(curves, across, up, sizes_text))
+    result = {
+        "allmem_mlx": __version__,
+        "measured": args.suite or ("recall" if what == "recall" else "likelihood"),
+        "model": args.model,
+        "fingerprint": states.fingerprint(model),
+        "allmem": asdict(config),
+        "matched window": matched,
+        "alpha is 0": off,
+        "seed": args.seed,
+        **summary,
+    }
+    write_output(args, result, lambda: report.plot(*drawn, title=sizes_text))
 
 
 def main() -> None:

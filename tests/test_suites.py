@@ -21,6 +21,7 @@ from allmem_mlx.evaluation.suites import (
 )
 from allmem_mlx.evaluation.suites.run import Prompts, neighbours
 from allmem_mlx.evaluation.systems import FULL, NAMES, OTHER, Reader
+from allmem_mlx.output import as_json
 
 # SHA-256 of the prompts in the publishers' files: LongBench/config/dataset2prompt.json,
 # src/prompt.py (yarn_mistral_templates), config.py (DATASET_PROMPT).
@@ -361,7 +362,7 @@ class TestRun:
         (row,) = summary["rows"]
         assert (row["subset"], row["examples"]) == ("hotpotqa", 3)
         assert row["cut"] == {name: 3 * (name == FULL) for name in NAMES}
-        json.loads(report.as_json(summary))
+        json.loads(as_json(summary))
 
     def test_scores_are_means_in_percent(self):
         answers = [

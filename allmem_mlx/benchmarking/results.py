@@ -3,10 +3,12 @@
 from typing import Any
 
 from .. import accounts
-from ..evaluation.report import Panel, panels, table
 from ..evaluation.systems import ALLMEM, WINDOW
 from ..model import Model
+from ..output import Panel, panels, table
 from .speed import CHUNK, Measured, kinds, latency
+
+FIRST = "first of a chunk"
 
 
 def summarize(model: Model, trials: list[list[Measured]]) -> list[dict[str, Any]]:
@@ -145,20 +147,24 @@ def plot(
     for found in last:
         ms = [1000 * x for x in found.latencies]
         trace[found.name] = list(enumerate(ms))
-    own = trace[last[0].name]
+    own = trace[ALLMEM]
     marked = [point for point, kind in zip(own, due, strict=True) if kind == CHUNK]
-    trace["first of a chunk"] = marked
-    speeds = {}
-    for name in names:
-        speeds[f"{name}, reading"] = curve(name, "prompt_tps")
-        speeds[f"{name}, decoding"] = curve(name, "generation_tps")
+    trace[FIRST] = marked
+    speeds = {f"{name}, reading": curve(name, "prompt_tps") for name in names}
+    decoding = tuple(f"{name}, decoding" for name in names)
+    speeds |= {
+        label: curve(name, "generation_tps")
+        for name, label in zip(names, decoding, strict=True)
+    }
     peaks = {name: curve(name, "peak", 1e9) for name in names}
     longest = max(row["length"] for row in rows)
     return panels(
         [
             Panel("tokens", "peak memory, GB", peaks),
-            Panel("tokens", "tokens/s", speeds, y_log=True),
-            Panel(f"token after {longest:,}", "ms", trace, x_log=False),
+            Panel("tokens", "tokens/s", speeds, y_log=True, dashed=decoding),
+            Panel(
+                f"token after {longest:,}", "ms", trace, x_log=False, dashed=(FIRST,)
+            ),
         ],
         title,
     )

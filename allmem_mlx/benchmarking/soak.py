@@ -12,11 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..evaluation.report import Panel, panels, table
 from ..evaluation.systems import blocks
 from ..fast_weights import FastWeights, row_norms
 from ..memory import MemoryState
 from ..model import Model
+from ..output import Panel, panels, table
 from ..tap import Tap
 
 MARKS = 20  # lines of a log

@@ -1,29 +1,11 @@
-"""Results as tables, JSON and curves."""
+"""What was measured, as tables and curves."""
 
-import io
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import AllMemError
+from ..output import Panel, panels, table
 from .intervals import Interval
-from .systems import ALLMEM, FULL, NAMES, WINDOW
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need; the first stands left, the others right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+from .systems import MATCHED, NAMES, NEVER, OTHER
 
 
 def _number(value: float | None) -> str:
@@ -122,91 +104,8 @@ def recall_curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, float]
     return curves
 
 
-def check_plotting() -> None:
-    """
-    Raises:
-        AllMemError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise AllMemError(
-            "--plot needs matplotlib: pip install 'allmem-mlx[plot]'"
-        ) from None
-
-
 def plot(
     curves: dict[str, list[tuple[float, float]]], x: str, y: str, title: str
 ) -> bytes:
-    """A PNG of curves; see :func:`panels`."""
-    return panels([Panel(x, y, curves)], title)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of several pictures side by side.
-
-    Args:
-        x, y (str): what is across and up, with their units.
-        curves (dict): points by name; names without any are left out.
-        x_log, y_log (bool): whether an axis is logarithmic.
-    """
-
-    x: str
-    y: str
-    curves: dict[str, list[tuple[float, float]]]
-    x_log: bool = True
-    y_log: bool = False
-
-
-def panels(drawn: list[Panel], title: str) -> bytes:
-    """A PNG of curves side by side; no display is needed.
-
-    Args:
-        drawn (list): from left to right.
-        title (str): what was measured.
-    """
-    from matplotlib.figure import Figure
-
-    width = 8 if len(drawn) == 1 else 6.5 * len(drawn)
-    figure = Figure(figsize=(width, 5), layout="constrained")
-    figure.suptitle(title)
-    for axes, panel in zip(
-        figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True
-    ):
-        for name, points in panel.curves.items():
-            if points:
-                style = "-" if name.startswith((FULL, WINDOW, ALLMEM)) else "--"
-                marker = "o" if len(points) < 50 else None
-                axes.plot(*zip(*points, strict=True), style, marker=marker, label=name)
-        if panel.x_log:
-            axes.set_xscale("log", base=2)
-        if panel.y_log:
-            axes.set_yscale("log")
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_xlabel(panel.x)
-        axes.set_ylabel(panel.y)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
-
-
-def write(path: str | Path, content: bytes) -> None:
-    """
-    Raises:
-        AllMemError: if the file cannot be written.
-    """
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise AllMemError(
-            f"{str(path)!r} cannot be written ({error.strerror}); choose another file"
-        ) from None
-
-
-def as_json(result: dict[str, Any]) -> bytes:
-    """UTF-8 JSON without NaN."""
-    text = json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False)
-    return text.encode() + b"\n"
+    """A PNG of the curves of all systems, controls dashed; see :func:`panels`."""
+    return panels([Panel(x, y, curves, dashed=(NEVER, OTHER, MATCHED))], title)
