@@ -14,7 +14,7 @@ from typing import Any
 
 from .command import ArgumentParser, add_model, add_sizes, load_model, run
 from .errors import AllMemError, SettingError
-from .output import add_output, check_output, write_output
+from .output import add_output, check_output, panels, write_output
 
 TASKS = ("passkey", "mqar", "facts")
 SUITES = ("longbench", "infinitebench", "lveval", "ruler")
@@ -116,7 +116,7 @@ def progress(total: int | None) -> Iterator[Any]:
 
 
 def measure_text(args: argparse.Namespace) -> tuple:
-    """Likelihood by position: the result, its table, its curves and their axes."""
+    """Likelihood by position: the model, the result, its table and its curves."""
     from .evaluation.texts import read_text, text_files
 
     files = text_files(args.text)
@@ -153,13 +153,11 @@ def measure_text(args: argparse.Namespace) -> tuple:
     summary = likelihood.summary(found, window, args.seed)
     for document, text in zip(summary["documents"], texts, strict=True):
         document |= text.record()
-    curves = report.likelihood_curves(summary)
-    axes = ("position in the document (tokens)", "NLL (nats per token)")
-    return model, summary, report.likelihood(summary), (curves, *axes)
+    return model, summary, report.likelihood(summary), report.likelihood_panel(summary)
 
 
 def measure_recall(args: argparse.Namespace) -> tuple:
-    """Recall by generation: the result, its table, its curves and their axes."""
+    """Recall by generation: the model, the result, its table and its curves."""
     from .evaluation.texts import read_text, text_files
 
     files = text_files(args.text or [])
@@ -179,13 +177,11 @@ def measure_recall(args: argparse.Namespace) -> tuple:
         answers = recall.recall(model, tokenizer, groups, done)
     summary = recall.summary(answers)
     summary["documents"] = [book.record() for book in books]
-    curves = report.recall_curves(summary)
-    axes = ("distance (tokens)", "right answers (%)")
-    return model, summary, report.recall(summary), (curves, *axes)
+    return model, summary, report.recall(summary), report.recall_panel(summary)
 
 
 def measure_suite(args: argparse.Namespace) -> tuple:
-    """A public suite: the result and its table."""
+    """A public suite: the model, the result and its table; it has no curves."""
     from .evaluation import report
     from .evaluation.suites import run as suites
 
@@ -201,12 +197,11 @@ def evaluate(args: argparse.Namespace) -> None:
     what = check_args(args)
 
     measure = {"text": measure_text, "recall": measure_recall, "suite": measure_suite}
-    model, summary, table, drawn = measure[what](args)
+    model, summary, table, panel = measure[what](args)
 
     import mlx.core as mx
 
     from . import state as states
-    from .evaluation import report
     from .evaluation.systems import matched_window, memory_is_off
     from .version import __version__
 
@@ -233,7 +228,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "seed": args.seed,
         **summary,
     }
-    write_output(args, result, lambda: report.plot(*drawn, title=sizes_text))
+    write_output(args, result, lambda: panels([panel], sizes_text))
 
 
 def main() -> None:

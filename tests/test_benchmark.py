@@ -1,6 +1,7 @@
 """Speed beside window + sinks and full attention; long readings, watched."""
 
 import json
+from dataclasses import asdict
 from itertools import islice
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from allmem_mlx.benchmarking import fluency, results, soak, speed
 from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
 from allmem_mlx.memory import MemoryState
 from allmem_mlx.model import base_model
+from allmem_mlx.output import as_json
 from allmem_mlx.streaming import tokens_read
 
 CHUNK = TINY_ALLMEM["chunk"]
@@ -146,6 +148,8 @@ class TestSoak:
         marks = soaked(model, some_tokens(8 * CHUNK))
         assert not any(mark.finite for mark in marks)
         assert not soak.summarize(model, marks)["finite"]
+        written = json.loads(as_json({"marks": [asdict(mark) for mark in marks]}))
+        assert written["marks"][0]["nll"] is None
 
     def test_a_text_comes_again_with_edits(self):
         paragraphs = [[1, 2, 3], [4, 5], [6] * 95]
@@ -255,6 +259,7 @@ class TestCommand:
             (["-n", "0"], 2, "at least 1"),
             (["--soak", "10"], 2, "--soak must be at least 256"),
             (["--text", "x.txt"], 2, "--text goes with --soak"),
+            (["--json", "no/where.json"], 2, "folder of 'no/where.json'"),
             (["--soak", "1024", "--text", "missing.txt"], 1, "missing.txt"),
         ],
     )

@@ -40,7 +40,7 @@ from allmem_mlx.evaluation.systems import (
     window_model,
 )
 from allmem_mlx.memory import MemoryState
-from allmem_mlx.output import as_json
+from allmem_mlx.output import as_json, panels
 
 LENGTH = 200  # several times window and chunk
 
@@ -380,13 +380,13 @@ class TestSummary:
 class TestPlot:
     def test_a_png_with_curves(self):
         summary = likelihood.summary(made_up(3.0, 4.0, 3.6, 3.9, 3.8, 3.7), window=16)
-        curves = report.likelihood_curves(summary)
-        assert set(curves) == set(NAMES)
-        assert curves[ALLMEM] == [
+        panel = report.likelihood_panel(summary)
+        assert set(panel.curves) == set(NAMES)
+        assert panel.curves[ALLMEM] == [
             (pytest.approx(512**0.5), pytest.approx(3.6)),
             (pytest.approx(2048**0.5), pytest.approx(3.6)),
         ]
-        png = report.plot(curves, "position (tokens)", "NLL (nats)", "title")
+        png = panels([panel], "title")
         image = np.round(255 * imread(io.BytesIO(png), format="png")).astype(int)
         assert image.shape[:2] == (750, 1200)
         red, _, blue = image[..., :3].transpose(2, 0, 1)

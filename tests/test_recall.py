@@ -202,7 +202,7 @@ class TestAsking:
         asked = {row["distance"]: row["asked"] for row in summary["rows"]}
         assert asked[64][FULL] == 1 and asked[300][FULL] == 0
         assert asked[300][ALLMEM] == 1
-        curves = report.recall_curves(summary)
+        curves = report.recall_panel(summary).curves
         assert [x for x, _ in curves[FULL]] == [64]
         assert " - " in report.recall(summary)
 
@@ -224,7 +224,7 @@ def test_summary():
         assert (row["right"][ALLMEM], row["asked"][ALLMEM]) == (2, 3)
     assert len(summary["answers"]) == len(answers)
     assert "2/3" in report.recall(summary)
-    curves = report.recall_curves(summary)
+    curves = report.recall_panel(summary).curves
     assert curves[FULL] == [(64, 50.0), (128, 50.0)]
     assert curves[ALLMEM] == [
         (64, pytest.approx(200 / 3)),

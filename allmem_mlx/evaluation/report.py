@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..output import Panel, panels, table
+from ..output import Panel, table
 from .intervals import Interval
 from .systems import MATCHED, NAMES, NEVER, OTHER
 
@@ -78,9 +78,12 @@ def suite(summary: dict[str, Any]) -> str:
     return text
 
 
-def likelihood_curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Points of a curve for each system: the middle of a bucket, its mean."""
-    return {
+CONTROLS = (NEVER, OTHER, MATCHED)
+
+
+def likelihood_panel(summary: dict[str, Any]) -> Panel:
+    """A curve for each system: the middle of a bucket, its mean."""
+    curves: dict[str, list[tuple[float, float]]] = {
         name: [
             (math.sqrt(row["from"] * row["to"]), row["nll"][name])
             for row in summary["buckets"]
@@ -88,11 +91,13 @@ def likelihood_curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, fl
         ]
         for name in NAMES
     }
+    across, up = "position in the document (tokens)", "NLL (nats per token)"
+    return Panel(across, up, curves, dashed=CONTROLS)
 
 
-def recall_curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Points of a curve for each system: a distance, right answers there in percent,
-    of all tasks together."""
+def recall_panel(summary: dict[str, Any]) -> Panel:
+    """A curve for each system: a distance, right answers there in percent, of all tasks
+    together."""
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}
     for distance in sorted({row["distance"] for row in summary["rows"]}):
         rows = [row for row in summary["rows"] if row["distance"] == distance]
@@ -101,11 +106,4 @@ def recall_curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, float]
             right = sum(row["right"][name] for row in rows)
             if asked:
                 curves[name].append((distance, 100 * right / asked))
-    return curves
-
-
-def plot(
-    curves: dict[str, list[tuple[float, float]]], x: str, y: str, title: str
-) -> bytes:
-    """A PNG of the curves of all systems, controls dashed; see :func:`panels`."""
-    return panels([Panel(x, y, curves, dashed=(NEVER, OTHER, MATCHED))], title)
+    return Panel("distance (tokens)", "right answers (%)", curves, dashed=CONTROLS)
