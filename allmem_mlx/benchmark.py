@@ -170,23 +170,36 @@ def text_tokens(path: Path, tokenizer: Any) -> Iterator[int]:
 def fluency(
     model: "Model", cache: list[Any], tokens: Iterator[int], tokenizer: Any
 ) -> dict[str, Any]:
-    """Goes on with a text, and prints how much of it is repetition."""
+    """Goes on with a text, and prints how much of that is repetition."""
     from .benchmarking import fluency as fluent
 
     stops = set(tokenizer.eos_token_ids)
     found = list(fluent.continuations(model, cache, tokens, stops))
-    own = fluent.repeated([each.own for each in found])
-    base = fluent.repeated([each.base for each in found])
     print(
-        f"Share of {fluent.N}-grams that repeat, in {len(found)} continuations of "
-        f"{fluent.CONTINUED} tokens: {own:.3f}; the base model's, after the last "
-        f"{fluent.PAGE} tokens alone: {base:.3f}"
+        f"Share of {fluent.N}-grams that repeat in {fluent.PAGES} continuations of "
+        f"{fluent.CONTINUED} tokens"
     )
+    shares = []
+    for temperature in fluent.TEMPERATURES:
+        same = [each for each in found if each.temperature == temperature]
+        own, base = (
+            fluent.repeated([getattr(each, name) for each in same])
+            for name in ("own", "base")
+        )
+        print(
+            f"temperature {temperature}: {own:.3f}; the base model, of the last "
+            f"{fluent.PAGE} tokens alone: {base:.3f}"
+        )
+        shares.append({"temperature": temperature, "own": own, "base": base})
     texts = [
-        {name: tokenizer.decode(ids) for name, ids in asdict(each).items()}
+        {
+            "temperature": each.temperature,
+            "own": tokenizer.decode(each.own),
+            "base": tokenizer.decode(each.base),
+        }
         for each in found
     ]
-    return {"repeated": own, "repeated by the base": base, "continuations": texts}
+    return {"repeated": shares, "continuations": texts}
 
 
 def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -> None:

@@ -190,8 +190,9 @@ class TestFluency:
         _, cache = feed(model, mx.array([tokens[:50]]), [CHUNK, 50 - CHUNK])
         rest = iter(tokens[50:])
         found = list(fluency.continuations(model, cache, rest, set()))
-        assert len(found) == fluency.PAGES and tokens_read(cache) == 50 + 8 * 40
-        for each, end in zip(found[:2], (90, 130), strict=True):
+        assert [each.temperature for each in found] == [0, 0.7] * fluency.PAGES
+        assert tokens_read(cache) == 50 + 8 * 40
+        for each, end in zip(found[:3:2], (90, 130), strict=True):
             for name, read, of in (
                 ("own", tokens[:end], model),
                 ("base", tokens[end - 40 : end], base_model(model)),
@@ -248,9 +249,10 @@ class TestCommand:
         assert b"finite: True" in result.stdout
         found = json.loads(out.read_text())
         assert found["marks"][-1]["position"] == 1024
-        assert b"Share of 4-grams that repeat, in 8 continuations" in result.stdout
+        assert b"\ntemperature 0.7: " in result.stdout
         fluent = found["fluency"]
-        assert 0 <= fluent["repeated"] <= 1 and len(fluent["continuations"]) == 8
+        assert len(fluent["continuations"]) == 16
+        assert [0 <= row["own"] <= 1 for row in fluent["repeated"]] == [True, True]
         assert imread(png).std() > 0.05
 
     @pytest.mark.parametrize(
