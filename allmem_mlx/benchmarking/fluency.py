@@ -11,6 +11,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
+from ..evaluation.systems import blocks
 from ..model import Model, base_model
 from ..streaming import read_block
 
@@ -54,8 +55,8 @@ def continuations(
         *page, last = islice(tokens, PAGE)
         alone = make_prompt_cache(base)
         for reader, state in ((model, cache), (base, alone)):
-            for start in range(0, len(page), model.allmem.chunk):
-                read_block(reader, page[start : start + model.allmem.chunk], state)
+            for block in blocks(page, model):
+                read_block(reader, block, state)
         for temperature in TEMPERATURES:
             yield Continuation(
                 temperature,
