@@ -53,10 +53,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     add_sizes(parser)
     add(
-        "--no-full-attention",
-        dest="full_attention",
-        action="store_false",
-        help="Leave out the model with full attention",
+        "--beside",
+        nargs="*",
+        choices=("window", "full"),
+        default=("window", "full"),
+        help="What to compare with: window + sinks, full attention, or nothing. "
+        "Default: both",
     )
     add("--soak", type=int, metavar="N", help="Read N tokens, and watch")
     add("--text", type=Path, metavar="FILE", help="What --soak reads. Default: noise")
@@ -108,20 +110,21 @@ def speed(args: argparse.Namespace, model: "Model", title: str) -> None:
     from .benchmarking import results
     from .benchmarking.speed import kinds, measure, runners
 
-    compared = runners(model, args.full_attention)
+    compared = runners(model, args.beside)
     lengths = sorted(set(args.prompt_tokens))
     mx.random.seed(0)
     vocabulary = model.base_config["vocab_size"]
     tokens: Any = mx.random.randint(0, vocabulary, (max(lengths),)).tolist()
     print(f"{title}\nRunning warmup..")
     chunk = model.allmem.chunk
-    measure(compared, (tokens * chunk)[:chunk], [chunk], 2)
+    list(measure(compared, (tokens * chunk)[:chunk], [chunk], 2))
     count = args.generation_tokens
     print(f"Timing with prompt_tokens={lengths}, generation_tokens={count}.")
     trials: list[list[Measured]] = []
     for i in range(args.num_trials):
-        trials.append(measure(compared, tokens, lengths, count))
-        for one in trials[-1]:
+        trials.append([])
+        for one in measure(compared, tokens, lengths, count):
+            trials[-1].append(one)
             line = f"Trial {i + 1}:  {one.length} tokens, {one.name}: "
             print(line + _averages([one]), flush=True)
     for same in zip(*trials, strict=True):
@@ -175,31 +178,14 @@ def fluency(
 
     stops = set(tokenizer.eos_token_ids)
     found = list(fluent.continuations(model, cache, tokens, stops))
+    rows = fluent.summarize(found)
     print(
-        f"Share of {fluent.N}-grams that repeat in {fluent.PAGES} continuations of "
-        f"{fluent.CONTINUED} tokens"
+        f"\n{fluent.PAGES} pages of {fluent.PAGE:,} tokens more, and what comes after "
+        f"each, {fluent.CONTINUED} tokens; others than AllMem have read the page alone"
     )
-    shares = []
-    for temperature in fluent.TEMPERATURES:
-        same = [each for each in found if each.temperature == temperature]
-        own, base = (
-            fluent.repeated([getattr(each, name) for each in same])
-            for name in ("own", "base")
-        )
-        print(
-            f"temperature {temperature}: {own:.3f}; the base model, of the last "
-            f"{fluent.PAGE} tokens alone: {base:.3f}"
-        )
-        shares.append({"temperature": temperature, "own": own, "base": base})
-    texts = [
-        {
-            "temperature": each.temperature,
-            "own": tokenizer.decode(each.own),
-            "base": tokenizer.decode(each.base),
-        }
-        for each in found
-    ]
-    return {"repeated": shares, "continuations": texts}
+    print(fluent.describe(rows))
+    texts = [asdict(each) | {"text": tokenizer.decode(each.tokens)} for each in found]
+    return {"repeated": rows, "continuations": texts}
 
 
 def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -> None:

@@ -20,7 +20,7 @@ from helpers import (
 from matplotlib.image import imread
 
 from allmem_mlx.benchmarking import fluency, results, soak, speed
-from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
+from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW, window_model
 from allmem_mlx.memory import MemoryState
 from allmem_mlx.model import base_model
 from allmem_mlx.output import as_json
@@ -36,8 +36,8 @@ def some_tokens(count: int) -> list[int]:
 class TestSpeed:
     def test_reading_goes_on_as_if_nothing_was_decoded(self):
         model, tokens = tiny_model(), some_tokens(200)
-        compared = speed.runners(model, full_attention=True)
-        found = speed.measure(compared, tokens, [70, 200], 40)
+        compared = speed.runners(model)
+        found = list(speed.measure(compared, tokens, [70, 200], 40))
         assert [(x.name, x.length) for x in found] == [
             (name, length) for length in (70, 200) for name in (ALLMEM, WINDOW, FULL)
         ]
@@ -51,8 +51,8 @@ class TestSpeed:
     def test_a_peak_is_that_of_one_model(self):
         """Full attention needs more with every token, the others do not."""
         model = tiny_model(window=64, chunk=32)
-        compared = speed.runners(model, full_attention=True)
-        found = speed.measure(compared, some_tokens(8192), [1024, 8192], 4)
+        compared = speed.runners(model)
+        found = list(speed.measure(compared, some_tokens(8192), [1024, 8192], 4))
         peaks = {(x.name, x.length): x.peak for x in found}
         states = {(x.name, x.length): x.state for x in found}
         grown = states[FULL, 8192] - states[FULL, 1024]
@@ -186,24 +186,40 @@ class TestFluency:
     def test_a_page_goes_on_as_each_has_read_it(self, monkeypatch):
         monkeypatch.setattr(fluency, "PAGE", 40)
         monkeypatch.setattr(fluency, "CONTINUED", 6)
-        model, tokens = tiny_model(), some_tokens(400)
+        model, tokens = tiny_model(), some_tokens(50 + 40 * fluency.PAGES)
         _, cache = feed(model, mx.array([tokens[:50]]), [CHUNK, 50 - CHUNK])
         rest = iter(tokens[50:])
         found = list(fluency.continuations(model, cache, rest, set()))
-        assert [each.temperature for each in found] == [0, 0.7] * fluency.PAGES
-        assert tokens_read(cache) == 50 + 8 * 40
-        for each, end in zip(found[:3:2], (90, 130), strict=True):
-            for name, read, of in (
-                ("own", tokens[:end], model),
-                ("base", tokens[end - 40 : end], base_model(model)),
-            ):
-                said = getattr(each, name)
-                logits = of(mx.array([read + said[:-1]]))[0, len(read) - 1 :]
-                assert said == logits.argmax(-1).tolist()
-        stops = {found[0].own[3]}
+        assert len(found) == fluency.PAGES * 3 * 5
+        assert tokens_read(cache) == 50 + fluency.PAGES * 40
+        window = window_model(model, model.allmem.window)
+        models = {ALLMEM: model, WINDOW: window, FULL: base_model(model)}
+        for each in found[: 2 * 15 : 5]:
+            end = 90 + 40 * each.page
+            read = tokens[0 if each.writer == ALLMEM else end - 40 : end]
+            of, said = models[each.writer], each.tokens
+            logits = of(mx.array([read + said[:-1]]))[0, len(read) - 1 :]
+            assert each.temperature == 0 and said == logits.argmax(-1).tolist()
+        # Sampled ones are each their own.
+        sampled = [tuple(each.tokens) for each in found[1:5]]
+        assert len({*sampled, tuple(found[0].tokens)}) == 5
+        stops = {found[0].tokens[3]}
         _, cache = feed(model, mx.array([tokens[:50]]), [CHUNK, 50 - CHUNK])
         again = next(fluency.continuations(model, cache, iter(tokens[50:]), stops))
-        assert again.own == found[0].own[: found[0].own.index(*stops)]
+        assert again.tokens == found[0].tokens[: found[0].tokens.index(*stops)]
+
+    def test_summary(self):
+        found = [
+            fluency.Continuation(0, ALLMEM, 0.7, [1, 2] * 10),
+            fluency.Continuation(0, ALLMEM, 0.7, list(range(20))),
+            fluency.Continuation(0, WINDOW, 0.7, list(range(20))),
+        ]
+        own, window, full = fluency.summarize(found)[3:]
+        assert own["writer"] == ALLMEM and own["temperature"] == 0.7
+        assert own["repeated"] == pytest.approx(15 / 34) and own["circles"] == 1
+        assert (window["repeated"], window["circles"]) == (0, 0)
+        assert (own["continuations"], full["continuations"]) == (2, 0)
+        assert "1 of 2" in fluency.describe([own])
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +251,19 @@ class TestCommand:
         image = imread(png)
         assert image.shape[1] > 1000 and image.std() > 0.05
 
+    def test_alone(self, folder, tmp_path):
+        png = tmp_path / "out.png"
+        result = run(
+            "allmem_mlx.benchmark",
+            *("--model", folder, "--beside", "-p", 64, "-g", 4, "-n", 1),
+            *("--plot", png),
+        )
+        assert result.returncode == 0, result.stderr
+        assert b"Averages: 64 tokens, AllMem: " in result.stdout
+        for absent in (b"window + sinks", b"full attention", b"share of"):
+            assert absent not in result.stdout
+        assert imread(png).std() > 0.05
+
     def test_soak(self, folder, tmp_path):
         text = tmp_path / "text.txt"
         text.write_text("a b c\n\nd e f g\n\n" * 20)
@@ -249,10 +278,10 @@ class TestCommand:
         assert b"finite: True" in result.stdout
         found = json.loads(out.read_text())
         assert found["marks"][-1]["position"] == 1024
-        assert b"\ntemperature 0.7: " in result.stdout
+        assert b"in circles" in result.stdout
         fluent = found["fluency"]
-        assert len(fluent["continuations"]) == 16
-        assert [0 <= row["own"] <= 1 for row in fluent["repeated"]] == [True, True]
+        assert len(fluent["continuations"]) == 12 * 3 * 5
+        assert all(0 <= row["repeated"] <= 1 for row in fluent["repeated"])
         assert imread(png).std() > 0.05
 
     @pytest.mark.parametrize(

@@ -3,22 +3,24 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
+from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
-from ..evaluation.systems import blocks
+from ..evaluation.systems import ALLMEM, FULL, WINDOW, blocks, window_model
 from ..model import Model, base_model
+from ..output import table
 from ..streaming import read_block
 
-PAGES = 8
-PAGE = 1024  # tokens that the base has read when it goes on
+WRITERS = (ALLMEM, WINDOW, FULL)
+PAGES = 12
+PAGE = 1024  # tokens that a writer without memory has read when it goes on
 CONTINUED = 128  # tokens at most
-TEMPERATURES = (0.0, 0.7)
+TEMPERATURES = (0.0, 0.7, 0.7, 0.7, 0.7)  # one for each continuation; 0 is greedy
 N = 4  # tokens of an n-gram
 
 
@@ -27,61 +29,72 @@ class Continuation:
     """How a page goes on, until the end of a text or 128 tokens.
 
     Args:
-        temperature (float): of the sampling; 0 is greedy.
-        own (list): token ids of a model that has read everything before.
-        base (list): the same of the base model, full attention, that has read the page
-            alone.
+        page (int): its number.
+        writer (str): what goes on: the model that has read everything before, or the
+            same without memory or with full attention, which have read the page alone.
+        temperature (float): of the sampling.
+        tokens (list): token ids.
     """
 
+    page: int
+    writer: str
     temperature: float
-    own: list[int]
-    base: list[int]
+    tokens: list[int]
 
 
 def continuations(
     model: Model, cache: list[Any], tokens: Iterator[int], stops: set[int]
 ) -> Iterator[Continuation]:
-    """Reads 8 pages of 1,024 tokens more, and goes on after each.
+    """Reads 12 pages of 1,024 tokens more, and goes on after each.
 
     Args:
         model (Model): a hybrid.
         cache (list): what it has read, updated in place.
-        tokens (Iterator): ids of what comes next, at least 8,192.
+        tokens (Iterator): ids of what comes next, at least 12,288.
         stops (set): ids that end a text.
     """
-    base = base_model(model)
+    others = (window_model(model, model.allmem.window), base_model(model))
     mx.random.seed(0)
-    for _ in range(PAGES):
-        *page, last = islice(tokens, PAGE)
-        alone = make_prompt_cache(base)
-        for reader, state in ((model, cache), (base, alone)):
-            for block in blocks(page, model):
-                read_block(reader, block, state)
-        for temperature in TEMPERATURES:
-            yield Continuation(
-                temperature,
-                _go_on(model, cache, last, temperature, stops),
-                _go_on(base, alone, last, temperature, stops),
-            )
+    for page in range(PAGES):
+        *text, last = islice(tokens, PAGE)
+        caches = [cache, *map(make_prompt_cache, others)]
+        for writer, own, state in zip(WRITERS, (model, *others), caches, strict=True):
+            for block in blocks(text, model):
+                read_block(own, block, state)
+            said = _go_on(own, state, last, stops)
+            for temperature, found in zip(TEMPERATURES, said, strict=True):
+                yield Continuation(page, writer, temperature, found)
         read_block(model, [last], cache)
 
 
 def _go_on(
-    model: Any, cache: list[Any], token: int, temperature: float, stops: set[int]
-) -> list[int]:
-    """What comes after a token; the cache stays as it is."""
-    said: list[int] = []
-    for found, _ in generate_step(
-        mx.array([token]),
-        model,
-        max_tokens=CONTINUED,
-        sampler=make_sampler(temperature),
-        prompt_cache=copy.deepcopy(cache),
-    ):
-        if found in stops:
-            break
-        said.append(int(found))
-    return said
+    model: Any, cache: list[Any], token: int, stops: set[int]
+) -> list[list[int]]:
+    """What comes after a token, once for each temperature; the cache stays as it is."""
+    rows = len(TEMPERATURES)
+    forks = copy.deepcopy(cache)
+    for layer in forks:
+        layer.state = tree_map(
+            lambda x: mx.repeat(x, rows, axis=0) if isinstance(x, mx.array) else x,
+            layer.state,
+        )
+    samplers = [make_sampler(temperature) for temperature in TEMPERATURES]
+    last = mx.full((rows, 1), token)
+    said = []
+    for _ in range(CONTINUED):
+        logits = model(last, cache=forks)[:, -1]
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        last = mx.stack(
+            [
+                sampler(row)
+                for sampler, row in zip(samplers, mx.split(logprobs, rows), strict=True)
+            ]
+        )
+        said.append(last[:, 0].tolist())
+    return [
+        list(takewhile(lambda token: token not in stops, row))
+        for row in zip(*said, strict=True)
+    ]
 
 
 def repeated(texts: Sequence[Sequence[int]]) -> float:
@@ -96,3 +109,43 @@ def repeated(texts: Sequence[Sequence[int]]) -> float:
     grams = [list(zip(*(text[i:] for i in range(N)), strict=False)) for text in texts]
     count = sum(map(len, grams))
     return sum(len(own) - len(set(own)) for own in grams) / max(count, 1)
+
+
+def summarize(found: Sequence[Continuation]) -> list[dict[str, Any]]:
+    """For each writer and temperature: how many continuations, the share of 4-grams
+    that repeat, and how many continuations turn in circles: half of theirs repeat."""
+    rows = []
+    for temperature in dict.fromkeys(TEMPERATURES):
+        for writer in WRITERS:
+            texts = [
+                each.tokens
+                for each in found
+                if (each.writer, each.temperature) == (writer, temperature)
+            ]
+            rows.append(
+                {
+                    "temperature": temperature,
+                    "writer": writer,
+                    "continuations": len(texts),
+                    "repeated": repeated(texts),
+                    "circles": sum(repeated([text]) >= 0.5 for text in texts),
+                }
+            )
+    return rows
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    """The summary as a table."""
+    head = ["temperature", "", f"repeated {N}-grams", "in circles"]
+    return table(
+        head,
+        [
+            [
+                f"{row['temperature']:g}",
+                row["writer"],
+                f"{row['repeated']:.3f}",
+                f"{row['circles']} of {row['continuations']}",
+            ]
+            for row in rows
+        ],
+    )

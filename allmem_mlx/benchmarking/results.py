@@ -69,9 +69,12 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def shares(model: Model, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The memory's share of time at the longest length, against window + sinks alone,
-    beside its share of operations and bytes; see :mod:`accounts`."""
+    beside its share of operations and bytes; see :mod:`accounts`. Empty if window +
+    sinks were not measured."""
     length = max(row["length"] for row in rows)
     at = {row["system"]: row for row in rows if row["length"] == length}
+    if WINDOW not in at:
+        return {}
     of = accounts.Sizes.of(model)
     reading, decoding = (
         accounts.operations(of, length, block=of.config.chunk),
@@ -125,10 +128,11 @@ def describe(
         if (double := row["prefill beside half the length"]) is not None:
             line += f", prefill {double:.2f} times that of half the length"
         lines.append(line)
-    lines.append(
-        "The memory's share of: "
-        + ", ".join(f"{name} {100 * value:.1f} %" for name, value in share.items())
-    )
+    if share:
+        lines.append(
+            "The memory's share of: "
+            + ", ".join(f"{name} {100 * value:.1f} %" for name, value in share.items())
+        )
     return "\n".join(lines)
 
 

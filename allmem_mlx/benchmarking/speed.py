@@ -6,7 +6,7 @@ all alike, and the ratios stay.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,19 +98,19 @@ class Measured:
         return len(self.latencies) / sum(self.latencies)
 
 
-def runners(model: Model, full_attention: bool) -> list[Runner]:
-    """The model, the same without its memory, and the base with full attention.
+def runners(model: Model, beside: Collection[str] = ("window", "full")) -> list[Runner]:
+    """The model, and what it is compared with.
 
     Args:
         model (Model): a hybrid.
-        full_attention (bool): whether to have the last.
+        beside (Collection): ``"window"``, the same without its memory, and ``"full"``,
+            the base with full attention.
     """
-    chunk = model.allmem.chunk
-    found = [
-        Runner(ALLMEM, model, chunk),
-        Runner(WINDOW, window_model(model, model.allmem.window), chunk),
-    ]
-    if full_attention:
+    found = [Runner(ALLMEM, model, model.allmem.chunk)]
+    if "window" in beside:
+        other = window_model(model, model.allmem.window)
+        found.append(Runner(WINDOW, other, model.allmem.chunk))
+    if "full" in beside:
         found.append(Runner(FULL, base_model(model), STRETCH))
     return found
 
@@ -126,9 +126,9 @@ def _isolated_peak(runner: Runner, others: list[Runner], function: Any) -> Any:
 
 def measure(
     runners: list[Runner], tokens: list[int], lengths: Sequence[int], decoded: int
-) -> list[Measured]:
+) -> Iterator[Measured]:
     """Reads tokens once, and decodes after each length; the reading then goes on as if
-    nothing had been decoded.
+    nothing had been decoded. What was measured at a length comes before it goes on.
 
     Args:
         runners (list): the models.
@@ -138,7 +138,7 @@ def measure(
     """
     for runner in runners:
         runner.start()
-    found, read = [], 0
+    read = 0
     for length in lengths:
         while read < length:
             part = tokens[read : min(read + STRETCH, length)]
@@ -146,8 +146,8 @@ def measure(
                 _isolated_peak(runner, runners, lambda r=runner, p=part: r.read(p))
             read += len(part)
         latencies = _decode(runners, tokens[length - 1], decoded)
-        found += [
-            Measured(
+        for runner in runners:
+            yield Measured(
                 runner.name,
                 length,
                 runner.seconds,
@@ -155,9 +155,6 @@ def measure(
                 runner.peak,
                 runner.nbytes,
             )
-            for runner in runners
-        ]
-    return found
 
 
 def _decode(runners: list[Runner], token: int, decoded: int) -> dict[str, list[float]]:

@@ -7,6 +7,8 @@ from ..output import Panel, table
 from .intervals import Interval
 from .systems import MATCHED, NAMES, NEVER, OTHER
 
+CONTROLS = (NEVER, OTHER, MATCHED)  # dashed
+
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
@@ -76,9 +78,6 @@ def suite(summary: dict[str, Any]) -> str:
     if any(any(row["cut"].values()) for row in summary["rows"]):
         text += "\n* with prompts that were cut in the middle"
     return text
-
-
-CONTROLS = (NEVER, OTHER, MATCHED)
 
 
 def likelihood_panel(summary: dict[str, Any]) -> Panel:
