@@ -209,17 +209,23 @@ class TestFluency:
         assert again.tokens == found[0].tokens[: found[0].tokens.index(*stops)]
 
     def test_summary(self):
+        circle, straight = [1, 2] * 10, list(range(20))
         found = [
-            fluency.Continuation(0, ALLMEM, 0.7, [1, 2] * 10),
-            fluency.Continuation(0, ALLMEM, 0.7, list(range(20))),
-            fluency.Continuation(0, WINDOW, 0.7, list(range(20))),
+            fluency.Continuation(page, writer, 0.7, text)
+            for page, writer, text in (
+                *((0, ALLMEM, circle), (0, ALLMEM, straight), (1, ALLMEM, straight)),
+                *((0, WINDOW, straight), (1, WINDOW, straight)),
+                *((0, FULL, straight), (1, FULL, circle)),
+            )
         ]
         own, window, full = fluency.summarize(found)[3:]
-        assert own["writer"] == ALLMEM and own["temperature"] == 0.7
-        assert own["repeated"] == pytest.approx(15 / 34) and own["circles"] == 1
-        assert (window["repeated"], window["circles"]) == (0, 0)
-        assert (own["continuations"], full["continuations"]) == (2, 0)
-        assert "1 of 2" in fluency.describe([own])
+        assert [row["writer"] for row in (own, window, full)] == [ALLMEM, WINDOW, FULL]
+        assert own["repeated"] == pytest.approx(15 / 51)
+        assert own["above"]["value"] == pytest.approx((15 / 34 - 15 / 17) / 2)
+        assert own["above"]["low"] == pytest.approx(-15 / 17)
+        assert own["above"]["high"] == pytest.approx(15 / 34)
+        assert [row["circles"] for row in (own, window, full)] == [1, 0, 1]
+        assert "1 of 3" in fluency.describe([own])
 
 
 @pytest.fixture(scope="module")
