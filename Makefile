@@ -31,11 +31,11 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,documents]'
 	touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,documents,dev]'
 	touch $@
 
 $(BOOK): .venv/installed

@@ -1,14 +1,17 @@
 """What every command shares: its parser, and how it ends."""
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from .config import AllMemConfig
+from .encodings import decode
 from .errors import AllMemError, SettingError
 
 
@@ -54,6 +57,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="Minimum tokens to keep for min-p sampling",
     )
     add("--seed", type=int, help="PRNG seed")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="End the response before this text; may be given several times",
+    )
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +81,74 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Tokens evaluated at once while reading. Default: the chunk",
     )
+    add(
+        "--allow-special-tokens",
+        action="store_true",
+        help="Read the names of control tokens in documents and messages as control "
+        "tokens, not as plain text; only for text that you trust",
+    )
     add("--load-state", metavar="FILE", help="Start from what was read before")
+
+
+def check_texts(args: argparse.Namespace, *names: str) -> None:
+    """Decodes texts of the command line, in place, and says how.
+
+    Raises:
+        AllMemError: if the encoding of one cannot be told.
+        SettingError: if one of ``--stop`` is empty.
+    """
+    for name in (*names, "stop"):
+        flag, given = f"--{name.replace('_', '-')}", getattr(args, name)
+        if isinstance(given, list):
+            setattr(args, name, [incoming(text, flag) for text in given])
+        elif given is not None:
+            setattr(args, name, incoming(given, flag))
+    if "" in args.stop:
+        raise SettingError("--stop must not be empty")
+
+
+def incoming(text: str | bytes, name: str) -> str:
+    """Text from outside, decoded as documents are; what is to be said of it is said.
+
+    Args:
+        text (str or bytes): an argument of the command line, or what was read.
+        name (str): what messages call it.
+
+    Raises:
+        AllMemError: if its encoding cannot be told.
+    """
+    data = text if isinstance(text, bytes) else os.fsencode(text)
+    decoded, notes = decode(data, name)
+    for note in notes:
+        warn(note)
+    return decoded
+
+
+def check_state_files(args: argparse.Namespace) -> None:
+    """Refuses a state that cannot be loaded or saved, before anything is read.
+
+    Raises:
+        AllMemError: if a file is no state, or cannot be written.
+        SettingError: if its name is impossible.
+    """
+    from . import state as states
+
+    save = getattr(args, "save_state", None)
+    for flag, path in (("--load-state", args.load_state), ("--save-state", save)):
+        if path is not None and not _is_utf8(path):
+            raise SettingError(f"{flag} is {path!r}; its name must be UTF-8")
+    if args.load_state is not None:
+        states.check(args.load_state)
+    if save is not None:
+        states.check_place(save)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_counts(args: argparse.Namespace) -> None:
@@ -129,6 +206,25 @@ def warn(text: str) -> None:
     print(f"[WARNING] {text}", file=sys.stderr)
 
 
+def add_eos_tokens(tokenizer: Any, names: Sequence[str]) -> None:
+    """Tokens that end a response, beside the tokenizer's own.
+
+    Args:
+        tokenizer: mlx-lm's wrapper of one.
+        names (list): their names, or their ids.
+
+    Raises:
+        SettingError: if one is not a single token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for name in names:
+        if name not in vocabulary and not name.isdecimal():
+            raise SettingError(
+                f"--extra-eos-token {name!r} is not one token of this model; use --stop"
+            )
+        tokenizer.add_eos_token(name)
+
+
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and the tokenizer that the command line asks for."""
     from .loading import load
@@ -153,21 +249,34 @@ def _warn_of_chunk(config: AllMemConfig) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a command that is told to end does so as after Ctrl-C."""
+    """SIGTERM, or SIGHUP when a terminal is closed: a command that is told to end does
+    so as after Ctrl-C."""
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
-    raise Terminated
+    raise Terminated(number)
+
+
+def _hear_signals() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    # nohup has told it to go on when the terminal is closed.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminate)
 
 
 def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoReturn:
     """Parses the command line, runs ``command(args)`` and exits.
 
     The exit code is 0, 1 for a failure, 2 for a wrong use, 130 after Ctrl-C, 143 after
-    SIGTERM. An error is one line on stderr.
+    SIGTERM, 129 after SIGHUP. An error is one line on stderr. What a terminal cannot
+    show is replaced.
     """
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, _terminate)
+    _hear_signals()
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         command(args)
         sys.stdout.flush()
@@ -177,8 +286,10 @@ def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoRetu
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as error:
-        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
-        code = 143 if isinstance(error, Terminated) else 130
+        with suppress(OSError):  # the terminal is closed
+            print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        number = error.args[0] if isinstance(error, Terminated) else signal.SIGINT
+        code = 128 + number
     except Exception as error:
         if args.debug:
             raise

@@ -5,19 +5,20 @@ the things that are said, so that a turn can be appended to what a model has rea
 a document can be read as a part of a user's message.
 """
 
+import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
-from .errors import AllMemError
+from .errors import AllMemError, reason
+from .plain_text import Part, encode
 from .session import Session
 from .streaming import GenerationResponse
 
 # They stand for what is said while the template is rendered.
+SYSTEM = "<<7f4e0c1a the system prompt 9b2d>>"
 USER = "<<7f4e0c1a said by the user 9b2d>>"
 ASSISTANT = "<<7f4e0c1a said by the assistant 9b2d>>"
 PARAGRAPH = "\n\n"  # between the parts of a message
@@ -33,12 +34,16 @@ class Template:
         following (str): after a response, up to the next message of the user; ``None``
             if the template allows no second turn.
         start (list): token ids before everything.
+        system (tuple): where in the opening the system prompt begins and ends.
+        notes (list): what is to be said of the template, a line each.
     """
 
     opening: str
     closing: str
     following: str | None
     start: list[int]
+    system: tuple[int, int] = (0, 0)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def plain(cls, tokenizer: Any) -> "Template":
@@ -58,32 +63,67 @@ class Template:
 
         Args:
             tokenizer: mlx-lm's wrapper of a tokenizer that has a chat template.
-            system (str): the system prompt; the template's own if ``None``.
-            prefill (str): first words of every response.
+            system (str): the system prompt; the template's own if ``None``. If the
+                template has no system role, it begins the first message.
+            prefill (str): first words of every response. If they open a thought, they
+                take the place of one that the template opens.
             options (dict): further arguments of the template.
 
         Raises:
-            AllMemError: if the template does not repeat messages as they are.
+            AllMemError: if the template fails, or does not repeat messages as they are.
         """
 
         def render(*messages: tuple[str, str], respond: bool = True) -> str:
-            first = [] if system is None else [("system", system)]
-            return tokenizer.apply_chat_template(
-                [{"role": r, "content": text} for r, text in [*first, *messages]],
-                tokenize=False,
-                add_generation_prompt=respond,
-                continue_final_message=not respond,
-                **(options or {}),
-            )
+            try:
+                return tokenizer.apply_chat_template(
+                    [{"role": role, "content": text} for role, text in messages],
+                    tokenize=False,
+                    add_generation_prompt=respond,
+                    continue_final_message=not respond,
+                    **(options or {}),
+                )
+            except Exception as error:  # a template is a program
+                raise AllMemError(
+                    f"the chat template fails ({reason(error)}); use "
+                    "--ignore-chat-template, or --chat-template-config if it wants "
+                    "something"
+                ) from error
 
-        started = [] if prefill is None else [("assistant", prefill)]
-        rendered = render(("user", USER), *started, respond=prefill is None)
-        opening, closing = _around(rendered, USER)
+        opening, closing = _around(render(("user", USER)), USER)
+        if prefill is not None:
+            if prefill.lstrip().startswith(_think(tokenizer)[0]):
+                closing = _without_thought(closing, tokenizer) + prefill
+            else:
+                said = ("user", USER), ("assistant", prefill)
+                _, closing = _around(render(*said, respond=False), USER)
         following = None
-        with suppress(TemplateError, AllMemError):
+        with suppress(AllMemError):
             rendered = render(("user", "."), ("assistant", ASSISTANT), ("user", USER))
             following, _ = _around(_around(rendered, ASSISTANT)[1], USER)
-        return cls(opening, closing, following, [])
+        template = cls(opening, closing, following, [])
+        if system is not None:
+            try:
+                rendered = render(("system", SYSTEM), ("user", USER))
+                before, after = _around(_around(rendered, USER)[0], SYSTEM)
+            except AllMemError:
+                before, after = opening, PARAGRAPH
+                template.notes.append(
+                    "the chat template has no system role; the system prompt begins "
+                    "the first message"
+                )
+            template.opening = before + system + after
+            template.system = len(before), len(before) + len(system)
+        return template
+
+    @property
+    def parts(self) -> list[Part]:
+        """The opening, of which the system prompt comes from outside."""
+        start, stop = self.system
+        return [
+            (self.opening[:start], False),
+            (self.opening[start:stop], True),
+            (self.opening[stop:], False),
+        ]
 
 
 def _around(rendered: str, mark: str) -> tuple[str, str]:
@@ -96,16 +136,32 @@ def _around(rendered: str, mark: str) -> tuple[str, str]:
     return before, after
 
 
+def _think(tokenizer: Any) -> tuple[str, str]:
+    """What opens and closes a thought."""
+    return tokenizer.think_start or "<think>", tokenizer.think_end or "</think>"
+
+
+def _without_thought(closing: str, tokenizer: Any) -> str:
+    """What leads to a response, without a thought that it opens, or closes at once."""
+    start, end = map(re.escape, _think(tokenizer))
+    return re.sub(rf"{start}\s*({end}\s*)?\Z", "", closing)
+
+
 class Conversation:
     """Turns of a user and a model, in what a session reads.
 
     Args:
         session (Session): where it takes place.
         template (Template): what stands around the turns.
+        allow_special_tokens (bool): read the names of control tokens in messages and
+            the system prompt as control tokens, rather than as plain text.
     """
 
-    def __init__(self, session: Session, template: Template):
+    def __init__(
+        self, session: Session, template: Template, allow_special_tokens: bool = False
+    ):
         self.session, self.template = session, template
+        self.allow_special_tokens = allow_special_tokens
 
     def read(self, pieces: Iterable[list[int]], **options: Any) -> Iterator[int]:
         """Reads a document as a part of the user's message; see ``Session.read``."""
@@ -123,11 +179,12 @@ class Conversation:
 
     def say(self, text: str, **options: Any) -> Iterator[int]:
         """Reads the user's message, up to the response; see ``Session.read``."""
-        prompt = self._encode(self._before() + text + self.template.closing)
+        around = (self.template.closing, False)
+        prompt = self._encode([*self._before(), (text, True), around])
         self._note("assistant")
         return self.session.read([prompt], **options)
 
-    def _before(self) -> str:
+    def _before(self) -> list[Part]:
         """What comes before the next thing that the user says.
 
         The state notes whose turn it is: nobody's yet, the user's, in the middle of a
@@ -137,11 +194,11 @@ class Conversation:
         state = self.session.state
         turn = state.notes.get("turn")
         if turn is None or not state.tokens:
-            return self.template.opening
-        if turn == "text":
-            return self.template.opening or PARAGRAPH
-        if turn == "user":
-            return PARAGRAPH
+            return self.template.parts
+        if turn == "text" and self.template.opening:
+            return self.template.parts
+        if turn in ("text", "user"):
+            return [(PARAGRAPH, False)]
         following = self.template.following
         if following is None:
             raise AllMemError("the chat template allows no second turn")
@@ -149,11 +206,13 @@ class Conversation:
         last = [*state.recent, *state.waiting][-1]
         if last in self.session.tokenizer.eos_token_ids:
             following = following.removeprefix(self.session.tokenizer.decode([last]))
-        return following
+        return [(following, False)]
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, parts: list[Part]) -> list[int]:
         start = [] if self.session.state.tokens else self.template.start
-        return start + self.session.tokenizer.encode(text, add_special_tokens=False)
+        if self.allow_special_tokens:
+            parts = [(text, False) for text, _ in parts]
+        return start + encode(self.session.tokenizer, parts)
 
     def _note(self, turn: str) -> None:
         state = self.session.state.fork()

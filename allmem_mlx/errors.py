@@ -15,6 +15,10 @@ class SettingError(AllMemError, ValueError):
     exit_code = 2
 
 
+class MissingLibrary(AllMemError):
+    """A library of an extra that is not installed."""
+
+
 def reason(error: BaseException) -> str:
     """What another library says of an error, as one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__

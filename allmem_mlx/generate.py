@@ -7,16 +7,21 @@ import os
 import sys
 import types
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from .command import (
     ArgumentParser,
+    add_eos_tokens,
     add_model,
     add_reading,
     add_sampling,
     add_sizes,
     chat_template_config,
     check_counts,
+    check_state_files,
+    check_texts,
+    incoming,
     load_model,
     make_sampler,
     run,
@@ -38,9 +43,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_model(parser)
     add(
         "--prompt-file",
+        action="append",
         metavar="FILE",
-        help="Document to read, UTF-8 ('-' reads stdin). Without --prompt the model "
-        "writes on from where it ends",
+        help="Document to read: PDF, EPUB, Word, HTML, RTF, Markdown or text, or a "
+        "folder of them ('-' reads stdin). Several are read in order. Without --prompt "
+        "the model writes on from where it ends",
     )
     add(
         "--prompt",
@@ -48,6 +55,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         action="append",
         help="Message to the model, after the document if there is one ('-' reads "
         "stdin). Each of several starts from the same state",
+    )
+    add(
+        "--escape",
+        "-e",
+        action="store_true",
+        help="Read \\n and \\t in --prompt as a line break and a tab",
     )
     add(
         "--questions",
@@ -76,7 +89,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_sampling(parser)
     add_reading(parser)
     add("--prefill-response", help="First words of the response")
-    add("--extra-eos-token", nargs="+", default=(), help="More tokens that end it")
+    add(
+        "--extra-eos-token",
+        nargs="+",
+        default=(),
+        help="More tokens that end it; see --stop for text",
+    )
     add(
         "--ignore-chat-template",
         action="store_true",
@@ -114,7 +132,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise SettingError(
             "nothing to read: give --prompt-file, --prompt or both, or --load-state"
         )
-    if [*(args.prompt or []), args.prompt_file, args.questions].count("-") > 1:
+    stdin = [*(args.prompt or []), *(args.prompt_file or []), args.questions]
+    if stdin.count("-") > 1:
         raise SettingError(
             "only one of --prompt, --prompt-file and --questions can read stdin"
         )
@@ -124,17 +143,33 @@ def check_args(args: argparse.Namespace) -> None:
                 raise SettingError(f"--{flag.replace('_', '-')} needs --save-state")
     elif not os.path.isdir(os.path.dirname(args.save_state) or "."):
         raise SettingError(f"the folder of {args.save_state!r} does not exist")
+    elif os.path.exists(args.save_state):
+        goes_on = args.load_state is None and args.prompt_file is not None
+        same = args.load_state and os.path.exists(args.load_state)
+        if not goes_on and not (
+            same and os.path.samefile(args.save_state, args.load_state)
+        ):
+            raise SettingError(f"{args.save_state!r} exists already; name another file")
+    check_state_files(args)
     if args.checkpoint_every is not None and args.checkpoint_every < 1:
         raise SettingError("--checkpoint-every must be at least 1")
     check_counts(args)
     asked = args.prompt is not None or args.questions is not None
     if not (asked or args.save_state) or args.ignore_chat_template:
-        for flag in ("system_prompt", "prefill_response", "chat_template_config"):
-            if getattr(args, flag) is not None:
-                raise SettingError(
-                    f"--{flag.replace('_', '-')} needs a chat template, which is used "
-                    "with --prompt and without --ignore-chat-template"
-                )
+        why = "which is used with --prompt and without --ignore-chat-template"
+        refuse_template_flags(args, why)
+
+
+def refuse_template_flags(args: argparse.Namespace, why: str) -> None:
+    """Refuses what needs a chat template where none is used.
+
+    Raises:
+        SettingError: if there is such a flag.
+    """
+    for flag in ("system_prompt", "prefill_response", "chat_template_config"):
+        if getattr(args, flag) is not None:
+            name = flag.replace("_", "-")
+            raise SettingError(f"--{name} needs a chat template, {why}")
 
 
 def questions(args: argparse.Namespace) -> list[str]:
@@ -142,12 +177,18 @@ def questions(args: argparse.Namespace) -> list[str]:
     asked = []
     for prompt in args.prompt or []:
         if prompt == "-":
-            asked.append(sys.stdin.read())
-        else:
-            asked.append(prompt.replace("\\n", "\n").replace("\\t", "\t"))
+            asked.append(incoming(sys.stdin.buffer.read(), "the question on stdin"))
+            continue
+        text = incoming(prompt, "--prompt")
+        if args.escape:
+            text = text.replace("\\n", "\n").replace("\\t", "\t")
+        asked.append(text)
     if args.questions is not None:
-        text = "".join(Document(args.questions).text())
-        lines = [line for line in text.split("\n") if line.strip()]
+        document = Document(args.questions)
+        lines = "".join(document.text()).split("\n")
+        for note in document.notes + document.warnings:
+            warn(note)
+        lines = [line for line in lines if line.strip()]
         if not lines:
             raise AllMemError(f"{args.questions!r} has only empty lines")
         asked += lines
@@ -156,21 +197,24 @@ def questions(args: argparse.Namespace) -> list[str]:
 
 def generate(args: argparse.Namespace) -> None:
     check_args(args)
+    check_texts(args, "system_prompt", "prefill_response")
     template_config = chat_template_config(args.chat_template_config)
     asked = questions(args)
     document = None
     if args.prompt_file is not None:
         document = Document(args.prompt_file, piece=PIECE)
+        for note in document.notes:
+            warn(note)
 
     import mlx.core as mx
 
     from . import state as states
     from .conversation import Conversation, Template
+    from .plain_text import encode
     from .session import Session
 
     model, tokenizer = load_model(args)
-    for token in args.extra_eos_token:
-        tokenizer.add_eos_token(token)
+    add_eos_tokens(tokenizer, args.extra_eos_token)
     sampler = make_sampler(args, tokenizer)
     state = starting_state(args, model)
     chat = (
@@ -182,13 +226,18 @@ def generate(args: argparse.Namespace) -> None:
         template = Template.of_chat(
             tokenizer, args.system_prompt, args.prefill_response, template_config
         )
+        for note in template.notes:
+            warn(note)
     else:
+        refuse_template_flags(args, "the model's tokenizer has none")
         template = Template.plain(tokenizer)
     session = Session(model, tokenizer, state)
     if document is not None:
         state.notes["turn"] = "user" if chat else "text"
-        opening = tokenizer.encode(template.opening, add_special_tokens=False)
-        whole = itertools.chain([template.start + opening], document.pieces(tokenizer))
+        trusted = args.allow_special_tokens
+        opening = [(text, said and not trusted) for text, said in template.parts]
+        start = template.start + encode(tokenizer, opening)
+        whole = itertools.chain([start], document.pieces(tokenizer, trusted))
         read(args, session, states.unread(whole, state), document)
     elif state.tokens and args.system_prompt is not None:
         raise SettingError("--system-prompt comes before everything that was read")
@@ -198,17 +247,21 @@ def generate(args: argparse.Namespace) -> None:
             tell(session.reading(), args)
             return
 
+    options = {
+        "max_tokens": args.max_tokens,
+        "sampler": sampler,
+        "stop": args.stop,
+    }
     turns: list[str | None] = [*asked] or [None]
     for question in turns:
         answering = session.fork()
         if args.seed is not None:  # for each, so that it is answered as if alone
             mx.random.seed(args.seed)
         if question is None:
-            responses = answering.generate(max_tokens=args.max_tokens, sampler=sampler)
+            responses = answering.generate(**options)
         else:
-            responses = Conversation(answering, template).ask(
-                question, max_tokens=args.max_tokens, sampler=sampler
-            )
+            talk = Conversation(answering, template, args.allow_special_tokens)
+            responses = talk.ask(question, **options)
         first = next(responses)
         if args.verbose:
             print("=" * 10)
@@ -226,14 +279,9 @@ def starting_state(args: argparse.Namespace, model: Any) -> Any:
     """What was read before this command, or a new state."""
     from . import state as states
 
-    begun = args.save_state is not None and os.path.exists(args.save_state)
     if args.load_state is not None:
-        if begun and not os.path.samefile(args.save_state, args.load_state):
-            raise SettingError(f"{args.save_state!r} exists already; name another file")
         return states.load(args.load_state, model)
-    if begun:
-        if args.prompt_file is None:
-            raise SettingError(f"{args.save_state!r} exists already; name another file")
+    if args.save_state is not None and os.path.exists(args.save_state):
         return states.load(args.save_state, model)
     return states.new(model)
 
@@ -246,7 +294,8 @@ def read(
 ) -> None:
     """Reads a document and saves the state as often as was asked for.
 
-    Ctrl-C and SIGTERM save what was read until then.
+    Whatever ends the reading early, Ctrl-C, a signal or an error, what was read until
+    then is saved.
     """
     from . import state as states
 
@@ -254,26 +303,28 @@ def read(
         states.save(session.state, args.save_state, session.model, args.half_window)
 
     progress = Progress(document)
-    saved = 0
+    before, saved = session.state.tokens, 0
     try:
         for done in session.read(pieces, args.prefill_step_size):
             progress(done)
             if args.checkpoint_every and done - saved >= args.checkpoint_every:
                 save()
                 saved = done
-    except KeyboardInterrupt:
-        progress.close()
-        if args.save_state is not None:
+    except BaseException:
+        with suppress(OSError):  # the terminal is closed
+            progress.close()
+        if args.save_state is not None and session.state.tokens > before:
             save()
-            print(
-                f"\n{session.state.tokens} tokens are in {args.save_state!r}; the same "
-                "command goes on from there",
-                file=sys.stderr,
-            )
+            with suppress(OSError):
+                print(
+                    f"\n{session.state.tokens} tokens are in {args.save_state!r}; the "
+                    "same command goes on from there",
+                    file=sys.stderr,
+                )
         raise
     progress.close()
-    if document.replaced:
-        warn(f"{document.name}: {document.replaced} characters were not UTF-8")
+    for warning in document.warnings:
+        warn(warning)
 
 
 def tell(response: Any, args: argparse.Namespace) -> None:

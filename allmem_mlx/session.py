@@ -15,7 +15,13 @@ from . import state as states
 from .errors import AllMemError, SettingError
 from .model import Model
 from .state import State
-from .streaming import GenerationResponse, read_block, stream_generate
+from .streaming import (
+    GenerationResponse,
+    check_tokens,
+    read_block,
+    stop_at,
+    stream_generate,
+)
 
 TURNS = 4  # snapshots where turns begin
 CHUNKS = 2  # snapshots at the last ends of chunks
@@ -147,6 +153,7 @@ class Session:
                 began = time.perf_counter()
 
     def _take(self, tokens: Sequence[int]) -> None:
+        check_tokens(tokens, self.model)
         state = self.state.fork()
         state.waiting += tokens
         state.logprobs = None
@@ -160,13 +167,18 @@ class Session:
                 self.snapshots.chunk(state)
 
     def generate(
-        self, prompt: Sequence[int] = (), max_tokens: int = 256, **options: Any
+        self,
+        prompt: Sequence[int] = (),
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        **options: Any,
     ) -> Generator[GenerationResponse, None, None]:
         """Generates after what was read and a prompt.
 
         Args:
             prompt (list): token ids; none to go on where the model is.
             max_tokens (int): tokens to generate; -1 for no limit.
+            stop (list): strings that end the response, and are no part of its text.
             options: passed to :func:`allmem_mlx.stream_generate`.
 
         Yields:
@@ -175,8 +187,15 @@ class Session:
             state then has the tokens that were yielded, and knows the next one.
 
         Raises:
-            SettingError: if there is nothing to go on from.
+            SettingError: if there is nothing to go on from, or a string is empty.
         """
+        if "" in stop:
+            raise SettingError("a string that ends a response must not be empty")
+        return stop_at(self._generate(prompt, max_tokens, **options), stop)
+
+    def _generate(
+        self, prompt: Sequence[int], max_tokens: int, **options: Any
+    ) -> Generator[GenerationResponse, None, None]:
         for _ in self.read([prompt] if prompt else []):
             pass
         choose = options.pop("sampler", None) or (lambda x: mx.argmax(x, axis=-1))

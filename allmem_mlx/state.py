@@ -10,7 +10,9 @@ import hashlib
 import json
 import mmap
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -269,27 +271,16 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises:
         AllMemError: if it is not a state file, is damaged or from a newer version.
     """
-    try:
-        with open(path, "rb") as file:
-            metadata = _metadata(file)
-            if int(metadata["version"]) > VERSION:
-                raise AllMemError(
-                    f"{str(path)!r} has format version {metadata['version']}; this "
-                    f"version of allmem_mlx reads up to {VERSION}"
-                )
-            if _checksum(file)[1] != metadata["checksum"]:
-                raise ValueError("the checksum is wrong")
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise AllMemError(
-            f"{str(path)!r} cannot be read ({error.strerror or error})"
-        ) from error
-    except _NotAState:
-        raise AllMemError(f"{str(path)!r} is not a state file of allmem_mlx") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise AllMemError(
-            f"{str(path)!r} is damaged or incomplete ({error}); use another copy"
-        ) from None
+    with _opening(path) as file:
+        metadata = _metadata(file)
+        if int(metadata["version"]) > VERSION:
+            raise AllMemError(
+                f"{str(path)!r} has format version {metadata['version']}; this "
+                f"version of allmem_mlx reads up to {VERSION}"
+            )
+        if _checksum(file)[1] != metadata["checksum"]:
+            raise ValueError("the checksum is wrong")
+        size = os.fstat(file.fileno()).st_size
     texts = ("fingerprint", "dtype", "digest")
     return {
         **{name: metadata[name] for name in texts},
@@ -300,6 +291,54 @@ def describe(path: str | Path) -> dict[str, Any]:
         },
         "bytes": size,
     }
+
+
+def check(path: str | Path) -> None:
+    """Refuses what is no state file, at once; :func:`describe` reads it whole.
+
+    Raises:
+        AllMemError: if it cannot be read, or is something else.
+    """
+    with _opening(path) as file:
+        _metadata(file)
+
+
+def check_place(path: str | Path) -> None:
+    """Refuses a place where no state can be saved, before anything is read.
+
+    Raises:
+        AllMemError: if the folder cannot be written to, or if the file is something
+            else than a state.
+    """
+    path = Path(path)
+    if path.exists():
+        check(path)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise AllMemError(
+            f"the state cannot be saved to {str(path)!r}: its folder cannot be written "
+            f"to ({error.strerror}); choose another"
+        ) from None
+
+
+@contextmanager
+def _opening(path: str | Path) -> Iterator[Any]:
+    """A state file, and what is wrong with it in a line."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise AllMemError(
+            f"{str(path)!r} cannot be read ({error.strerror or error})"
+        ) from error
+    except _NotAState:
+        raise AllMemError(f"{str(path)!r} is not a state file of allmem_mlx") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise AllMemError(
+            f"{str(path)!r} is damaged or incomplete ({error}); use another copy"
+        ) from None
 
 
 class _NotAState(ValueError):

@@ -1,14 +1,15 @@
 """Reading a prompt of any length and generating from it, as ``mlx_lm`` does."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .errors import SettingError
+from .errors import AllMemError, SettingError
 
 Prompt = str | mx.array | Sequence[int] | Iterable[Sequence[int]]
 
@@ -58,6 +59,67 @@ def state_bytes(cache: list[Any]) -> int:
     return sum(layer.nbytes for layer in cache)
 
 
+def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
+    """Refuses tokens that a model cannot read.
+
+    Args:
+        tokens (list): token ids.
+        model (nn.Module): a model of :func:`allmem_mlx.load`.
+
+    Raises:
+        AllMemError: if one has no row in the embedding.
+    """
+    rows = model.model.embed_tokens.weight.shape[0]
+    wrong = next((token for token in tokens if not 0 <= token < rows), None)
+    if wrong is not None:
+        raise AllMemError(
+            f"token {wrong} has no row in the model's embedding, which has {rows}; the "
+            "tokenizer is another model's, or has tokens that were added to it alone"
+        )
+
+
+def stop_at(
+    responses: Generator[GenerationResponse, None, None], stop: Sequence[str]
+) -> Generator[GenerationResponse, None, None]:
+    """Ends a response before the first of some strings, wherever tokens end.
+
+    Text that may be the beginning of a string is held back until it is known.
+
+    Args:
+        responses: of :func:`stream_generate`.
+        stop (list): strings, none of them empty.
+
+    Yields:
+        GenerationResponse: the same, the last with ``finish_reason`` ``"stop"`` if a
+        string came. The model has then read it.
+    """
+    held = ""
+    with closing(responses):
+        for response in responses:
+            held += response.text
+            found = [at for text in stop if (at := held.find(text)) >= 0]
+            if found:
+                yield replace(response, text=held[: min(found)], finish_reason="stop")
+                return
+            keep = 0 if response.finish_reason else _may_begin(held, stop)
+            shown = len(held) - keep
+            response, held = replace(response, text=held[:shown]), held[shown:]
+            yield response
+
+
+def _may_begin(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end of a text that may be the beginning of a string."""
+    longest = min(len(text), max(map(len, stop), default=1) - 1)
+    return next(
+        (
+            n
+            for n in range(longest, 0, -1)
+            if any(x.startswith(text[-n:]) for x in stop)
+        ),
+        0,
+    )
+
+
 def _pieces(tokenizer: Any, prompt: Prompt) -> Iterable[Sequence[int]]:
     """The prompt as pieces of token ids."""
     if isinstance(prompt, str):
@@ -98,9 +160,13 @@ def read_block(model: nn.Module, block: list[int], cache: list[Any]) -> None:
         model (nn.Module): a model of :func:`allmem_mlx.load`.
         block (list): token ids.
         cache (list): the state, updated in place.
+
+    Raises:
+        AllMemError: if a token has no row in the embedding.
     """
     from mlx_lm.generate import generation_stream, wired_limit
 
+    check_tokens(block, model)
     streams: Any = [generation_stream]
     with wired_limit(model, streams), mx.stream(generation_stream):
         model(mx.array(block)[None], cache=cache)
@@ -162,6 +228,7 @@ def stream_generate(
         progress(prompt_tokens)
         block = following
     prompt_tokens += len(block)
+    check_tokens(block, model)
 
     prompt_tps = None
     for response in mlx_lm_stream_generate(

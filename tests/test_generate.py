@@ -199,7 +199,7 @@ class TestCommand:
 
     def test_a_question_goes_into_the_chat_template(self, folder, tiny, document):
         """The document and the question are one user message, a blank line between."""
-        flags = ["--prompt-file", document, "--prompt", "WHO?\\nHOW?", "-m", "9"]
+        flags = ["--prompt-file", document, "--prompt", "WHO?\\nHOW?", "-e", "-m", "9"]
         result = command(folder, *flags, "--system-prompt", "BE KIND")
         expected = (
             f"<|im_start|>system\nBE KIND<|im_end|>\n<|im_start|>user\n{TEXT}\n\n"
@@ -239,7 +239,7 @@ class TestCommand:
         plain, dressed, broken = (tmp_path / name for name in ("a", "b", "c"))
         plain.write_bytes(b"HOW\nTHE\nRING\n" * 9)
         dressed.write_bytes(b"\xef\xbb\xbf" + b"HOW\r\nTHE\rRING\r\n" * 9)
-        broken.write_bytes(b"HOW\nTHE\nRING\n" * 9 + b"\xff\xfe!")
+        broken.write_bytes(b"HOW\nTHE\nRING\n" * 99 + b"\x81\xfe!")
         flags = ("-m", "5", "--verbose", "F")
         one, two, three = (
             command(folder, "--prompt-file", path, *flags)
@@ -255,17 +255,17 @@ class TestCommand:
     def test_refused(self, folder, document, tmp_path):
         empty, binary, nowhere = (tmp_path / n for n in ("empty", "binary", "nowhere"))
         empty.write_bytes(b"")
+        folder_of_none = tmp_path / "folder"
+        folder_of_none.mkdir()
         binary.write_bytes(bytes(range(256)) * 10)
         read = ["--prompt-file", document]
-        late = tmp_path / "late"
-        late.write_bytes(TEXT.encode() * 60 + b"\0")
         refused = [
             ([], 2, ["--prompt-file"]),
-            (["--prompt-file", late], 1, [late, "NUL"]),
             (["--prompt-file", nowhere], 1, [nowhere]),
             (["--prompt-file", empty], 1, [empty, "empty"]),
-            (["--prompt-file", binary], 1, [binary, "NUL"]),
-            (["--prompt-file", tmp_path], 1, [tmp_path, "directory"]),
+            (["--prompt-file", binary], 1, [binary, "binary"]),
+            (["--prompt-file", folder_of_none], 1, [folder_of_none, "no documents"]),
+            (["--prompt-file", document, "--prompt-file", nowhere], 1, [nowhere]),
             ([*read, "--window", "0"], 2, ["window"]),
             ([*read, "--window", "many"], 2, ["--window"]),
             ([*read, "--chunk", "0"], 2, ["chunk"]),

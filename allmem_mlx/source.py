@@ -1,0 +1,232 @@
+"""One file, or standard input, as text: what it is, is told by its content."""
+
+import gzip
+import io
+import os
+import stat
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain
+from typing import BinaryIO, cast
+
+from .encodings import SAMPLE, Decoder, UnknownEncoding, find_encoding
+from .errors import AllMemError
+from .formats import Part, find_reader, looks_like_format, markdown
+
+MARKDOWN = (".md", ".markdown", ".md.gz")  # nothing in a text says that it is
+GZIP = b"\x1f\x8b"
+RATIO = 200  # the most bytes that gzip makes of one ...
+UNSUSPICIOUS = 64 * 2**20  # ... if it makes more than so many
+
+
+class Source:
+    """A file, or standard input, that is read once from start to end.
+
+    It is read as PDF, EPUB, Word, HTML, RTF or text, and unpacked first if gzip has
+    packed it. Opening reads the beginning, so that most files that cannot be read are
+    refused before a model is loaded.
+
+    Args:
+        path (str or path): a file, or ``"-"`` for standard input.
+        piece (int): bytes of a text read at a time.
+
+    Attributes:
+        name (str): what messages call it.
+        size (int, optional): bytes of the file; None for standard input and pipes.
+        bytes_read (int): bytes of it read so far; a share of the size, where it has
+            pages or chapters.
+        notes (list): what is to be said of it at once, a line each.
+
+    Raises:
+        AllMemError: if it is missing, unreadable, empty, binary, or of a kind that is
+            not read. What is wrong further on is raised when reading gets there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], piece: int = 65_536):
+        self.name = "standard input" if path == "-" else repr(os.fspath(path))
+        self.size: int | None = None
+        self.bytes_read = 0
+        self.notes: list[str] = []
+        self._path, self._piece = path, piece
+        self._parts: Iterator[Part] | None = None
+        self._closing = ExitStack()
+        self._open()
+
+    def parts(self) -> Iterator[Part]:
+        """Yields pieces of the text, and where they are from."""
+        if self._parts is None:
+            self._open()
+        try:
+            yield from cast(Iterator[Part], self._parts)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the file; :meth:`parts` opens it again."""
+        self._parts = None
+        self._closing.close()
+
+    def rest(self) -> None:
+        """Closes what can be opened again."""
+        if self.size is not None:
+            self.close()
+
+    def _open(self) -> None:
+        self._warnings: list[str] = []
+        self._decoder: Decoder | None = None
+        try:
+            parts = (part for part in self._begin() if part.text)
+            if (first := next(parts, None)) is None:
+                raise AllMemError(
+                    f"{self.name} is empty; give a text of at least one word"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._parts = chain([first], parts)
+
+    @property
+    def replaced(self) -> int:
+        """U+FFFD characters of a text so far, those that stand in it included."""
+        return self._decoder.replaced if self._decoder else 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said of what was read so far, a line each."""
+        lines = self._warnings + (self._decoder.warnings if self._decoder else [])
+        return [f"{self.name}: {line}" for line in lines]
+
+    def _begin(self) -> Iterator[Part]:
+        file = stream = self._file()
+        head = self._read(file, SAMPLE)
+        if packed := head.startswith(GZIP):
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=_Again(head, file)))
+            head = self._read(stream, SAMPLE)
+        if looks_like_format(head):
+            whole = file
+            if packed or self.size is None:
+                whole = self._spool(head, stream, file)
+            reader = find_reader(head, whole, self.name)
+            if reader is not None:
+                return self._formatted(reader(whole, self.name, self._warnings.append))
+        texts = self._text(head, stream, file)
+        if self.name.strip("'\"").lower().endswith(MARKDOWN):
+            return markdown.parts(texts)
+        return map(Part, texts)
+
+    def _formatted(self, parts: Iterator[Part]) -> Iterator[Part]:
+        for part in parts:
+            if self.size is not None:
+                self.bytes_read = round(part.done * self.size)
+            yield part
+
+    def _text(self, head: bytes, stream: BinaryIO, file: BinaryIO) -> Iterator[str]:
+        encoding, self.notes = self._encoding(head, stream, file)
+        self._decoder = decoder = Decoder(encoding)
+        unpacked = 0
+        for block in chain(self._blocks(head, stream), [b""]):
+            unpacked += len(block)
+            self.bytes_read = unpacked
+            if stream is not file and self.size is not None:
+                self.bytes_read = file.tell()
+                self._check_ratio(unpacked)
+            if text := decoder.decode(block, final=not block):
+                yield text
+
+    def _encoding(
+        self, head: bytes, stream: BinaryIO, file: BinaryIO
+    ) -> tuple[str, list[str]]:
+        """That of the head; or, where the head is ASCII, of what follows and is not."""
+        ascii_head = head.isascii() and 0 not in head
+        if not ascii_head or self.size is None or stream is not file:
+            return find_encoding(head, self.name)
+        while block := self._read(file, SAMPLE):
+            if not block.isascii():
+                break
+        file.seek(len(head))
+        try:
+            return find_encoding(block, self.name)
+        except UnknownEncoding:
+            return "utf-8", []  # what is lost is told once it was read
+
+    def _blocks(self, head: bytes, stream: BinaryIO) -> Iterator[bytes]:
+        for start in range(0, len(head), self._piece):
+            yield head[start : start + self._piece]
+        while block := self._read(stream, self._piece):
+            yield block
+
+    def _check_ratio(self, unpacked: int) -> None:
+        if unpacked > max(UNSUSPICIOUS, RATIO * self.bytes_read):
+            raise AllMemError(
+                f"{self.name} unpacks to more than {RATIO} times its size, as a bomb "
+                "does; unpack it with gzip first if you trust it"
+            )
+
+    def _spool(self, head: bytes, stream: BinaryIO, file: BinaryIO) -> BinaryIO:
+        """The whole document in a temporary file, for formats that are not read from
+        start to end."""
+        spool = cast(BinaryIO, self._closing.enter_context(tempfile.TemporaryFile()))
+        for block in chain([head], iter(lambda: self._read(stream, SAMPLE), b"")):
+            spool.write(block)
+            if stream is not file and self.size is not None:
+                self.bytes_read = file.tell()
+                self._check_ratio(spool.tell())
+        spool.seek(0)
+        return spool
+
+    def _file(self) -> BinaryIO:
+        if self._path == "-":
+            if sys.stdin is None:
+                raise AllMemError(f"{self.name} is closed; pipe a text into it")
+            return sys.stdin.buffer
+        try:
+            file = open(self._path, "rb")
+        except FileNotFoundError:
+            raise AllMemError(
+                f"{self.name} does not exist; check the name, or use - to read "
+                "standard input"
+            ) from None
+        except OSError as error:
+            raise AllMemError(
+                f"{self.name} cannot be opened ({error.strerror}); make it readable "
+                "or choose another file"
+            ) from error
+        self._closing.callback(file.close)
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            self.size = status.st_size
+        return file
+
+    def _read(self, file: BinaryIO, count: int) -> bytes:
+        try:
+            return file.read(count)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise AllMemError(
+                f"{self.name} is damaged or incomplete: gzip cannot unpack it further "
+                f"than byte {self.bytes_read}; get a whole copy"
+            ) from error
+        except OSError as error:
+            raise AllMemError(
+                f"{self.name} cannot be read after {self.bytes_read} bytes "
+                f"({error.strerror or error}); check the disk or the pipe it is on"
+            ) from error
+
+
+class _Again(io.RawIOBase):
+    """A file of which the head was read, from its start."""
+
+    def __init__(self, head: bytes, file: BinaryIO):
+        self._head, self._file = head, file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._head:
+            size = len(self._head) if size < 0 else size
+            data, self._head = self._head[:size], self._head[size:]
+            return data
+        return self._file.read(size)
