@@ -1,6 +1,7 @@
 """Talk with a model that remembers: read documents, save, undo, and branch off."""
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import shell
+from .chat_input import QUOTES, messages, note
 from .command import (
     ArgumentParser,
     Terminated,
@@ -25,8 +28,6 @@ from .command import (
 from .document import Document
 from .errors import AllMemError, SettingError
 from .progress import PIECE, Progress
-
-QUOTES = '"""'  # around a message of several lines
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -92,6 +93,11 @@ class Chat:
     def session(self) -> Any:
         return self.sessions[self.name]
 
+    @property
+    def prompt(self) -> str:
+        """What stands before a line that the user types."""
+        return ">> " if self.name == "main" else f"{self.name} >> "
+
     def take(self, text: str, quoted: bool = False) -> None:
         """Does what a line, or several in quotes, asks for."""
         if quoted or not text.startswith("/"):
@@ -101,15 +107,19 @@ class Chat:
         word, _, argument = text[1:].partition(" ")
         command = COMMANDS.get(word)
         if command is None:
-            raise SettingError(f"there is no /{word}; /help lists the commands")
-        usage, argument = _usage(command)[0], argument.strip()
-        if bool(argument) != (" " in usage):
-            raise SettingError(f"it is /{usage}")
+            raise SettingError(_unknown(word, text))
         if "\0" in argument:
             raise SettingError("a name cannot have a NUL character")
-        if usage.endswith("FILE"):
-            argument = os.path.expanduser(argument)
-        command(self, *([argument] if argument else []))
+        usage = _usage(command)[0]
+        if "FILE" in usage:
+            names = shell.names(argument)
+        else:
+            names = [*filter(None, [argument.strip()])]
+        if bool(names) != (" " in usage) or not all(names):
+            raise SettingError(f"it is /{usage}")
+        if len(names) > 1 and not usage.endswith("..."):
+            raise SettingError(f"it is /{usage}; put a name that has spaces in quotes")
+        command(self, *names)
 
     def say(self, text: str) -> None:
         from .conversation import Conversation
@@ -146,31 +156,49 @@ class Chat:
             asked.pop()
             raise
 
-    def read(self, name: str) -> None:
-        """read FILE: a document, as a part of your next message; Ctrl-C stops it"""
-        from .conversation import Conversation
-
-        # A path, for which "-" is not standard input.
-        document, before = Document(Path(name), PIECE), self.session.state.tokens
-        pieces = document.pieces(self.session.tokenizer)
-        talk = Conversation(self.session, self.template)
+    def read(self, *names: str) -> None:
+        """read FILE ...: documents, as a part of your next message; Ctrl-C stops it"""
+        if "-" in names and not os.path.exists("-"):
+            raise SettingError(
+                "a chat cannot read standard input; name a file, or pipe the text into "
+                "allmem_mlx.generate --prompt-file - --save-state FILE and /load FILE"
+            )
+        # Paths, for which "-" is not standard input.
+        paths = [*map(Path, names)]
+        document = Document(paths if len(paths) > 1 else paths[0], PIECE)
+        before = self.session.state.tokens
+        failure = None
         with self._undoable(None), interruptible() as stop:
-            blocks = talk.read(pieces, step=self.step)
-            progress = Progress(document)
             try:
-                for done in blocks:
-                    progress(done)
-                    if stop:
-                        break
-            finally:
-                progress.close()
+                self._read(document, stop)
+            except AllMemError as error:
+                if self.session.state.read <= before:
+                    raise  # nothing to keep
+                failure = error
         self.reading = self.session.reading()
         read = self.session.state.read
-        if stop and read > before:
+        if (stop or failure) and read > before:
             self.session.go_back(read)  # what was taken from the document to be read
             self.session.state.notes["turn"] = "user"
+        tokens = self.session.state.tokens - before
+        if failure:
+            raise AllMemError(
+                f"{failure}; the {tokens} tokens before it are kept, /undo forgets them"
+            ) from failure
         did = "stopped after" if stop else "read"
-        print(f"{did} {self.session.state.tokens - before} tokens of {document.name}")
+        print(f"{did} {tokens} tokens of {document.name}")
+
+    def _read(self, document: Document, stop: list[bool]) -> None:
+        """Reads a document to its end, or until ``stop`` is no longer empty."""
+        from .conversation import Conversation
+
+        pieces = document.pieces(self.session.tokenizer)
+        blocks = Conversation(self.session, self.template).read(pieces, step=self.step)
+        with closing(Progress(document)) as progress:
+            for done in blocks:
+                progress(done)
+                if stop:
+                    break
 
     def save(self, name: str) -> None:
         """save FILE: what was read and said"""
@@ -256,10 +284,12 @@ class Chat:
 
     def help(self) -> None:
         """help: this list"""
-        for command in COMMANDS.values():
+        for command in dict.fromkeys(COMMANDS.values()):
             usage, purpose = _usage(command)
-            print(f"/{usage:<12} {purpose}")
-        print(f"{QUOTES:<13} begins and ends a message of several lines")
+            _, *others = (f"/{name}" for name, x in COMMANDS.items() if x is command)
+            also = f" (also {', '.join(others)})" if others else ""
+            print(f"/{usage:<13} {purpose}{also}")
+        print(f"{QUOTES:<14} begins and ends a message of several lines")
 
     def quit(self) -> None:
         """quit: end, as Ctrl-D does"""
@@ -274,6 +304,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *("stats", "help", "quit"),
     )
 }
+# Other names of them.
+COMMANDS |= {"clear": Chat.reset, "?": Chat.help, "exit": Chat.quit, "bye": Chat.quit}
 
 
 def _usage(command: Callable[..., None]) -> tuple[str, str]:
@@ -281,50 +313,13 @@ def _usage(command: Callable[..., None]) -> tuple[str, str]:
     return usage, purpose
 
 
-def note(text: str) -> None:
-    print(f"[{text}]", file=sys.stderr)
-
-
-def messages(chat: Chat) -> Iterator[tuple[str, bool]]:
-    """What the user types, or what is piped in, until it ends, and whether it was in
-    quotes."""
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if terminal:
-        import readline
-
-        if "NO_COLOR" in os.environ:
-            readline.parse_and_bind("set enable-bracketed-paste off")
-    interrupted = False
-    lines: list[str] = []
-    while True:
-        branch = "" if chat.name == "main" else f"{chat.name} "
-        prompt = "... " if lines else f"{branch}>> "
-        try:
-            line = input(prompt if terminal else "")
-        except EOFError:
-            if terminal:
-                print()
-            break
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            print()
-            if interrupted or not terminal:
-                break
-            note("Ctrl-C again, or Ctrl-D, ends")
-            interrupted, lines = True, []
-            continue
-        interrupted = False
-        if not lines and not line.startswith(QUOTES):
-            yield line, False
-            continue
-        lines.append(line if lines else line.removeprefix(QUOTES))
-        if lines[-1].rstrip().endswith(QUOTES):
-            lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
-            yield "\n".join(lines).strip("\n"), True
-            lines = []
-    if lines:
-        yield "\n".join(lines).strip("\n"), True
+def _unknown(word: str, text: str) -> str:
+    """What is said of a line that begins with no command."""
+    if word and (name := shell.leading_name(text)):
+        return f"to read {name}, type /read in front of it"
+    near = difflib.get_close_matches(word.lower(), COMMANDS, 1)
+    meant = f"did you mean /{near[0]}? " if near else ""
+    return f"there is no /{word}; {meant}/help lists the commands"
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -361,7 +356,8 @@ def chat(args: argparse.Namespace) -> None:
         stream.reconfigure(errors="replace")
     if sys.stdin.isatty():
         note("/help lists the commands")
-    for message, quoted in messages(talk):
+    usages = {name: _usage(command)[0] for name, command in COMMANDS.items()}
+    for message, quoted in messages(talk, usages):
         try:
             talk.take(message, quoted)
         except AllMemError as error:

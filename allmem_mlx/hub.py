@@ -5,6 +5,7 @@ Token, cache, mirror and offline mode are that library's own: ``hf auth login`` 
 """
 
 import errno
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -30,13 +31,20 @@ FILES = (
 CARD = "README.md"  # for the licence; nothing fails without it
 OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*")
 WEIGHTS = ("model*.safetensors",)
+PICKLES = "pytorch_model*.bin"
+SOURCES = (*WEIGHTS, PICKLES)  # of a model that is to be converted
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 OTHER_WEIGHTS = {
-    ".gguf": "`hf download {repo} {file}`, then convert that file with --gguf",
-    ".bin": "load it with transformers, save it with save_pretrained, and convert that",
-    ".pt": "save it as safetensors, and convert that",
-    ".pth": "save it as safetensors, and convert that",
-    ".safetensors": "only model*.safetensors are read; rename it in a local folder",
+    "adapter_model.*": "merge it into its base with peft's merge_and_unload, and "
+    "convert the result",
+    "*.gguf": "`hf download {repo} {file}`, then convert that file with --gguf",
+    PICKLES: "convert it: python -m allmem_mlx.convert --hf-path {repo} --mlx-path "
+    "NEW_FOLDER",
+    "*.bin": "load it with transformers, save it with save_pretrained, and convert "
+    "that",
+    "*.pt": "save it as safetensors, and convert that",
+    "*.pth": "save it as safetensors, and convert that",
+    "*.safetensors": "only model*.safetensors are read; rename it in a local folder",
 }
 
 
@@ -44,6 +52,7 @@ def resolve(
     path_or_repo: str | Path,
     revision: str | None = None,
     check: Callable[[Path], object] | None = None,
+    weights: tuple[str, ...] = WEIGHTS,
 ) -> Path:
     """The folder of a model, downloaded if it is not a local one.
 
@@ -53,6 +62,8 @@ def resolve(
         revision (str): branch, tag or commit of the repository. Default: ``main``.
         check (Callable): is given the folder before the weights are downloaded; what it
             raises ends the download.
+        weights (tuple): patterns of weight files, of which the first that a repository
+            has is downloaded.
 
     Returns:
         Path: the local path as it is, or the repository's folder in the cache.
@@ -73,7 +84,7 @@ def resolve(
             f"{repo}: no such model folder, and not the name of a hub repository, "
             "ORG/NAME"
         )
-    return _download(repo, revision, check)
+    return _download(repo, revision, check, weights)
 
 
 def _api() -> Any:
@@ -94,24 +105,35 @@ def is_repo_id(name: str) -> bool:
 
 
 def _download(
-    repo: str, revision: str | None, check: Callable[[Path], object] | None
+    repo: str,
+    revision: str | None,
+    check: Callable[[Path], object] | None,
+    patterns: tuple[str, ...],
 ) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
-        return _fetch(repo, revision, check)
+        return _fetch(repo, revision, check, patterns)
     except AllMemError:
         raise
     except Exception as error:  # those of the HTTP library have no base of their own
         if not isinstance(error, RevisionNotFoundError):
-            with suppress(LocalEntryNotFoundError):  # the cache does not have all of it
-                options = {"local_files_only": True}
-                return Path(_snapshot(repo, revision, (*FILES, *WEIGHTS), **options))
+            options = {"local_files_only": True}
+            for pattern in patterns:
+                with suppress(LocalEntryNotFoundError):  # not all of it is in the cache
+                    folder = Path(
+                        _snapshot(repo, revision, (*FILES, pattern), **options)
+                    )
+                    if any(folder.glob(pattern)):
+                        return folder
         raise _explain(error, repo, revision) from error
 
 
 def _fetch(
-    repo: str, revision: str | None, check: Callable[[Path], object] | None
+    repo: str,
+    revision: str | None,
+    check: Callable[[Path], object] | None,
+    patterns: tuple[str, ...],
 ) -> Path:
     """Downloads what the cache does not have."""
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
@@ -122,10 +144,15 @@ def _fetch(
     # Notes in the cache which commit this is and what files belong to it.
     folder = Path(_snapshot(repo, revision, ("config.json", CARD)))
     commit = folder.name
-    files = _snapshot(repo, commit, (*FILES, *WEIGHTS), dry_run=True)
-    weights = [file for file in files if fnmatch(file.filename, WEIGHTS[0])]
-    if not weights:
+    files = _snapshot(repo, commit, (*FILES, *patterns), dry_run=True)
+    of_pattern = [[x for x in files if fnmatch(x.filename, p)] for p in patterns]
+    weights = next(filter(None, of_pattern), None)
+    if weights is None:
         raise _no_weights(repo, api.list_repo_files(repo, revision=commit))
+    if weights[0].filename.endswith(".bin"):
+        from .convert.torch_files import import_torch
+
+        import_torch(f"{repo}/{weights[0].filename}")
 
     def get(files: list[Any]) -> None:
         # One by one and in this thread: those of a snapshot do not hear Ctrl-C.
@@ -133,7 +160,7 @@ def _fetch(
             if file.will_download:
                 api.hf_hub_download(repo, file.filename, revision=commit)
 
-    get([file for file in files if file not in weights])
+    get([file for file in files if not any(file in found for found in of_pattern)])
     if check is not None:
         check(folder)
     get(weights)
@@ -162,9 +189,9 @@ class _NoBar(tqdm):
 
 def _no_weights(repo: str, files: list[str]) -> AllMemError:
     """What to do with a repository that has its weights in another format."""
-    for suffix, fix in OTHER_WEIGHTS.items():
-        if found := [file for file in files if file.endswith(suffix)]:
-            fix = fix.format(repo=repo, file=found[0])
+    for pattern, fix in OTHER_WEIGHTS.items():
+        if found := [file for file in files if fnmatch(file, pattern)]:
+            fix = fix.format(repo=repo, file=shlex.quote(found[0]))
             return AllMemError(f"{repo} has no {WEIGHTS[0]}, but {found[0]}: {fix}")
     return AllMemError(f"{repo} has no weights ({WEIGHTS[0]}); give another repository")
 
@@ -236,11 +263,22 @@ def _line(error: BaseException) -> str:
 
 
 def origin(path: Path) -> tuple[str, str] | None:
-    """The repository and the commit of a folder in ``huggingface_hub``'s cache."""
-    match path.absolute().parts:
-        case [*_, repo, "snapshots", commit] if repo.startswith("models--"):
-            return repo.removeprefix("models--").replace("--", "/"), commit
+    """The repository and the commit of a folder in ``huggingface_hub``'s cache, or of a
+    file in it."""
+    folder = path.parent if path.is_file() else path  # the file itself is a link
+    for place in (folder.absolute(), folder.resolve()):
+        match place.parts:
+            case [*_, repo, "snapshots", commit] if repo.startswith("models--"):
+                return repo.removeprefix("models--").replace("--", "/"), commit
     return None
+
+
+def name_of(path: Path) -> str:
+    """What to call a folder or file where its place is nobody's business."""
+    name = path.name or path.resolve().name
+    if (found := origin(path)) is None:
+        return name
+    return f"{found[0]}/{name}" if path.is_file() else found[0]
 
 
 def remedy(file: Path) -> str:
@@ -291,6 +329,6 @@ def upload(folder: Path, repo: str) -> str:
             reason += "; the token must be allowed to write there"
         raise AllMemError(
             f"{folder} is complete, but was not uploaded to {repo} ({reason}); try "
-            f"again with `hf upload {repo} {folder}`"
+            f"again with `hf upload {repo} {shlex.quote(str(folder))}`"
         ) from error
     return str(url)

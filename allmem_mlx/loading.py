@@ -1,16 +1,21 @@
 """A model folder as a model and a tokenizer."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .adapters import load_adapter
+from .command import warn
 from .config import AllMemConfig
 from .errors import AllMemError, SettingError, reason
 from .hub import origin, remedy, resolve
 from .model import MODEL_TYPE, Model, ModelArgs
-from .weight_files import indexed_files, safetensors_header
+from .weight_files import indexed_files, read_json, readable, safetensors_header
+
+TEMPLATE = "chat_template.json"  # of a processor; tokenizers have chat_template.jinja
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def load_weights(
 def load_tokenizer(
     folder: Path, config: dict[str, Any], options: dict[str, Any] | None = None
 ) -> Any:
-    """mlx-lm's ``load_tokenizer``.
+    """mlx-lm's ``load_tokenizer``, which also finds the chat template of a processor.
 
     Args:
         folder (Path): the model folder.
@@ -113,15 +118,64 @@ def load_tokenizer(
     files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
     if not (found := [file for pattern in files for file in folder.glob(pattern)]):
         raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
+
+    def get(**more: Any) -> Any:
+        extra = {**(options or {}), **more}
+        return mlx_lm_load_tokenizer(folder, extra, config.get("eos_token_id"))
+
     try:
-        return mlx_lm_load_tokenizer(
-            folder, options, eos_token_ids=config.get("eos_token_id")
-        )
+        tokenizer = get()
+        if not tokenizer.has_chat_template and (folder / TEMPLATE).is_file():
+            template = _template(folder / TEMPLATE, tokenizer)
+            tokenizer = get(chat_template=template) if template else tokenizer
+        return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise AllMemError(
             f"{folder}: the tokenizer cannot be read: {reason(error)}; "
             f"{remedy(found[0])}"
         ) from error
+
+
+def _template(file: Path, tokenizer: Any) -> str | None:
+    """The chat template in a file of a processor, unless it cannot be used."""
+    text = "a message"
+    messages = [{"role": "user", "content": text}]
+    try:
+        template = read_json(file).get("chat_template")
+        if not isinstance(template, str):
+            raise AllMemError(f"{file} has no chat_template")
+        shown = tokenizer.apply_chat_template(
+            messages, tokenize=False, chat_template=template
+        )
+        if text not in shown:
+            raise AllMemError(f"the template in {file} does not show plain text")
+    except Exception as error:  # of any kind: a template is a program
+        why = reason(error)
+        if not isinstance(error, AllMemError):
+            why = f"the template in {file} fails: {why}"
+        warn(f"{why}; the model has no chat template")
+        return None
+    return template
+
+
+def tokens_without_row(tokenizer: Any, rows: int) -> dict[str, int]:
+    """Tokens that the model cannot read, and their ids.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows (int): rows of the model's embedding.
+    """
+    tokens = tokenizer.get_vocab().items()
+    return dict(sorted((x for x in tokens if x[1] >= rows), key=lambda x: x[1]))
+
+
+def _warn_of_tokens(tokens: dict[str, int]) -> None:
+    named = [f"{readable(token)!r} ({i})" for token, i in list(tokens.items())[:3]]
+    more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
+    warn(
+        f"the tokenizer has tokens without a row in the embedding: {', '.join(named)}"
+        f"{more}; they are read as plain text"
+    )
 
 
 def _hybrid_config(folder: Path) -> dict[str, Any]:
@@ -130,10 +184,12 @@ def _hybrid_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") != MODEL_TYPE:
         source, commit = origin(folder) or (folder, None)
         revision = "" if commit is None else f" --revision {commit}"
+        quoted = shlex.quote(str(source))
         raise AllMemError(
             f"{source} is not an AllMem model (model_type "
             f"{config.get('model_type')!r}); convert it first: "
-            f"python -m convert --hf-path {source}{revision} --mlx-path NEW_FOLDER"
+            f"python -m allmem_mlx.convert --hf-path {quoted}{revision} --mlx-path "
+            "NEW_FOLDER"
         )
     return config
 
@@ -155,7 +211,7 @@ def load(
         tokenizer_config (dict): options of the tokenizer.
         model_config (dict): values that replace those of the folder's ``allmem``
             block: ``window``, ``sinks``, ``chunk``, ...
-        adapter_path (str): LoRA adapters to apply.
+        adapter_path (str): folder of adapters to apply, see ``adapters.py``.
         lazy (bool): leave the weights on disk until they are used.
         return_config (bool): return the configuration too.
         revision (str): branch, tag or commit of a hub repository.
@@ -164,12 +220,10 @@ def load(
         tuple: the model, its tokenizer and, if asked for, the configuration.
 
     Raises:
-        AllMemError: if the folder is not an AllMem model or is damaged, or if the
-            repository cannot be downloaded.
+        AllMemError: if the folder is not an AllMem model or is damaged, if the
+            repository cannot be downloaded, or if the adapters do not fit.
         SettingError: if ``model_config`` holds an impossible value.
     """
-    from mlx_lm.utils import load_adapters
-
     if path is None:
         from .default_model import default_model
 
@@ -186,10 +240,13 @@ def load(
 
     overrides = {"allmem": block, "model_file": None}
     model, config = load_weights(folder, overrides, lazy=lazy)
+    rows = model.model.embed_tokens.weight.shape[0]
     if adapter_path is not None:
-        model = load_adapters(model, adapter_path)
+        model = load_adapter(model, Path(adapter_path))
         model.eval()
     tokenizer = load_tokenizer(folder, config, tokenizer_config)
+    if tokens := tokens_without_row(tokenizer, rows):
+        _warn_of_tokens(tokens)
     if return_config:
         return model, tokenizer, config
     return model, tokenizer

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from .encodings import SAMPLE, Decoder, UnknownEncoding, find_encoding
 from .errors import AllMemError
@@ -200,19 +200,25 @@ class Source:
             self.size = status.st_size
         return file
 
-    def _read(self, file: BinaryIO, count: int) -> bytes:
+    def _read(self, file: Any, count: int) -> bytes:
+        """So many bytes, or fewer at the end, or before an error that comes next."""
+        data = b""
         try:
-            return file.read(count)
+            while len(data) < count and (more := file.read1(count - len(data))):
+                data += more
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise AllMemError(
-                f"{self.name} is damaged or incomplete: gzip cannot unpack it further "
-                f"than byte {self.bytes_read}; get a whole copy"
-            ) from error
+            if not data:
+                raise AllMemError(
+                    f"{self.name} is damaged or incomplete: gzip cannot unpack more of "
+                    "it; get a whole copy"
+                ) from error
         except OSError as error:
-            raise AllMemError(
-                f"{self.name} cannot be read after {self.bytes_read} bytes "
-                f"({error.strerror or error}); check the disk or the pipe it is on"
-            ) from error
+            if not data:
+                raise AllMemError(
+                    f"{self.name} cannot be read after {self.bytes_read} bytes "
+                    f"({error.strerror or error}); check the disk or the pipe it is on"
+                ) from error
+        return data
 
 
 class _Again(io.RawIOBase):

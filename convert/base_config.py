@@ -67,17 +67,6 @@ def language_model(config: dict[str, Any]) -> dict[str, Any]:
     return {**inner, **outer, "model_type": WRAPPERS[kind]}
 
 
-def language_weights(weights: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the language model inside a model with other towers."""
-    prefix = "language_model."
-    inner = {
-        name.removeprefix(prefix): x
-        for name, x in weights.items()
-        if name.startswith(prefix)
-    }
-    return inner or weights
-
-
 def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     """All settings as transformers reads them."""
     from transformers import CONFIG_MAPPING
@@ -174,7 +163,7 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         dict: settings under the names that mlx-lm's model file reads, and
-        ``layer_types`` and ``sliding_window``.
+        ``layer_types``, ``sliding_window`` and ``tie_word_embeddings``.
 
     Raises:
         AllMemError: if the base is not of a known family, or has a setting that would
@@ -200,4 +189,5 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
                 f"{kind} with {name} = {settings[name]!r} is not supported; it must be "
                 + " or ".join(map(repr, accepted))
             )
+    carried["tie_word_embeddings"] = bool(settings.get("tie_word_embeddings"))
     return {**{name: settings[name] for name in _read(kind) & set(settings)}, **carried}

@@ -1,5 +1,7 @@
 """The model card: ``README.md`` of a converted folder."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ Converted by allmem_mlx {version}:
 
 | | |
 |---|---|
-| source | {source}{commit} |
+| source | {source}{details} |
 | family | {family} |
 | weights | {weights} |
 | window, sinks | {config.window}, {config.sinks} tokens |
@@ -37,15 +39,15 @@ Converted by allmem_mlx {version}:
 
 ```bash
 pip install allmem-mlx
-python -m allmem_mlx.generate --model {name} --prompt-file book.txt
-python -m allmem_mlx.chat --model {name}
-mlx_lm.generate --model {name} --trust-remote-code --prompt "hello"
+python -m allmem_mlx.generate --model {quoted} --prompt-file book.txt
+python -m allmem_mlx.chat --model {quoted}
+mlx_lm.generate --model {quoted} --trust-remote-code --prompt "hello"
 ```
 
 ```python
 from allmem_mlx import generate, load
 
-model, tokenizer = load("{name}")
+model, tokenizer = load({literal})
 print(generate(model, tokenizer, "hello"))
 ```
 
@@ -92,10 +94,15 @@ def write(
         library_name="mlx", pipeline_tag="text-generation", tags=list(tags), **data
     )
     allmem = AllMemConfig.from_dict(config["allmem"])
+    details = f", commit `{commit}`" if commit else ""
+    if repo is not None and source.is_file():
+        details = f", `{source.name}`{details}"
     text = TEXT.format(
         name=name,
+        quoted=shlex.quote(name),
+        literal=json.dumps(name, ensure_ascii=False),
         source=f"[{repo}](https://huggingface.co/{repo})" if repo else source_name,
-        commit=f", commit `{commit}`" if commit else "",
+        details=details,
         version=__version__,
         family=config["base_model_type"],
         weights=_weights(config),

@@ -8,12 +8,11 @@ Or it was distilled in PyTorch.
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -28,8 +27,10 @@ from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read
 from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs, is_memory
 
 from . import card, gguf
-from .base_config import carry_over, language_model, language_weights
+from .base_config import carry_over, language_model
 from .new_folder import new_folder
+from .pickled import pickled_weights, unpack
+from .published import own_weights, without_head
 from .torch_files import Tensor, read_files
 from .torch_weights import (
     TorchWeights,
@@ -57,15 +58,19 @@ class _FreshModel(Model):
 
     Args:
         args (ModelArgs): the configuration.
-        base (Mapping): weights that take the place of the base's own.
+        base (Callable): makes the base's weights of what its files hold.
     """
 
-    def __init__(self, args: ModelArgs, base: Mapping[str, mx.array]):
+    def __init__(
+        self,
+        args: ModelArgs,
+        base: Callable[[dict[str, mx.array]], dict[str, mx.array]],
+    ):
         super().__init__(args)
-        self._base = MappingProxyType(base)  # not a dict, so not parameters
+        self._base = base
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = super().sanitize({**language_weights(weights), **self._base})
+        weights = super().sanitize(self._base(weights))
         parameters: Any = tree_flatten(self.parameters())
         return weights | {name: x for name, x in parameters if is_memory(name)}
 
@@ -150,18 +155,26 @@ def convert(
         settings = distilled.settings(settings)
     options = (dtype, quantization, distilled, settings)
     with new_folder(mlx_path) as folder:
-        path = hub.resolve(source, revision, partial(_configure, settings=settings))
-        if path.is_dir():
+        check = partial(_configure, settings=settings)
+        path = hub.resolve(source, revision, check, hub.SOURCES)
+        pickles = pickled_weights(path)
+        if path.is_dir() and not pickles:
             _convert_folder(path, folder, *options)
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-                gguf.unpack(path, Path(unpacked), dtype)
+                left_out = []
+                if pickles:
+                    base, _ = check(path)
+                    left_out = unpack(pickles, Path(unpacked), base)
+                else:
+                    gguf.unpack(path, Path(unpacked), dtype)
                 with _naming(path, unpacked):
-                    _convert_folder(Path(unpacked), folder, *options)
-        memory = f"distilled in PyTorch, `{distilled.path.name}`" if distilled else None
-        card.write(
-            folder, upload_repo or mlx_path.name, path, name or path.name, memory
-        )
+                    _convert_folder(Path(unpacked), folder, *options, left_out)
+        memory = None
+        if distilled:
+            memory = f"distilled in PyTorch, `{hub.name_of(distilled.path)}`"
+        new_name = upload_repo or mlx_path.name
+        card.write(folder, new_name, path, name or hub.name_of(path), memory)
     if upload_repo is not None:
         url = hub.upload(mlx_path, upload_repo)
         print(f"Upload successful, go to {url} for details.")
@@ -169,7 +182,7 @@ def convert(
 
 @contextmanager
 def _naming(source: Path, unpacked: str) -> Iterator[None]:
-    """Errors name the file that the user gave, not the folder that it became."""
+    """Errors name what the user gave, not the folder that it became."""
     try:
         yield
     except AllMemError as error:
@@ -200,11 +213,21 @@ def _convert_folder(
     quantization: tuple[int | None, int | None, str] | None,
     distilled: TorchWeights | None,
     settings: dict[str, Any],
+    left_out: Sequence[str] = (),
 ) -> None:
     from mlx_lm.utils import save_config, save_model
 
     base, allmem = _configure(source, settings)
-    base_weights, memory, left_out = _distilled_weights(distilled, source, base, allmem)
+    base_weights, memory, unused = _distilled_weights(distilled, source, base, allmem)
+    left_out = [*left_out, *unused]
+
+    def of_the_base(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights, extras = own_weights(weights, base)
+        left_out.extend(extras)
+        if base["tie_word_embeddings"]:
+            weights = without_head(weights)
+        return {**weights, **base_weights}
+
     overrides = {
         **base,
         "model_type": MODEL_TYPE,
@@ -213,7 +236,7 @@ def _convert_folder(
         "allmem": asdict(allmem),
     }
     mx.random.seed(SEED)
-    new_model: Any = partial(_FreshModel, base=base_weights)
+    new_model: Any = partial(_FreshModel, base=of_the_base)
     model, config = load_weights(source, overrides, new_model, lazy=True)
     if distilled:
         replace_memory(model, memory, distilled.path)
@@ -257,5 +280,5 @@ def _distilled_weights(
     if distilled.base:
         check_weights(source)
         tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
-    weights, left_out = distilled.base_weights(language_weights(tensors), base)
+    weights, left_out = distilled.base_weights(own_weights(tensors, base)[0], base)
     return weights, memory, left_out

@@ -218,7 +218,7 @@ def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, 
                 others.append(readable(name))
 
 
-def import_torch(file: Path) -> Any:
+def import_torch(file: Path | str) -> Any:
     """PyTorch, for a file that only it reads and writes.
 
     Raises:

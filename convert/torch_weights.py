@@ -26,8 +26,6 @@ from .torch_names import (
 
 DTYPES = ("float32", "float16", "bfloat16")
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-# Buffers that older versions of transformers saved.
-BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,8 @@ class TorchWeights:
         """The base model's weights, if the checkpoint has them too.
 
         Args:
-            folder (dict): the tensors of the base model's folder.
+            folder (dict): the tensors of the base model's folder, see
+                ``published.own_weights``.
             config (dict): its ``config.json``.
 
         Returns:
@@ -166,7 +165,6 @@ class TorchWeights:
                 holds NaN or infinite values.
         """
         places = {plain_name(name): name for name in folder}
-        places = {x: name for x, name in places.items() if not x.endswith(BUFFERS)}
         base = dict(self.base)
         if config.get("tie_word_embeddings"):
             places.pop(HEAD, None)

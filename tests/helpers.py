@@ -217,3 +217,54 @@ def active_folder(folder: Path, **options) -> Path:
     activate_memory(model)
     save_model(folder / "model", model)
     return folder / "model"
+
+
+# Runs each command line of stdin in a child of its own, once what it imports is loaded.
+NURSERY = """
+import os, sys
+import allmem_mlx.conversation, allmem_mlx.generate, allmem_mlx.loading
+import mlx_lm.generate, mlx_lm.sample_utils, tqdm, transformers
+for line in sys.stdin:
+    out, *sys.argv = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if child == 0:
+        for descriptor, name in ((0, "/dev/null"), (1, out), (2, out + ".err")):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.modules["allmem_mlx.generate"].main()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Starts the generate command without waiting for its imports each time."""
+
+    def __init__(self, folder, path):
+        self.folder, self.out = folder, path / "out"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+
+    def start(self, *flags) -> int:
+        """The process id of the command."""
+        line = [self.out, "generate", "--model", self.folder, *flags]
+        print(*line, sep="\t", file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        return int(self.process.stdout.readline())
+
+    def __call__(self, *flags) -> subprocess.CompletedProcess:
+        self.start(*flags)
+        code = self.wait()
+        err = self.out.with_name("out.err").read_bytes()
+        return subprocess.CompletedProcess(flags, code, self.out.read_bytes(), err)
+
+    def answer(self, *flags) -> str:
+        result = self(*flags)
+        assert result.returncode == 0, result.stderr.decode()
+        return result.stdout.decode()

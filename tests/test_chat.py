@@ -1,6 +1,7 @@
 """The chat, typed in a terminal and piped in."""
 
 import contextlib
+import ctypes.util
 import os
 import pty
 import re
@@ -11,15 +12,19 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from helpers import ROOT, active_folder, assert_refused, run
 
+from allmem_mlx import chat as chat_module
 from allmem_mlx import load
 from allmem_mlx import state as states
-from allmem_mlx.chat import Chat
+from allmem_mlx.chat import Chat, Quit
 from allmem_mlx.conversation import Conversation, Template
+from allmem_mlx.document import Document
+from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.progress import Progress
 from allmem_mlx.session import Session
 
@@ -42,6 +47,14 @@ def document(tmp_path):
     path = tmp_path / "document.txt"
     path.write_text(TEXT)
     return path
+
+
+@pytest.fixture
+def chat(tiny):
+    """A chat without a terminal, in this process."""
+    model, tokenizer = tiny
+    session = Session(model, tokenizer, snapshots=True)
+    return Chat(session, Template.of_chat(tokenizer), {"max_tokens": 3})
 
 
 def piped(folder, *lines, flags=(), code=0, **env) -> tuple[str, str]:
@@ -157,13 +170,12 @@ class TestTerminal:
             assert f"/{name} " in listed
         wrong = {
             "/nothing": "there is no /nothing",
-            "/read": "it is /read FILE",
+            "/read": "it is /read FILE ...",
             "/undo now": "it is /undo",
             "/undo": "nothing to undo",
             "/retry": "no message to answer again",
             "/fork b": "there is a branch b already",
             "/switch c": "there is no branch c, but: main, b",
-            f"/read {tmp_path}": "directory",
             f"/load {document}": "not a state file",
             f"/save {document}": "not a state file",
             f"/load {tmp_path}/none": "No such file",
@@ -269,6 +281,59 @@ class TestTerminal:
         chat.signal(signal.SIGINT, chat.process.wait)
         chat.end()
 
+    @pytest.mark.parametrize("editor", ["readline", "edit"])
+    def test_tab(self, folder, tiny, tmp_path, editor):
+        """In the line editor of Linux, and in that of macOS."""
+        library = ctypes.util.find_library(editor)
+        if library is None:
+            pytest.skip(f"no lib{editor}")
+        for name in (
+            "my book.txt",
+            "my bible.txt",
+            "O'Neill.txt",
+            "été.txt",
+            "[1].txt",
+        ):
+            (tmp_path / name).write_text("HOW?")
+        (tmp_path / "a folder").mkdir()
+        (tmp_path / "a folder" / "x y.txt").write_text("HOW?")
+        chat = Terminal(folder, "-m", "8", LD_PRELOAD=library, HOME=str(tmp_path))
+        # In a message it is itself.
+        assert "there is no /HOW\tNOW; " in chat.type("HOW\tNOW\x01/")
+        chat.type('"""HOW', until="... ")
+        chat.type('/rea\t?"""')
+        chat.type(f"/save {tmp_path}/'the state'")
+        _, expected = fresh(tiny, "HOW\n/rea\t?")
+        assert_same(states.load(tmp_path / "the state", tiny[0]), expected)
+        read = {
+            f"{tmp_path}/my\\ bo\t": "my book.txt",
+            f"'{tmp_path}/my bi\t": "my bible.txt",
+            f'"{tmp_path}/my bo\t': "my book.txt",
+            f"{tmp_path}/O\t": "O'Neill.txt",
+            f"'{tmp_path}/O\t": "O'Neill.txt",
+            "~/é\t": "été.txt",
+            f"{tmp_path}/[\t": "[1].txt",
+            f"{tmp_path}/a\tx\t": "a folder/x y.txt",
+            f'"{tmp_path}/a\tx\t': "a folder/x y.txt",
+        }
+        for line, name in read.items():
+            said = chat.type(f"/rea\t{line}")
+            assert f"tokens of {str(tmp_path / name)!r}" in said, said
+        assert "not a state file" in chat.type(f"/lo\t{tmp_path}/my\\ bi\t")
+        os.write(chat.main, f"/read {tmp_path}/my\t\t\t".encode())
+        chat.until("bible.txt  ")  # those that begin so
+        chat.until("book.txt  ")
+        os.write(chat.main, b"o\t\n")
+        chat.until(f"tokens of {str(tmp_path / 'my book.txt')!r}")
+        chat.until(">> ")
+        assert "Tokens: " in chat.type("/sta\t")
+        assert "Tokens: " in chat.type(
+            "REST\x01/sta\t\x0b"
+        )  # before the rest of a line
+        assert "there is no /nothing" in chat.type("/nothing\t")
+        os.write(chat.main, b"/ex\t\n")
+        chat.end()
+
     def test_terminated(self, folder):
         chat = Terminal(folder)
         chat.signal(signal.SIGTERM, chat.process.wait)
@@ -304,18 +369,8 @@ class TestPiped:
         """~ is the home folder, - no standard input, and a message may begin with /."""
         lines = [f"/read ~/{document.name}", "/undo", "/read -", '"""/HOW?"""']
         out, err = piped(folder, *lines, HOME=str(document.parent))
-        assert out.startswith("read 2") and "'-' does not exist" in err
+        assert out.startswith("read 2") and "cannot read standard input" in err
         assert out.endswith(fresh(tiny, "/HOW?")[0][0] + "\n")
-
-    def test_an_error_takes_back_what_it_stopped(self, folder, tiny, tmp_path):
-        """A document that turns out to be binary, after much of it was read."""
-        late = tmp_path / "late"
-        late.write_bytes(TEXT.encode() * 30 + b"\0")
-        file = tmp_path / "state"
-        piped(folder, "HOW?", f"/read {late}", "WHO?", f"/save {file}")
-        assert_same(states.load(file, tiny[0]), fresh(tiny, "HOW?", "WHO?")[1])
-        out, err = piped(folder, "HOW?", f"/read {late}", "/undo", "/stats")
-        assert "NUL" in err and "Tokens: 0, " in out
 
     def test_the_system_prompt_comes_once(self, folder, tiny, tmp_path):
         """And every turn is closed, also one that was cut off by its length."""
@@ -391,26 +446,357 @@ class TestPiped:
             assert_refused(result, code, *words)
 
 
+class TestNames:
+    """Of files, as a shell takes them."""
+
+    FILES = (
+        *("a.txt", "b.txt", "my book.txt", "Bob's book.txt", "O'Neill.txt", "a\u202fb"),
+        *(
+            r"C:\books\x.txt",
+            "x[1].md",
+            'q"x$.md',
+            "~x",
+            ".hidden.txt",
+            "home/my x.txt",
+        ),
+        *("-x", "folder/x.txt", "folder/y.txt", "star*"),
+    )
+
+    @pytest.fixture(autouse=True)
+    def files(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", "home")
+        for name in self.FILES:
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text("HOW?")
+
+    @pytest.fixture
+    def read(self, chat, monkeypatch):
+        """What a line makes a document of."""
+
+        def read(line):
+            sources = []
+
+            def document(source, piece):
+                sources.append(source)
+                raise AllMemError("that is enough")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(chat_module, "Document", document)
+                with pytest.raises(AllMemError, match="that is enough"):
+                    chat.take(f"/read {line}")
+            [source] = sources
+            if not isinstance(source, list):
+                return str(source)
+            assert len(source) > 1 and all(isinstance(path, Path) for path in source)
+            return [*map(str, source)]
+
+        return read
+
+    @pytest.mark.parametrize(
+        ("line", "name"),
+        [
+            (r"my\ book.txt", "my book.txt"),
+            (r"my\ book.txt ", "my book.txt"),
+            ("'my book.txt'", "my book.txt"),
+            ("  'my book.txt' ", "my book.txt"),
+            ('"my book.txt"', "my book.txt"),
+            ("my' 'bo\"ok\".txt", "my book.txt"),
+            ("my book.txt", "my book.txt"),
+            ("Bob's book.txt", "Bob's book.txt"),
+            ("Bob's book.txt ", "Bob's book.txt"),
+            (r"Bob\'s\ book.txt", "Bob's book.txt"),
+            ("O'Neill.txt", "O'Neill.txt"),
+            ('O"\'"Neill.txt', "O'Neill.txt"),
+            (r"'O'\''Neill.txt' ", "O'Neill.txt"),
+            ("a\u202fb", "a\u202fb"),
+            (r"C:\books\x.txt", r"C:\books\x.txt"),
+            (r"C:\\books\\x.txt", r"C:\books\x.txt"),
+            (r'"C:\books\x.txt"', r"C:\books\x.txt"),
+            (r'"q\"x\$.md"', 'q"x$.md'),
+            ("~", "home"),
+            ("~/my x.txt", "home/my x.txt"),
+            (r"~/my\ x.txt", "home/my x.txt"),
+            ("~/'my x.txt'", "home/my x.txt"),
+            ("~/my*", "home/my x.txt"),
+            ("~x", "~x"),
+            ("'~/my x.txt'", "~/my x.txt"),
+            (r"\~/x", "~/x"),
+            ("~'/x'", "~/x"),
+            ("folder", "folder"),
+            ("folder/", "folder"),
+            ("x[1].md", "x[1].md"),
+            ("[x]*.md", "x[1].md"),
+            ("'x[1]'*", "x[1].md"),
+            ("star*", "star*"),
+            ("'nothing*'", "nothing*"),
+            (r"nothing\*", "nothing*"),
+        ],
+    )
+    def test_one(self, read, line, name):
+        assert read(line) == name
+
+    @pytest.mark.parametrize(
+        ("line", "names"),
+        [
+            ("b.txt a.txt", "b.txt a.txt"),
+            ("b.txt\ta.txt", "b.txt a.txt"),
+            ("[ba].txt", "a.txt b.txt"),
+            ("?.txt", "a.txt b.txt"),
+            ("folder/*", "folder/x.txt folder/y.txt"),
+            ("f*/x* b.txt", "folder/x.txt b.txt"),
+            ("folder a.txt", "folder a.txt"),
+            ("x[1].md a.txt", "x[1].md a.txt"),
+            ('folder/"x.txt" a.txt', "folder/x.txt a.txt"),
+            ("a.txt missing", "a.txt missing"),
+        ],
+    )
+    def test_several(self, read, line, names):
+        assert read(line) == names.split()
+
+    def test_spaces_and_order(self, read):
+        names = ["Bob's book.txt", "O'Neill.txt", "a.txt", "b.txt", "my book.txt"]
+        assert read("[!C]*.txt") == names
+        assert read("a\u202fb a.txt") == ["a\u202fb", "a.txt"]
+        assert read(r"my\ book.txt 'my book.txt'") == ["my book.txt"] * 2
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (
+                '/read "my book.txt',
+                '"my book.txt is not a file, and has a " that is not',
+            ),
+            (
+                "/read nobody's.txt",
+                "nobody's.txt is not a file, and has a ' that is not",
+            ),
+            ("/read a.txt\\", r"a.txt\\ is not a file, and has a \\ at its end"),
+            ("/read *.rtf", r"no file matches \*.rtf"),
+            ("/read a.txt 'x'*.rtf", r"no file matches x\*.rtf"),
+            ('/read ""', "it is /read FILE"),
+            ("/read a.txt ''", "it is /read FILE"),
+            ("/read  ", "it is /read FILE"),
+            (
+                "/read -",
+                "standard input; name a file, or pipe the text into .* --save-",
+            ),
+            ("/read a.txt -", "a chat cannot read standard input"),
+            ("/read '-'", "a chat cannot read standard input"),
+            (
+                "/save new state",
+                "it is /save FILE; put a name that has spaces in quotes",
+            ),
+            ("/load a.txt b.txt", "it is /load FILE; put a name that has spaces in"),
+            ("/load ?.txt", "it is /load FILE; put a name that has spaces in quotes"),
+            ("/save 'x", "a ' that is not closed"),
+        ],
+    )
+    def test_refused(self, chat, line, message):
+        with pytest.raises(AllMemError, match=message) as error:
+            chat.take(line)
+        assert "\n" not in str(error.value) and not chat.session.state.tokens
+        assert not Path("new").exists() and not chat.asked["main"]
+
+    def test_a_file_named_like_standard_input(self, read):
+        assert read("-x") == "-x"
+        Path("-").write_text("HOW?")
+        assert read("-") == "-"
+
+    @pytest.mark.parametrize(
+        "name", ["'my state'", r"my\ state", '"my state"', "~/state", "'~state'"]
+    )
+    def test_saved_and_loaded(self, chat, name):
+        chat.take("HOW?")
+        digest = chat.session.state.digest
+        chat.take(f"/save {name}")
+        [made] = {*Path().iterdir(), *Path("home").iterdir()} - {
+            *map(Path, (*self.FILES, "home", "folder"))
+        }
+        assert str(made) in ("my state", "home/state", "~state")
+        chat.take("/reset")
+        chat.take(f"/load {name} ")
+        assert chat.session.state.digest == digest
+
+
+class TestCommands:
+    @pytest.mark.parametrize(
+        ("line", "near"),
+        [
+            ("/raed x", "there is no /raed; did you mean /read? /help lists"),
+            ("/READ x", "there is no /READ; did you mean /read?"),
+            ("/exti", "there is no /exti; did you mean /exit?"),
+            ("/statistics", "there is no /statistics; did you mean /stats?"),
+            ("/q", "there is no /q; /help lists the commands"),
+            ("/nothing", "there is no /nothing; /help lists the commands"),
+            ("/ HOW?", "there is no /; /help lists the commands"),
+            ("/no/such.txt HOW?", "there is no /no/such.txt; /help"),
+        ],
+    )
+    def test_unknown(self, chat, line, near):
+        with pytest.raises(SettingError) as error:
+            chat.take(line)
+        assert str(error.value).startswith(near)
+
+    def test_a_path_alone(self, chat, tmp_path):
+        """Dragged into the terminal, it is no command, and no message."""
+        path, spaces = tmp_path / "book.txt", tmp_path / "Bob's book.txt"
+        path.write_text("HOW?")
+        spaces.write_text("HOW?")
+        escaped = str(spaces).replace(" ", r"\ ").replace("'", r"\'")
+        lines = {
+            f"{path}": path,
+            f"{path} ": path,
+            f"{path} WHO IS ALICE, AND WHAT'S THIS?": path,
+            f"{spaces}": spaces,
+            f"{escaped} ": spaces,
+            f"{escaped} WHO?": spaces,
+            f"{tmp_path}": tmp_path,
+        }
+        for line, name in lines.items():
+            with pytest.raises(SettingError) as error:
+                chat.take(line)
+            assert str(error.value) == f"to read {name}, type /read in front of it"
+        assert not chat.session.state.tokens
+
+    def test_other_names(self, chat, capsys):
+        for word in ("exit", "bye", "quit"):
+            with pytest.raises(Quit):
+                chat.take(f"/{word}")
+            with pytest.raises(SettingError, match="it is /quit"):
+                chat.take(f"/{word} now")
+        chat.take("HOW?")
+        chat.take("/clear")
+        assert not chat.session.state.tokens
+        capsys.readouterr()
+        chat.take("/?")
+        listed = capsys.readouterr().out
+        chat.take("/help")
+        assert listed == capsys.readouterr().out
+        lines = [line.split() for line in listed.splitlines()]
+        assert len(lines) == 12 and len({words[0] for words in lines}) == 12
+        for first, also in [
+            ("/quit ", "(also /exit, /bye)"),
+            ("/reset ", "(also /clear)"),
+            ("/help ", "(also /?)"),
+        ]:
+            [line] = [x for x in listed.splitlines() if x.startswith(first)]
+            assert line.endswith(also)
+
+
 @pytest.mark.parametrize("step", [16, 64])
 def test_a_document_that_was_stopped_is_gone_on_from(tiny, document, monkeypatch, step):
     """In the same message, whatever the blocks were."""
-    model, tokenizer = tiny
-    template = Template.of_chat(tokenizer, "BE KIND")
-    session = Session(model, tokenizer, snapshots=True)
-    chat = Chat(session, template, {"max_tokens": 3}, step)
+    chat = kind(tiny, step)
 
     def press(progress, done):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Progress, "__call__", press)
     chat.take(f"/read {document}")
-    assert session.state.tokens == step
+    assert chat.session.state.tokens == step
+    assert_gone_on_from(chat, TEXT)
+
+
+@pytest.mark.parametrize("step", [16, 64])
+@pytest.mark.parametrize("said", [(), ("HOW?",)], ids=["first", "later"])
+def test_an_error_late_in_a_document(tiny, document, monkeypatch, capsys, step, said):
+    """It leaves what Ctrl-C leaves, and /undo forgets that."""
+    pieces = Document.pieces
+
+    def damaged(document, tokenizer):
+        yield from pieces(document, tokenizer)
+        raise AllMemError("the disk is gone")
+
+    monkeypatch.setattr(Document, "pieces", damaged)
+    chat = kind(tiny, step)
+    for text in said:
+        chat.take(text)
+    before = chat.session.state
+    with pytest.raises(AllMemError) as error:
+        chat.take(f"/read {document}")
+    state = chat.session.state
+    tokens = state.tokens - before.tokens
+    assert str(error.value) == (
+        f"the disk is gone; the {tokens} tokens before it are kept, /undo forgets them"
+    )
+    assert tokens > 1500 and state.tokens % step == 0
+    assert "read" not in capsys.readouterr().out
+    chat.take("/undo")
+    assert chat.session.state.digest == before.digest
+    if not said:
+        chat.session.restore(state)
+        assert_gone_on_from(chat, TEXT)
+
+
+def test_a_disk_that_goes_away(chat, document, tmp_path, monkeypatch):
+    """With the second of three files."""
+    second, third = tmp_path / "second.txt", tmp_path / "third.txt"
+    document.write_text(TEXT * 3)  # more than is tokenized at once
+    second.write_text(TEXT)
+    third.write_text(TEXT)
+
+    def remove(progress, done):
+        second.unlink(missing_ok=True)
+
+    monkeypatch.setattr(Progress, "__call__", remove)
+    chat.take("HOW?")
+    before = chat.session.state
+    with pytest.raises(AllMemError) as error:
+        chat.take(f"/read {document} {second} {third}")
+    tokens = chat.session.state.tokens - before.tokens
+    assert f"{str(second)!r} does not exist" in str(error.value)
+    assert f"; the {tokens} tokens before it are kept, " in str(error.value)
+    whole = len(ids(chat.session.tokenizer, TEXT * 3))
+    assert whole / 2 < tokens < whole + 64
+    chat.take("/undo")
+    assert_same(chat.session.state, before)
+
+
+@pytest.mark.parametrize("said", [(), ("HOW?",), ("HOW?", "/read {}")])
+def test_an_error_before_anything_was_read(chat, document, monkeypatch, said):
+    for text in said:
+        chat.take(text.format(document))
+    before, turns = chat.session.state, len(chat.asked["main"])
+    for name, message in {
+        "nowhere": "nowhere",
+        f"{document} nowhere": "nowhere",
+    }.items():
+        with pytest.raises(AllMemError, match=message):
+            chat.take(f"/read {name}")
+
+    def gone(document, tokenizer):
+        yield [1, 2]
+        raise AllMemError("the disk is gone")
+
+    monkeypatch.setattr(Document, "pieces", gone)
+    with pytest.raises(AllMemError, match="^the disk is gone$"):
+        chat.take(f"/read {document}")
+    assert_same(chat.session.state, before)
+    assert chat.session.state.waiting == before.waiting
+    assert len(chat.asked["main"]) == len(chat.session.snapshots.turns) == turns
+
+
+def kind(tiny, step) -> Chat:
+    model, tokenizer = tiny
+    template = Template.of_chat(tokenizer, "BE KIND")
+    session = Session(model, tokenizer, snapshots=True)
+    return Chat(session, template, {"max_tokens": 3}, step)
+
+
+def assert_gone_on_from(chat, text: str) -> None:
+    """The next message follows what was read of a text."""
+    model, tokenizer, template = (
+        chat.session.model,
+        chat.session.tokenizer,
+        chat.template,
+    )
+    prompt = ids(tokenizer, template.opening + text)[: chat.session.state.tokens]
     chat.take("WHY?")
-    prompt = ids(tokenizer, template.opening + TEXT)[:step]
     prompt += ids(tokenizer, "\n\nWHY?" + template.closing)
     expected = Session(model, tokenizer)
     assert list(expected.generate(prompt, max_tokens=3))
-    assert session.state.digest == expected.state.digest
+    assert chat.session.state.digest == expected.state.digest
 
 
 def ids(tokenizer, text: str) -> list[int]:

@@ -189,10 +189,10 @@ def test_a_stray_byte_in_a_long_log(tmp_path):
 
 def test_reading_error_midway(monkeypatch):
     class Failing(io.BytesIO):
-        def read(self, size=-1):
+        def read1(self, size=-1):
             if self.tell():
                 raise OSError(5, "Input/output error")
-            return super().read(size)
+            return super().read1(size)
 
     buffer = Failing(b"word " * SAMPLE)
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=buffer))

@@ -16,7 +16,7 @@ from helpers import ROOT, assert_refused, tiny_base_folder
 from hub_server import TOKEN, Hub
 
 from allmem_mlx.errors import SettingError
-from allmem_mlx.hub import check_upload, origin
+from allmem_mlx.hub import check_upload, name_of, origin
 
 SIZES = ("--window", "48", "--sinks", "4", "--chunk", "64")
 NEEDED = {
@@ -168,6 +168,31 @@ class TestConvert:
             "model-00002-of-00002.safetensors",
         }
 
+    def test_pickles(self, hub, user, base, tmp_path):
+        """Where there are no safetensors; without network too, and not in vain."""
+        import torch
+        from safetensors.torch import load_file
+
+        folder = shutil.copytree(base, tmp_path / "hf" / "pickled")
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+        hub.add("org/tiny", folder)
+        hub.add("org/tiny", {"training_args.bin": b"junk"})
+        command = ("--hf-path", "org/tiny", "--mlx-path", user.folder / "new")
+        result = user.run_code(WITHOUT_TORCH, *command)
+        words = "org/tiny/pytorch_model.bin needs PyTorch: pip install torch"
+        assert_refused(result, 1, words)
+        assert "pytorch_model.bin" not in hub.downloaded()
+        result = user.convert("org/tiny", HF_HUB_OFFLINE="1")
+        assert_refused(result, 1, "org/tiny is not, or not completely, in")
+
+        assert_converted(user.convert("org/tiny"), user, base)
+        assert "training_args.bin" not in hub.downloaded()
+        assert "base_model: org/tiny" in user.card()
+        shutil.rmtree(user.folder / "new")
+        assert_converted(user.convert("org/tiny", HF_HUB_OFFLINE="1"), user, base)
+
     def test_a_private_repository(self, hub, user, base):
         """The server refuses a token that is sent to the host of the large files."""
         hub.add("org/tiny", base, private=True)
@@ -199,6 +224,13 @@ class TestConvert:
         hub.add("org/tiny", base)
         assert_refused(user.convert("org/tiny", "--window", "0"), 2, "window")
         assert "model.safetensors" not in hub.downloaded()
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+runpy.run_module("convert", run_name="__main__")
+"""
 
 
 def sharded_copy(base: Path, folder: Path) -> Path:
@@ -317,6 +349,8 @@ def wait_for(condition, process, seconds: float = 60) -> None:
 def test_what_is_said_of_bad_repositories(hub, user, base):
     weights = {"config.json": b"{}", "model.safetensors": b""}
     hub.add("org/bin", {"config.json": b"{}", "pytorch_model.bin": b""})
+    hub.add("org/ggml", {"config.json": b"{}", "ggml.bin": b""})
+    hub.add("org/peft", {"README.md": b"", "adapter_model.safetensors": b""})
     hub.add("org/gguf", {"README.md": b"", "tiny.Q4_0.gguf": b""})
     hub.add("org/data", {"README.md": b"", "train.parquet": b""})
     hub.add("org/gated", weights, gated=True)
@@ -328,7 +362,9 @@ def test_what_is_said_of_bad_repositories(hub, user, base):
         ("org/gated", None): "1 org/gated is gated: ask for access at .*/org/gated",
         ("org/tiny", "v9"): "1 org/tiny has no revision 'v9'",
         ("org/tiny", "0" * 40): "1 org/tiny has no revision",
-        ("org/bin", None): "1 org/bin .*, but pytorch_model.bin: .* save_pretrained",
+        ("org/bin", None): "1 org/bin .*, but pytorch_model.bin: .*convert --hf-path",
+        ("org/ggml", None): "1 org/ggml .*, but ggml.bin: .* save_pretrained",
+        ("org/peft", None): "1 org/peft .* adapter_model.safetensors: .*merge_and_unl",
         ("org/gguf", None): "1 org/gguf .* `hf download org/gguf tiny.Q4_0.gguf`",
         ("org/data", None): "1 org/data has no weights",
         ("org/broken", None): "1 org/broken could not be downloaded .*503 Service",
@@ -396,7 +432,7 @@ def test_a_base_model_is_not_loaded_as_it_is(hub, user, base):
     commit = hub.add("org/tiny", base)
     model = ("--model", "org/tiny", "--prompt", "hi")
     result = user.run("allmem_mlx.generate", *model)
-    advice = f"python -m convert --hf-path org/tiny --revision {commit}"
+    advice = f"python -m allmem_mlx.convert --hf-path org/tiny --revision {commit} "
     assert_refused(result, 1, "not an AllMem model", advice)
     assert "model.safetensors" not in hub.downloaded()
 
@@ -496,3 +532,14 @@ def test_the_origin_of_a_cached_folder():
     assert origin(folder) == ("org/a-b.c", commit)
     for path in ("/x/models/a", f"/x/models--org--a/{commit}", "."):
         assert origin(Path(path)) is None
+
+
+def test_the_origin_of_a_file_of_it(tmp_path):
+    """Which is a link to somewhere else."""
+    folder = tmp_path / "models--org--a" / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (tmp_path / "blob").touch()
+    (folder / "a.gguf").symlink_to(tmp_path / "blob")
+    assert origin(folder / "a.gguf") == ("org/a", "1")
+    assert name_of(folder / "a.gguf") == "org/a/a.gguf"
+    assert name_of(folder) == "org/a" and name_of(tmp_path / "blob") == "blob"

@@ -1,8 +1,10 @@
 """A long read that is stopped and goes on: the generate command with state files."""
 
 import contextlib
+import gzip
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, active_folder, assert_refused
+from helpers import ROOT, Nursery, active_folder, assert_refused
 
 from allmem_mlx import load
 from allmem_mlx import state as states
@@ -46,57 +48,6 @@ def arrays_equal(one, other) -> bool:
     return left.keys() == right.keys() and all(
         mx.array_equal(left[name], right[name]) for name in left
     )
-
-
-# Runs each command line of stdin in a child of its own, once what it imports is loaded.
-NURSERY = """
-import os, sys
-import allmem_mlx.conversation, allmem_mlx.generate, allmem_mlx.loading
-import mlx_lm.generate, mlx_lm.sample_utils, tqdm, transformers
-for line in sys.stdin:
-    out, *sys.argv = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if child == 0:
-        for descriptor, name in ((0, "/dev/null"), (1, out), (2, out + ".err")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.modules["allmem_mlx.generate"].main()
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Starts the generate command without waiting for its imports each time."""
-
-    def __init__(self, folder, path):
-        self.folder, self.out = folder, path / "out"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            text=True,
-        )
-
-    def start(self, *flags) -> int:
-        """The process id of the command."""
-        line = [self.out, "generate", "--model", self.folder, *flags]
-        print(*line, sep="\t", file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def wait(self) -> int:
-        return int(self.process.stdout.readline())
-
-    def __call__(self, *flags) -> subprocess.CompletedProcess:
-        self.start(*flags)
-        code = self.wait()
-        err = self.out.with_name("out.err").read_bytes()
-        return subprocess.CompletedProcess(flags, code, self.out.read_bytes(), err)
-
-    def answer(self, *flags) -> str:
-        result = self(*flags)
-        assert result.returncode == 0, result.stderr.decode()
-        return result.stdout.decode()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +89,10 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
     assert arrays_equal(file, whole)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
 def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
     """It saves what it has read, and says so; the same command goes on from there."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
@@ -291,3 +245,119 @@ def test_a_full_disk_while_reading(folder, command, model, document, tmp_path):
     assert file.read_bytes() == before
     with pytest.raises(AllMemError):
         states.load(document, model)
+
+
+def test_a_closed_terminal(folder, model, tmp_path):
+    """The line of a terminal hangs up: nothing can be said, and all is saved."""
+    long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
+    long.write_text(TEXT * 200)
+    flags = ["--prompt-file", str(long), "--save-state", str(file)]
+    child, terminal = pty.fork()
+    if child == 0:
+        command = [sys.executable, "-m", "allmem_mlx.generate", "--model", str(folder)]
+        os.chdir(ROOT)
+        os.execv(sys.executable, [*command, *flags])
+    seen = b""
+    while b"tokens-per-sec" not in seen:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert states.load(file, model).tokens > 64
+
+
+def test_a_damaged_end(command, model, tmp_path):
+    """What comes before it is saved, and the same command goes on with a whole copy."""
+    document, file = tmp_path / "book.txt.gz", tmp_path / "book.allmem"
+    text = "".join(f"HOW THE RING {i * 7919 % 1000} TURNS! " for i in range(3000))
+    packed = gzip.compress(text.encode())
+    document.write_bytes(packed[: len(packed) // 2])
+    flags = ["--prompt-file", document, "--save-state", file]
+    result = command(*flags)
+    assert result.returncode == 1
+    kept, error = result.stderr.decode().strip().splitlines()
+    state = states.load(file, model)
+    assert 1000 < state.tokens < len(text)
+    assert kept.startswith(f"{state.tokens} tokens are in") and str(file) in kept
+    assert "gzip cannot unpack" in error and str(document) in error
+    before = file.read_bytes()
+
+    assert command(*flags).returncode == 1  # no worse
+    assert states.load(file, model).digest == state.digest
+    document.write_bytes(packed)
+    command.answer(*flags)
+    assert file.read_bytes() != before
+    whole = tmp_path / "whole.allmem"
+    command.answer("--prompt-file", document, "--save-state", whole)
+    assert arrays_equal(file, whole)
+
+
+@pytest.mark.parametrize("step", [1, 3, 40])
+def test_a_disk_that_goes_away(folder, model, tmp_path, step):
+    """After any number of reads of the file."""
+    document, file = tmp_path / "book.txt", tmp_path / "book.allmem"
+    document.write_text(TEXT * 200)
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "from allmem_mlx.source import Source\n"
+        f"read, left = Source._read, [{step}]\n"
+        "def failing(self, file, count):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0 and count == 8192:\n"
+        "        class Gone:\n"
+        "            def read1(self, count): raise OSError(5, 'Input/output error')\n"
+        "        file = Gone()\n"
+        "    return read(self, file, count)\n"
+        "Source._read = failing\n"
+        "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
+    )
+    flags = ["--model", folder, "--prompt-file", document, "--save-state", file]
+    result = subprocess.run(
+        [sys.executable, "-c", code, "generate", *flags], capture_output=True, cwd=ROOT
+    )
+    assert result.returncode == 1
+    kept, error = result.stderr.decode().strip().splitlines()
+    assert "Input/output error" in error
+    assert f"{states.load(file, model).tokens} tokens are in" in kept
+
+
+def test_nuls_late_in_a_log(command, tmp_path):
+    """They are left out, and that is said; the state is that of the log without."""
+    dirty, clean = tmp_path / "dirty.log", tmp_path / "clean.log"
+    clean.write_bytes(TEXT.encode() * 30)
+    dirty.write_bytes(TEXT.encode() * 28 + bytes(16) + TEXT.encode() * 2)
+    states_ = [tmp_path / "one.allmem", tmp_path / "other.allmem"]
+    for log, file in zip((dirty, clean), states_, strict=True):
+        result = command("--prompt-file", log, "--save-state", file)
+        assert result.returncode == 0
+        said = b"16 NUL characters left out" in result.stderr
+        assert said == (log is dirty)
+    assert arrays_equal(*states_)
+
+
+@pytest.mark.parametrize(
+    "name, code, words",
+    [
+        ("nowhere/x.allmem", 2, ["does not exist"]),
+        ("/proc/x.allmem", 1, ["cannot be written to"]),
+        (b"caf\xe9.allmem", 2, ["UTF-8"]),
+        (".", 1, ["directory"]),
+        ("text.allmem", 1, ["not a state file"]),
+    ],
+)
+def test_where_a_state_cannot_be_saved(folder, document, tmp_path, name, code, words):
+    """That is said before the model is loaded."""
+    (tmp_path / "text.allmem").write_text("MY ONLY COPY")
+    if (
+        isinstance(name, str)
+        and name.startswith("/proc")
+        and not os.path.exists("/proc")
+    ):
+        pytest.skip("needs /proc")
+    flags = ["--model", folder / "no such model", "--prompt-file", document]
+    result = subprocess.run(
+        [sys.executable, "-m", "allmem_mlx.generate", *flags, "--save-state", name],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert_refused(result, code, *words)

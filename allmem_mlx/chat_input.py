@@ -1,0 +1,101 @@
+"""What the user of a chat types, or pipes into it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from . import shell
+from .command import Terminated
+
+QUOTES = '"""'  # around a message of several lines
+
+
+def note(text: str) -> None:
+    print(f"[{text}]", file=sys.stderr)
+
+
+class Completion:
+    """What Tab does in the line editor: it completes commands and names of files.
+
+    Args:
+        usages (dict): how commands are used, by their names.
+    """
+
+    def __init__(self, usages: dict[str, str]):
+        import readline
+
+        self.readline, self.usages = readline, usages
+        self.in_quotes = False
+        self.found: list[str] = []
+        readline.set_completer(self)
+        readline.set_completer_delims(" \t\n/")
+        editline = "libedit" in (readline.__doc__ or "")  # macOS has that
+        readline.parse_and_bind("bind ^I rl_complete" if editline else "tab: complete")
+        if "NO_COLOR" in os.environ:
+            readline.parse_and_bind("set enable-bracketed-paste off")
+
+    def __call__(self, text: str, index: int) -> str | None:
+        """The line editor asks for one after the other of what may stand for a text,
+        which is the end of the line as far as the cursor."""
+        if index == 0:
+            line = self.readline.get_line_buffer()[: self.readline.get_endidx()]
+            self.found = self.endings(line)
+        return text + self.found[index] if index < len(self.found) else None
+
+    def endings(self, line: str) -> list[str]:
+        """What may follow in a line."""
+        if self.in_quotes or not line.startswith("/"):
+            return ["\t"]  # in a message, Tab is Tab
+        word, space, argument = line[1:].partition(" ")
+        if not space:
+            return [
+                name[len(word) :] + " " * (" " in usage)
+                for name, usage in self.usages.items()
+                if name.startswith(word)
+            ]
+        return shell.endings(argument) if "FILE" in self.usages.get(word, "") else []
+
+
+def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
+    """What the user types, or what is piped in, until it ends, and whether it was in
+    quotes.
+
+    Args:
+        chat (Chat): whose prompt is shown in a terminal.
+        usages (dict): how commands are used, by their names.
+    """
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    completion = Completion(usages) if terminal else None
+    interrupted = False
+    lines: list[str] = []
+    while True:
+        prompt = "... " if lines else chat.prompt
+        if completion is not None:
+            completion.in_quotes = bool(lines)
+        try:
+            line = input(prompt if terminal else "")
+        except EOFError:
+            if terminal:
+                print()
+            break
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print()
+            if interrupted or not terminal:
+                break
+            note("Ctrl-C again, or Ctrl-D, ends")
+            interrupted, lines = True, []
+            continue
+        interrupted = False
+        if not lines and not line.startswith(QUOTES):
+            yield line, False
+            continue
+        lines.append(line if lines else line.removeprefix(QUOTES))
+        if lines[-1].rstrip().endswith(QUOTES):
+            lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
+            yield "\n".join(lines).strip("\n"), True
+            lines = []
+    if lines:
+        yield "\n".join(lines).strip("\n"), True

@@ -1,0 +1,88 @@
+"""What a published checkpoint holds beside the parameters of its language model."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from allmem_mlx.errors import AllMemError
+
+HEAD, EMBEDDING = "lm_head.", "model.embed_tokens."
+# Nothing that is computed for a text depends on these.
+EXTRAS = (
+    # Tables that follow from the configuration; once, transformers saved them.
+    r"(.+\.)?rotary_emb\w*\.\w+",
+    r"(.+\.)?(\w*attn|attention)\.(masked_)?bias",
+    # Heads that predict more than one token at a time.
+    r"(.+\.)?mtp(_\w+)?\..+",
+    # Towers beside the language model.
+    r"(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector)\..+",
+)
+_EXTRA = re.compile("|".join(EXTRAS))
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\..+")
+# The language model's place in a model with other towers.
+PREFIXES = {"language_model.": "", "model.language_model.": "model."}
+
+T = TypeVar("T")
+
+
+def own_weights(
+    weights: Mapping[str, T], config: Mapping[str, Any]
+) -> tuple[dict[str, T], list[str]]:
+    """Leaves out what the language model does without.
+
+    Args:
+        weights (Mapping): the checkpoint's tensors by name.
+        config (Mapping): the base model's configuration.
+
+    Returns:
+        tuple: the rest, under the names of the language model alone, and the names of
+        what is left out. A tensor that is not known is no extra.
+    """
+    layers = config["num_hidden_layers"]
+    more = config.get("num_nextn_predict_layers")
+    predicting = range(layers, layers + more) if isinstance(more, int) else ()
+    own, extras = {}, []
+    for name, x in weights.items():
+        plain = _without_prefix(name)
+        layer = _LAYER.fullmatch(plain)
+        if _EXTRA.fullmatch(plain) or (layer and int(layer[1]) in predicting):
+            extras.append(name)
+        else:
+            own[plain] = x
+    if config["tie_word_embeddings"] and not _parts(own, EMBEDDING):
+        for part in _parts(own, HEAD):  # saved under the other of its two names
+            own[EMBEDDING + part] = own.pop(HEAD + part)
+    return own, extras
+
+
+def _without_prefix(name: str) -> str:
+    for prefix, own in PREFIXES.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name
+
+
+def _parts(weights: Mapping[str, Any], module: str) -> list[str]:
+    """A module's tensors: its weight and, if it is quantised, scales and biases."""
+    return [name.removeprefix(module) for name in weights if name.startswith(module)]
+
+
+def without_head(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The weights of a model whose head is its embedding, which a checkpoint may hold
+    twice.
+
+    Raises:
+        AllMemError: if the head in the checkpoint is another matrix.
+    """
+    weights = dict(weights)
+    for part in _parts(weights, HEAD):
+        head, embedding = weights.pop(HEAD + part), weights.get(EMBEDDING + part)
+        if embedding is None or not mx.array_equal(head, embedding, equal_nan=True):
+            raise AllMemError(
+                f"{HEAD}{part} differs from the embedding, but config.json says that "
+                "they are one (tie_word_embeddings); set that to false if the model "
+                "has a head of its own, or delete the tensor"
+            )
+    return weights
