@@ -21,9 +21,13 @@ from .command import (
     add_sizes,
     chat_template_config,
     check_counts,
+    check_state_files,
+    check_texts,
+    incoming,
     load_model,
     make_sampler,
     run,
+    warn,
 )
 from .document import Document
 from .errors import AllMemError, SettingError
@@ -73,6 +77,8 @@ class Chat:
         template (Template): what stands around the turns.
         options (dict): of ``Session.generate``, for every answer.
         step (int): of ``Session.read``, for documents and messages.
+        allow_special_tokens (bool): read the names of control tokens in documents and
+            messages as control tokens.
     """
 
     def __init__(
@@ -81,8 +87,10 @@ class Chat:
         template: Any,
         options: dict[str, Any],
         step: int | None = None,
+        allow_special_tokens: bool = False,
     ):
         self.template, self.options, self.step = template, options, step
+        self.allow_special_tokens = allow_special_tokens
         self.sessions = {"main": session}
         self.asked: dict[str, list[str | None]] = {"main": []}
         self.name = "main"
@@ -102,7 +110,7 @@ class Chat:
         """Does what a line, or several in quotes, asks for."""
         if quoted or not text.startswith("/"):
             if text.strip():
-                self.say(text)
+                self.say(incoming(text, "the message"))
             return
         word, _, argument = text[1:].partition(" ")
         command = COMMANDS.get(word)
@@ -121,10 +129,14 @@ class Chat:
             raise SettingError(f"it is /{usage}; put a name that has spaces in quotes")
         command(self, *names)
 
-    def say(self, text: str) -> None:
+    @property
+    def _talk(self) -> Any:
         from .conversation import Conversation
 
-        talk = Conversation(self.session, self.template)
+        return Conversation(self.session, self.template, self.allow_special_tokens)
+
+    def say(self, text: str) -> None:
+        talk = self._talk
         with self._undoable(text), interruptible() as stop:
             for _ in talk.say(text, step=self.step):
                 if stop:
@@ -166,6 +178,8 @@ class Chat:
         # Paths, for which "-" is not standard input.
         paths = [*map(Path, names)]
         document = Document(paths if len(paths) > 1 else paths[0], PIECE)
+        for line in document.notes:
+            warn(line)
         before = self.session.state.tokens
         failure = None
         with self._undoable(None), interruptible() as stop:
@@ -175,6 +189,8 @@ class Chat:
                 if self.session.state.read <= before:
                     raise  # nothing to keep
                 failure = error
+        for line in document.warnings:
+            warn(line)
         self.reading = self.session.reading()
         read = self.session.state.read
         if (stop or failure) and read > before:
@@ -190,10 +206,9 @@ class Chat:
 
     def _read(self, document: Document, stop: list[bool]) -> None:
         """Reads a document to its end, or until ``stop`` is no longer empty."""
-        from .conversation import Conversation
-
-        pieces = document.pieces(self.session.tokenizer)
-        blocks = Conversation(self.session, self.template).read(pieces, step=self.step)
+        trusted = self.allow_special_tokens
+        pieces = document.pieces(self.session.tokenizer, trusted)
+        blocks = self._talk.read(pieces, step=self.step)
         with closing(Progress(document)) as progress:
             for done in blocks:
                 progress(done)
@@ -330,6 +345,8 @@ def chat(args: argparse.Namespace) -> None:
     check_counts(args)
     if args.load_state is not None and args.system_prompt is not None:
         raise SettingError("--system-prompt comes before everything that was read")
+    check_state_files(args)
+    check_texts(args, "system_prompt")
     template_config = chat_template_config(args.chat_template_config)
 
     import mlx.core as mx
@@ -342,18 +359,24 @@ def chat(args: argparse.Namespace) -> None:
     if not tokenizer.has_chat_template:
         raise AllMemError("the tokenizer has no chat template; use allmem_mlx.generate")
     template = Template.of_chat(tokenizer, args.system_prompt, options=template_config)
+    for line in template.notes:
+        warn(line)
     state = None if args.load_state is None else states.load(args.load_state, model)
     if args.seed is not None:
         mx.random.seed(args.seed)
     talk = Chat(
         Session(model, tokenizer, state, snapshots=True),
         template,
-        {"max_tokens": args.max_tokens, "sampler": make_sampler(args, tokenizer)},
+        {
+            "max_tokens": args.max_tokens,
+            "sampler": make_sampler(args, tokenizer),
+            "stop": args.stop,
+        },
         args.prefill_step_size,
+        args.allow_special_tokens,
     )
-    streams: list[Any] = [sys.stdin, sys.stdout]
-    for stream in streams:
-        stream.reconfigure(errors="replace")
+    stdin: Any = sys.stdin
+    stdin.reconfigure(errors="surrogateescape")  # a message is decoded as documents are
     if sys.stdin.isatty():
         note("/help lists the commands")
     usages = {name: _usage(command)[0] for name, command in COMMANDS.items()}

@@ -69,6 +69,7 @@ def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
     completion = Completion(usages) if terminal else None
     interrupted = False
     lines: list[str] = []
+    mark = "\ufeff"  # may stand before the first line of a file
     while True:
         prompt = "... " if lines else chat.prompt
         if completion is not None:
@@ -89,6 +90,7 @@ def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
             interrupted, lines = True, []
             continue
         interrupted = False
+        line, mark = line.removeprefix(mark), ""
         if not lines and not line.startswith(QUOTES):
             yield line, False
             continue

@@ -23,8 +23,10 @@ BROKEN = 0.01  # share of characters that may be lost
 NULS = 0.05  # share of NULs that text does not exceed
 LARGER = ("Windows-1252", "Windows-1254", "CP932", "GB18030", "CP949")
 SPACES = " \n。，、"
-# Latin beside Greek or Cyrillic.
-TWO_ALPHABETS = re.compile(r"[A-Za-z](?=[\u0370-\u052f])|[\u0370-\u052f](?=[A-Za-z])")
+# Latin beside Greek, Cyrillic, Hebrew, Arabic or Thai.
+TWO_ALPHABETS = re.compile(
+    r"[A-Za-z](?=[\u0370-\u06ff\u0e00-\u0e7f])|[\u0370-\u06ff\u0e00-\u0e7f](?=[A-Za-z])"
+)
 CONTROLS = "\t\n\r\f\v\b\x1b"  # of terminals and printers
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
@@ -127,7 +129,8 @@ def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
             return encoding, []
     few_nuls = sample.count(0) <= NULS * len(sample)
     text = _decoded(sample.replace(b"\0", b"") if few_nuls else sample, "utf-8")
-    lost = text.count("\ufffd")
+    # Those that stand in the text are no loss.
+    lost = text.count("\ufffd") - sample.count("\ufffd".encode())
     if few_nuls and lost <= sum(x > "\x7f" for x in text) - lost:
         return "utf-8", []
     guesses = [sample, sample.replace(b"\0", b"")] if few_nuls else [sample]

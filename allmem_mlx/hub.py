@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .errors import AllMemError, SettingError
+from .errors import AllMemError, MissingLibrary, SettingError
 from .version import __version__
 
 # Everything of a model but its weights. mlx-lm's list without *.py: code of a
@@ -150,8 +150,6 @@ def _fetch(
     if weights is None:
         raise _no_weights(repo, api.list_repo_files(repo, revision=commit))
     if weights[0].filename.endswith(".bin"):
-        from .convert.torch_files import import_torch
-
         import_torch(f"{repo}/{weights[0].filename}")
 
     def get(files: list[Any]) -> None:
@@ -287,6 +285,21 @@ def remedy(file: Path) -> str:
         return "get it again"
     # Its name in the cache is a link, which would be made again.
     return f"delete {file.resolve()} and try again"
+
+
+def import_torch(file: Path | str) -> Any:
+    """PyTorch, for a file that only it reads and writes.
+
+    Raises:
+        MissingLibrary: if it is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingLibrary(
+            f"{file} needs PyTorch: pip install torch, or use safetensors"
+        ) from None
+    return torch
 
 
 def check_upload(repo: str) -> None:

@@ -169,13 +169,17 @@ def tokens_without_row(tokenizer: Any, rows: int) -> dict[str, int]:
     return dict(sorted((x for x in tokens if x[1] >= rows), key=lambda x: x[1]))
 
 
-def _warn_of_tokens(tokens: dict[str, int]) -> None:
+def _without_tokens(tokenizer: Any, tokens: dict[str, int]) -> None:
+    """Says that there are tokens without a row, and makes them special, so that text
+    that spells them out is read as plain text."""
     named = [f"{readable(token)!r} ({i})" for token, i in list(tokens.items())[:3]]
     more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
     warn(
         f"the tokenizer has tokens without a row in the embedding: {', '.join(named)}"
         f"{more}; they are read as plain text"
     )
+    added = [x for x in tokenizer.added_tokens_decoder.values() if x.content in tokens]
+    tokenizer.add_special_tokens({"additional_special_tokens": added})
 
 
 def _hybrid_config(folder: Path) -> dict[str, Any]:
@@ -246,7 +250,7 @@ def load(
         model.eval()
     tokenizer = load_tokenizer(folder, config, tokenizer_config)
     if tokens := tokens_without_row(tokenizer, rows):
-        _warn_of_tokens(tokens)
+        _without_tokens(tokenizer, tokens)
     if return_config:
         return model, tokenizer, config
     return model, tokenizer

@@ -69,7 +69,9 @@ def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
     Raises:
         AllMemError: if one has no row in the embedding.
     """
-    rows = model.model.embed_tokens.weight.shape[0]
+    embedding = model.model.embed_tokens
+    # LoRA wraps it.
+    rows = getattr(embedding, "embedding", embedding).weight.shape[0]
     wrong = next((token for token in tokens if not 0 <= token < rows), None)
     if wrong is not None:
         raise AllMemError(

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from allmem_mlx.errors import AllMemError, reason
+from allmem_mlx.hub import import_torch
 from allmem_mlx.weight_files import indexed_files, readable, safetensors_header
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -216,21 +217,6 @@ def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, 
                     seen.add(id(value))
             elif isinstance(value, torch.Tensor | dict | list) and len(value):
                 others.append(readable(name))
-
-
-def import_torch(file: Path | str) -> Any:
-    """PyTorch, for a file that only it reads and writes.
-
-    Raises:
-        AllMemError: if it is not installed.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise AllMemError(
-            f"{file} needs PyTorch: pip install torch, or use safetensors"
-        ) from None
-    return torch
 
 
 def from_torch(x: Any) -> mx.array:

@@ -117,6 +117,11 @@ def test_a_program_is_refused():
             decode(part, "'x'")
 
 
+def test_replacement_characters_that_stand_in_a_text():
+    for text in ("\ufffd", "a\ufffdb", "one \ufffd\ufffd two " * 99):
+        assert find_encoding(text.encode(), "'x'") == ("utf-8", [])
+
+
 def test_broken_utf8():
     """Where most of it is valid, and where nearly all is ASCII."""
     text, notes = decode("Où est l’été ?".encode() + b"\xff\xfe", "'x'")
@@ -146,6 +151,24 @@ def test_pieces_of_any_size(encoding):
         decoded = "".join(map(decoder.decode, blocks)) + decoder.decode(b"", True)
         assert decoded == text.replace("\r\n", "\n").replace("\r", "\n")
         assert not decoder.warnings
+
+
+@pytest.mark.parametrize(
+    "text, sure",
+    [
+        ("Qui a été à l'école ?", True),
+        ("OÙ EST LE CAFÉ DE LA GARE ET LA FORÊT ?", False),
+        ("Straße?", False),
+    ],
+)
+def test_no_word_is_of_two_alphabets(text, sure):
+    """What chardet is the surest of is Hebrew, or Arabic, in the middle of words."""
+    try:
+        decoded, notes = decode(text.encode("cp1252"), "'x'")
+    except AllMemError:
+        assert not sure
+    else:
+        assert decoded == text and notes == ["'x' is read as Windows-1252"]
 
 
 def test_without_chardet(monkeypatch):
