@@ -1,7 +1,7 @@
 """Holds a conversation of two turns with mlx-lm's server and prints the answers as they
 come. Only the standard library is used.
 
-In one terminal, with a model folder that ``python -m convert`` made:
+In one terminal, with a model folder that ``python -m allmem_mlx.convert`` made:
 
     mlx_lm.server --model FOLDER --trust-remote-code
 

@@ -1,18 +1,22 @@
 """Documents as text: decoded, of several files, with marks of where it is from."""
 
 import codecs
+import gzip
 import io
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
 import pytest
-from test_tokens import PROSE, build, gpt2
+from helpers import ROOT
+from test_tokens import PROSE, build, gpt2, smollm2
 
 from allmem_mlx import source
 from allmem_mlx.document import Document
 from allmem_mlx.encodings import SAMPLE
-from allmem_mlx.errors import AllMemError, SettingError
+from allmem_mlx.errors import AllMemError, MissingLibrary, SettingError
 
 
 def write(folder: Path, data: bytes) -> Path:
@@ -221,9 +225,195 @@ def test_impossible_piece(tmp_path, piece):
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("piece", [257, 8192])
-def test_a_real_book(smollm2, book, piece):
-    _, tokenizer = smollm2
+def test_a_real_book(request, book, piece):
+    _, tokenizer = request.getfixturevalue("smollm2")
     pieces = [*Document(book, piece=piece).pieces(tokenizer)]
     text = book.read_bytes().decode().replace("\r\n", "\n")
     assert sum(pieces, []) == tokenizer.encode(text, add_special_tokens=False)
     assert len(pieces) > 10
+
+
+# Several documents, and their marks.
+
+
+def test_marks(tmp_path):
+    """Of files in a folder, each with its heading."""
+    folder = tmp_path / "book"
+    (folder / "part 2").mkdir(parents=True)
+    (folder / "part 10.md").write_text(
+        "Before.\n\n# One\nText.\n```\n# code\n```\n## Two #\nEnd"
+    )
+    (folder / "part 2" / "a.txt").write_bytes(b"one\r\ntwo " * 9)
+    (folder / "part 9.txt").write_text("# no heading of a text\n")
+    (folder / ".hidden").write_text("hidden")
+    (folder / "empty").write_bytes(b"")
+    opened = Document(folder, piece=40)
+    passages = list(opened.parts())
+    whole = "".join(x.text for x in passages)
+    assert whole == (
+        "# part 2/a.txt\n\n"
+        + "one\ntwo " * 9
+        + "\n\n# part 9.txt\n\n# no heading of a text\n"
+        "\n\n# part 10.md\n\nBefore.\n\n# One\nText.\n```\n# code\n```\n## Two #\nEnd"
+    ).replace("/", os.sep)
+    for text, mark in passages:
+        assert mark.page is None and 0 < len(text) <= 40
+        if not text.lstrip("\n").startswith(f"# {mark.source}"):
+            source = Document(folder / mark.source)
+            assert "".join(source.text())[mark.offset :].startswith(text)
+    sections = {x.mark.section: x.text for x in passages if "10" in x.mark.source}
+    assert list(sections) == [None, "One", "Two"] and sections["Two"].endswith("End")
+    (note,) = opened.notes
+    assert "'empty'" in note and "hidden" not in note
+    assert (
+        opened.size
+        == opened.bytes_read
+        == sum(
+            (folder / x.mark.source).stat().st_size
+            for x in {x.mark.source: x for x in passages}.values()
+        )
+    )
+
+
+def test_several_files(tmp_path):
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("first")
+    other.write_bytes("Où est l'été de la forêt ?".encode("cp1252"))
+    opened = Document([one, str(other)])
+    assert "".join(opened.text()) == (
+        "# one.txt\n\nfirst\n\n# other.txt\n\nOù est l'été de la forêt ?"
+    )
+    assert opened.name == f"{str(one)!r} and 1 more"
+    assert opened.notes == [f"{str(other)!r} is read as Windows-1252"]
+    with pytest.raises(AllMemError, match="nowhere"):
+        Document([one, tmp_path / "nowhere"])
+
+
+def test_a_folder_without_documents(tmp_path):
+    with pytest.raises(AllMemError, match="no documents"):
+        Document(tmp_path)
+    (tmp_path / "a.bin").write_bytes(bytes(range(256)))
+    with pytest.raises(AllMemError, match="no documents"):
+        Document(tmp_path)
+
+
+def test_a_folder_of_many_files(tmp_path):
+    """One is open at a time, and those that are left out are named, a few of them."""
+    resource = pytest.importorskip("resource")
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"file {i}")
+        (tmp_path / f"{i}.bin").write_bytes(bytes(100))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+    try:
+        opened = Document(tmp_path)
+        text = "".join(opened.text())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [line for line in text.splitlines() if line.startswith("file")] == [
+        f"file {i}" for i in range(300)
+    ]
+    assert opened.notes[0].endswith("'0.bin', '1.bin', '2.bin' and 297 more")
+
+
+def test_the_library_that_a_folder_needs_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.pdf").write_bytes(b"%PDF-1.4\n")
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    with pytest.raises(MissingLibrary, match=r"allmem-mlx\[documents\]"):
+        Document(tmp_path)
+
+
+# What gzip has packed.
+
+
+@pytest.mark.parametrize("piece", [7, 65_536])
+def test_gzip(tmp_path, piece):
+    path = write(tmp_path, gzip.compress("né\r\nwords ".encode() * 9000))
+    text, opened = read(path, piece)
+    assert text == "né\nwords " * 9000
+    assert opened.size == opened.bytes_read == path.stat().st_size
+
+
+def test_gzip_through_a_pipe(monkeypatch):
+    set_stdin(monkeypatch, gzip.compress(b"some words " * 9000))
+    assert read("-")[0] == "some words " * 9000
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("piped", [False, True])
+def test_formats(tmp_path, monkeypatch, packed, piped):
+    """By content, packed or not, from a file or through a pipe."""
+    page = "<!DOCTYPE html><h1>The treaty</h1><p>It &amp; a pact were signed.</p>"
+    for data, words, section in (
+        (page.encode(), "It & a pact were signed.", "The treaty"),
+        (rb"{\rtf1\ansi The treaty was signed.\par}", "The treaty was signed.", None),
+    ):
+        data = gzip.compress(data) if packed else data
+        if piped:
+            set_stdin(monkeypatch, data)
+        opened = Document("-" if piped else write(tmp_path, data))
+        passages = list(opened.parts())
+        assert words in "".join(x.text for x in passages)
+        assert passages[-1].mark.section == section
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path):
+    """Text of which gzip makes a thousandth, and a page; a log of the same size is."""
+    bomb = gzip.compress(b"a" * 200_000_000)
+    page = gzip.compress(b"<html>" + b"a" * 200_000_000)
+    for data in (bomb, page):
+        with pytest.raises(AllMemError, match="unpacks to more than 200 times"):
+            for _ in Document(write(tmp_path, data)).text():
+                pass
+    log = b"".join(b"%d: request served in %d ms\n" % (i, i % 97) for i in range(10**5))
+    assert len(read(write(tmp_path, gzip.compress(log * 30)))[0]) == 30 * len(log)
+
+
+# Texts without spaces.
+
+
+# The peak of a process only grows: what it is after a short text, and after a long one.
+MEASURE = """
+import re, resource, sys
+from transformers import AutoTokenizer
+from allmem_mlx.document import Document
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+for file in sys.argv[2:]:
+    opened, tokens, first = Document(file, piece=8192), 0, 0
+    for ids in opened.pieces(tokenizer):
+        tokens += len(ids)
+        first = first or opened.bytes_read
+    if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
+        with open("/proc/self/status") as status:
+            peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1]) * 2**10
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(tokens, first, opened.changed_cuts, peak / 2**20)
+"""
+
+
+@pytest.mark.parametrize("kind", ["base64", "a Chinese line", "dots", "minified code"])
+def test_a_million_characters_without_a_space(tmp_path, kind):
+    """The peak of memory is that of a tenth of them, and the first tokens come when a
+    few blocks are read. No cut changed a token."""
+    texts = {
+        "base64": "".join(f"{i * 7919 % 999983:x}/+Qz" for i in range(120_000)),
+        "a Chinese line": "条約は港で調印された，船は北へ向かった。" * 50_000,
+        "dots": "." * 1_000_000,
+        "minified code": "".join(f"a.push({i});" for i in range(90_000)),
+    }
+    build(smollm2).save_pretrained(tmp_path / "tokenizer")
+    files = [tmp_path / "short", tmp_path / "long"]
+    long = 1_000_000 if kind == "base64" else 300_000
+    for file, length in zip(files, (60_000, long), strict=True):
+        file.write_text(texts[kind][:length])
+    command = [sys.executable, "-c", MEASURE, tmp_path / "tokenizer", *files]
+    out = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    short, long = (
+        [float(x) for x in line.split()] for line in out.stdout.decode().splitlines()
+    )
+    for tokens, first, changes, _ in (short, long):
+        assert tokens > 1000 and first <= 80_000 and changes == 0
+    assert long[3] < short[3] + 8, (short, long)
