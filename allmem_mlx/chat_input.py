@@ -1,7 +1,11 @@
 """What the user of a chat types, or pipes into it."""
 
 import os
+import select
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +61,20 @@ class Completion:
         return shell.endings(argument) if "FILE" in self.usages.get(word, "") else []
 
 
+def _end_with_terminal() -> None:
+    """Ends the process when the terminal is closed.
+
+    A process that the terminal controls gets SIGHUP. One that it does not control would
+    wait for ever in the line editor, which then hears no signals either.
+    """
+    terminal = select.poll()
+    terminal.register(sys.stdin, 0)  # tells of the end alone
+    if any(event & select.POLLHUP for _, event in terminal.poll()):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+        os._exit(128 + signal.SIGHUP)
+
+
 def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
     """What the user types, or what is piped in, until it ends, and whether it was in
     quotes.
@@ -67,6 +85,8 @@ def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     completion = Completion(usages) if terminal else None
+    if terminal:
+        threading.Thread(target=_end_with_terminal, daemon=True).start()
     interrupted = False
     lines: list[str] = []
     mark = "\ufeff"  # may stand before the first line of a file

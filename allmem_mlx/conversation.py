@@ -210,9 +210,8 @@ class Conversation:
 
     def _encode(self, parts: list[Part]) -> list[int]:
         start = [] if self.session.state.tokens else self.template.start
-        if self.allow_special_tokens:
-            parts = [(text, False) for text, _ in parts]
-        return start + encode(self.session.tokenizer, parts)
+        tokenizer = self.session.tokenizer
+        return start + encode(tokenizer, parts, self.allow_special_tokens)
 
     def _note(self, turn: str) -> None:
         state = self.session.state.fork()

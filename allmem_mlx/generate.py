@@ -235,17 +235,17 @@ def generate(args: argparse.Namespace) -> None:
     if document is not None:
         state.notes["turn"] = "user" if chat else "text"
         trusted = args.allow_special_tokens
-        opening = [(text, said and not trusted) for text, said in template.parts]
-        start = template.start + encode(tokenizer, opening)
-        whole = itertools.chain([start], document.pieces(tokenizer, trusted))
+        opening = encode(tokenizer, template.parts, trusted)
+        pieces = document.pieces(tokenizer, trusted)
+        whole = itertools.chain([template.start + opening], pieces)
         read(args, session, states.unread(whole, state), document)
     elif state.tokens and args.system_prompt is not None:
         raise SettingError("--system-prompt comes before everything that was read")
-    if args.save_state is not None:
+    elif args.save_state is not None:
         states.save(session.state, args.save_state, model, args.half_window)
-        if not asked:
-            tell(session.reading(), args)
-            return
+    if args.save_state is not None and not asked:
+        tell(session.reading(), args)
+        return
 
     options = {
         "max_tokens": args.max_tokens,
@@ -292,10 +292,10 @@ def read(
     pieces: Iterable[list[int]],
     document: Document,
 ) -> None:
-    """Reads a document and saves the state as often as was asked for.
+    """Reads a document and saves the state at its end, and as often as was asked for.
 
-    Whatever ends the reading early, Ctrl-C, a signal or an error, what was read until
-    then is saved.
+    Whatever ends this early, Ctrl-C, a signal or an error, what was read until then is
+    saved.
     """
     from . import state as states
 
@@ -310,6 +310,8 @@ def read(
             if args.checkpoint_every and done - saved >= args.checkpoint_every:
                 save()
                 saved = done
+        if args.save_state is not None:
+            save()
     except BaseException:
         with suppress(OSError):  # the terminal is closed
             progress.close()

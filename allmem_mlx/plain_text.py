@@ -101,7 +101,9 @@ def _special(token: Any) -> Any:
     )
 
 
-def encode(tokenizer: Any, parts: Iterable[Part]) -> list[int]:
+def encode(
+    tokenizer: Any, parts: Iterable[Part], allow_special_tokens: bool = False
+) -> list[int]:
     """The tokens of texts that follow each other, of which some come from outside.
 
     They are those of the whole text, unless a part from outside spells out a control
@@ -110,11 +112,14 @@ def encode(tokenizer: Any, parts: Iterable[Part]) -> list[int]:
     Args:
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
         parts: texts, each with whether it comes from outside.
+        allow_special_tokens (bool): trust all of them.
 
     Raises:
         AllMemError: if the tokenizer makes a control token of text all the same.
     """
     parts = [(text, outside) for text, outside in parts if text]
+    if allow_special_tokens:
+        parts = [(text, False) for text, _ in parts]
     control = set(control_tokens(tokenizer).values())
 
     def ids(text: str, by: Any = tokenizer) -> list[int]:

@@ -77,6 +77,7 @@ class Source:
     def _open(self) -> None:
         self._warnings: list[str] = []
         self._decoder: Decoder | None = None
+        self._packed: _Again | None = None
         try:
             parts = (part for part in self._begin() if part.text)
             if (first := next(parts, None)) is None:
@@ -100,20 +101,22 @@ class Source:
         return [f"{self.name}: {line}" for line in lines]
 
     def _begin(self) -> Iterator[Part]:
-        file = stream = self._file()
+        stream = file = self._file()
         head = self._read(file, SAMPLE)
-        if packed := head.startswith(GZIP):
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=_Again(head, file)))
+        if head.startswith(GZIP):
+            self._packed = _Again(head, file)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._packed))
             head = self._read(stream, SAMPLE)
         if looks_like_format(head):
-            whole = file
-            if packed or self.size is None:
-                whole = self._spool(head, stream, file)
-            reader = find_reader(head, whole, self.name)
+            if self._packed or self.size is None:
+                stream = self._spool(head, stream)
+            reader = find_reader(head, stream, self.name)
             if reader is not None:
-                return self._formatted(reader(whole, self.name, self._warnings.append))
-        texts = self._text(head, stream, file)
-        if self.name.strip("'\"").lower().endswith(MARKDOWN):
+                warn = self._warnings.append
+                return self._formatted(reader(stream, self.name, warn))
+            stream.seek(len(head))
+        texts = self._text(head, stream)
+        if str(self._path).lower().endswith(MARKDOWN):
             return markdown.parts(texts)
         return map(Part, texts)
 
@@ -123,30 +126,26 @@ class Source:
                 self.bytes_read = round(part.done * self.size)
             yield part
 
-    def _text(self, head: bytes, stream: BinaryIO, file: BinaryIO) -> Iterator[str]:
-        encoding, self.notes = self._encoding(head, stream, file)
+    def _text(self, head: bytes, stream: BinaryIO) -> Iterator[str]:
+        encoding, self.notes = self._encoding(head, stream)
         self._decoder = decoder = Decoder(encoding)
-        unpacked = 0
+        done = 0
         for block in chain(self._blocks(head, stream), [b""]):
-            unpacked += len(block)
-            self.bytes_read = unpacked
-            if stream is not file and self.size is not None:
-                self.bytes_read = file.tell()
-                self._check_ratio(unpacked)
+            done += len(block)
+            self.bytes_read = self._packed.count if self._packed else done
+            self._check_ratio(done)
             if text := decoder.decode(block, final=not block):
                 yield text
 
-    def _encoding(
-        self, head: bytes, stream: BinaryIO, file: BinaryIO
-    ) -> tuple[str, list[str]]:
+    def _encoding(self, head: bytes, stream: BinaryIO) -> tuple[str, list[str]]:
         """That of the head; or, where the head is ASCII, of what follows and is not."""
-        ascii_head = head.isascii() and 0 not in head
-        if not ascii_head or self.size is None or stream is not file:
+        is_ascii = head.isascii() and 0 not in head
+        if not is_ascii or self.size is None or self._packed:
             return find_encoding(head, self.name)
-        while block := self._read(file, SAMPLE):
+        while block := self._read(stream, SAMPLE):
             if not block.isascii():
                 break
-        file.seek(len(head))
+        stream.seek(len(head))
         try:
             return find_encoding(block, self.name)
         except UnknownEncoding:
@@ -159,21 +158,20 @@ class Source:
             yield block
 
     def _check_ratio(self, unpacked: int) -> None:
-        if unpacked > max(UNSUSPICIOUS, RATIO * self.bytes_read):
+        packed = self._packed
+        if packed and unpacked > max(UNSUSPICIOUS, RATIO * packed.count):
             raise AllMemError(
                 f"{self.name} unpacks to more than {RATIO} times its size, as a bomb "
                 "does; unpack it with gzip first if you trust it"
             )
 
-    def _spool(self, head: bytes, stream: BinaryIO, file: BinaryIO) -> BinaryIO:
+    def _spool(self, head: bytes, stream: BinaryIO) -> BinaryIO:
         """The whole document in a temporary file, for formats that are not read from
         start to end."""
         spool = cast(BinaryIO, self._closing.enter_context(tempfile.TemporaryFile()))
         for block in chain([head], iter(lambda: self._read(stream, SAMPLE), b"")):
             spool.write(block)
-            if stream is not file and self.size is not None:
-                self.bytes_read = file.tell()
-                self._check_ratio(spool.tell())
+            self._check_ratio(spool.tell())
         spool.seek(0)
         return spool
 
@@ -222,10 +220,11 @@ class Source:
 
 
 class _Again(io.RawIOBase):
-    """A file of which the head was read, from its start."""
+    """A file of which the head was read, from its start, and how far it was read."""
 
     def __init__(self, head: bytes, file: BinaryIO):
         self._head, self._file = head, file
+        self.count = 0
 
     def readable(self) -> bool:
         return True
@@ -234,5 +233,7 @@ class _Again(io.RawIOBase):
         if self._head:
             size = len(self._head) if size < 0 else size
             data, self._head = self._head[:size], self._head[size:]
-            return data
-        return self._file.read(size)
+        else:
+            data = self._file.read(size)
+        self.count += len(data)
+        return data

@@ -834,6 +834,13 @@ def test_a_closed_terminal(folder):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
 
 
+def test_a_closed_terminal_that_does_not_control(folder):
+    """There is no SIGHUP then, and the line editor may not see the end: it ends."""
+    chat = Terminal(folder)
+    os.close(chat.main)
+    assert chat.process.wait(30) in (1, 128 + signal.SIGHUP)
+
+
 def test_messages_are_decoded_as_documents_are(folder, tmp_path):
     """A byte order mark is dropped, what is said of an encoding is said, and a message
     whose encoding cannot be told is refused; the chat goes on."""

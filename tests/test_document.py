@@ -359,14 +359,26 @@ def test_formats(tmp_path, monkeypatch, packed, piped):
         assert passages[-1].mark.section == section
 
 
-def test_a_gzip_bomb_is_not_unpacked(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_that_speaks_of_a_format(tmp_path, monkeypatch, packed):
+    text = "A file that begins with %PDF-1.7 is a PDF. " + "words of the text " * 9000
+    data = gzip.compress(text.encode()) if packed else text.encode()
+    path = write(tmp_path, data)
+    assert read(path)[0] == text and read(path)[1].bytes_read == len(data)
+    set_stdin(monkeypatch, data)
+    assert read("-")[0] == text
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     """Text of which gzip makes a thousandth, and a page; a log of the same size is."""
-    bomb = gzip.compress(b"a" * 200_000_000)
-    page = gzip.compress(b"<html>" + b"a" * 200_000_000)
+    bomb = gzip.compress(b"a" * 80_000_000)
+    page = gzip.compress(b"<html>" + b"a" * 80_000_000)
     for data in (bomb, page):
-        with pytest.raises(AllMemError, match="unpacks to more than 200 times"):
-            for _ in Document(write(tmp_path, data)).text():
-                pass
+        set_stdin(monkeypatch, data)
+        for path in ("-", write(tmp_path, data)):
+            with pytest.raises(AllMemError, match="unpacks to more than 200 times"):
+                for _ in Document(path).text():
+                    pass
     log = b"".join(b"%d: request served in %d ms\n" % (i, i % 97) for i in range(10**5))
     assert len(read(write(tmp_path, gzip.compress(log * 30)))[0]) == 30 * len(log)
 

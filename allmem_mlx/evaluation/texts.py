@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..document import Document, tokenize
+from ..command import warn
+from ..document import Document
 from ..errors import AllMemError
+from ..plain_text import as_plain_text
+from ..tokens import tokenize
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,23 @@ def text_files(paths: Sequence[str]) -> list[Path]:
 
 
 def read_text(file: Path, tokenizer: Any, most: int | None = None) -> Text:
-    """Reads the first tokens of a text file, or all.
+    """Reads the first tokens of a document, or all.
 
     Raises:
-        AllMemError: if it is not UTF-8 text.
+        AllMemError: if it cannot be read.
     """
     texts: list[str] = []
+    document = Document(file)
+    for line in document.notes:
+        warn(line)
 
     def pieces() -> Iterator[str]:
-        for text in Document(file).text():
+        for text in document.text():
             texts.append(text)
             yield text
 
     tokens: list[int] = []
-    for piece in tokenize(pieces(), tokenizer):
+    for piece in tokenize(pieces(), as_plain_text(tokenizer)):
         tokens += piece
         if most is not None and len(tokens) >= most:
             break
