@@ -124,9 +124,9 @@ class Chat:
         else:
             names = [*filter(None, [argument.strip()])]
         if bool(names) != (" " in usage) or not all(names):
-            raise SettingError(f"it is /{usage}")
+            raise SettingError(f"usage: /{usage}")
         if len(names) > 1 and not usage.endswith("..."):
-            raise SettingError(f"it is /{usage}; put a name that has spaces in quotes")
+            raise SettingError(f"usage: /{usage}; put a name that has spaces in quotes")
         command(self, *names)
 
     @property

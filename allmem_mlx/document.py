@@ -12,7 +12,7 @@ from .plain_text import as_plain_text
 from .source import Source
 from .tokens import tokenize
 
-NAMED = 3  # the files left out of a folder that a line names
+NAMED = 3  # of the files that are left out of a folder
 
 FilePath = str | os.PathLike[str]
 
@@ -69,13 +69,15 @@ class Document:
         AllMemError: if a file that is named, or every file of a folder, cannot be read;
             see :class:`~allmem_mlx.source.Source`. What is wrong further on is raised
             when reading gets there.
-        SettingError: if ``piece`` is not at least 1.
+        SettingError: if there is no source, or ``piece`` is not at least 1.
     """
 
     def __init__(self, source: FilePath | Sequence[FilePath], piece: int = 65_536):
         if piece < 1:
             raise SettingError(f"piece is {piece!r}; it must be at least 1")
         paths = [source] if isinstance(source, str | os.PathLike) else [*source]
+        if not paths:
+            raise SettingError("there is no document to read: name a file")
         self.piece = piece
         self.notes: list[str] = []
         self.changed_cuts = 0
@@ -158,23 +160,20 @@ class Document:
         self._sources.append((title if path != "-" else source.name, source))
 
     def _add_folder(self, folder: Path) -> None:
-        before, left_out = len(self._sources), []
+        before = len(self._sources)
+        left_out: list[str] = []
         for path in _files(folder):
             try:
                 self._add(path, str(path.relative_to(folder)))
             except MissingLibrary:
                 raise
-            except AllMemError:
-                left_out.append(repr(str(path.relative_to(folder))))
+            except AllMemError as error:
+                left_out.append(f"left out: {error}")
         if len(self._sources) == before:
             raise AllMemError(f"the folder {str(folder)!r} has no documents to read")
-        if left_out:
-            more = len(left_out) - NAMED
-            self.notes.append(
-                f"{str(folder)!r}: left out, as no documents that can be read: "
-                + ", ".join(left_out[:NAMED])
-                + (f" and {more} more" if more > 0 else "")
-            )
+        self.notes += left_out[:NAMED]
+        if (more := len(left_out) - NAMED) > 0:
+            self.notes.append(f"left out of {str(folder)!r}: {more} more files")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from .errors import AllMemError
+from .errors import AllMemError, MissingLibrary
 from .formats.part import library
 
 SAMPLE = 65_536  # bytes that an encoding is judged by
@@ -22,6 +22,7 @@ MIXED = 0.1  # share of the others that may stand in words of two alphabets
 BROKEN = 0.01  # share of characters that may be lost
 NULS = 0.05  # share of NULs that text does not exceed
 LARGER = ("Windows-1252", "Windows-1254", "CP932", "GB18030", "CP949")
+SHIFT = b"\x1b$"  # of ISO-2022, whose bytes are all ASCII
 SPACES = " \n。，、"
 # Latin beside Greek, Cyrillic, Hebrew, Arabic or Thai.
 TWO_ALPHABETS = re.compile(
@@ -70,7 +71,8 @@ class Decoder:
         """What became of the text, a line each."""
         lines = []
         if self.replaced:
-            lines.append(f"{_count(self.replaced, 'character')} could not be decoded")
+            lost = _count(self.replaced, "character")
+            lines.append(f"{lost} could not be decoded, and became U+FFFD")
         if self.nuls:
             lines.append(f"{_count(self.nuls, 'NUL character')} left out")
         return lines
@@ -103,8 +105,9 @@ def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
     """The encoding of a text that begins so.
 
     1. That of its byte order mark.
-    2. UTF-8, if it is valid, or if more of what is not ASCII is valid than is not. Up
-       to one NUL in 20 characters is taken for a fault of the text.
+    2. UTF-8, if it is valid, or if more of what is not ASCII is valid than is not, but
+       for ISO-2022, which is ASCII. Up to one NUL in 20 characters is taken for a fault
+       of the text.
     3. The first of chardet's guesses with a confidence of at least 0.03 that gives a
        text with at most one control or unassigned character in 100, also of those that
        are not ASCII, and hardly a word of two alphabets; or an encoding with more
@@ -131,17 +134,24 @@ def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
     text = _decoded(sample.replace(b"\0", b"") if few_nuls else sample, "utf-8")
     # Those that stand in the text are no loss.
     lost = text.count("\ufffd") - sample.count("\ufffd".encode())
-    if few_nuls and lost <= sum(x > "\x7f" for x in text) - lost:
+    valid = lost <= sum(x > "\x7f" for x in text) - lost
+    if few_nuls and valid and not (SHIFT in sample and sample.isascii()):
         return "utf-8", []
     guesses = [sample, sample.replace(b"\0", b"")] if few_nuls else [sample]
-    for guess in (_guess(guessed, name) for guessed in guesses):
-        if guess is not None:
-            return guess, [f"{name} is read as {_title(guess)}"]
+    nearly = few_nuls and lost <= BROKEN * len(text)
+    try:
+        guess = next(filter(None, (_guess(x, name) for x in guesses)), None)
+    except MissingLibrary:
+        if not nearly:
+            raise
+        guess = None
+    if guess is not None:
+        return guess, [f"{name} is read as {_title(guess)}"]
     for encoding in ("utf-16-le", "utf-16-be"):
         wide = _decoded(sample, encoding)
         if sum(map(wide.count, SPACES)) > 0.02 * len(wide) and not _is_strange(wide):
             return encoding, [f"{name} is read as {_title(encoding)}"]
-    if few_nuls and lost <= BROKEN * len(text):
+    if nearly:
         return "utf-8", []
     if not few_nuls or _is_strange(_decoded(sample, "ascii")):
         raise UnknownEncoding(
@@ -149,8 +159,8 @@ def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
             "text, save or convert it as UTF-8"
         )
     raise UnknownEncoding(
-        f"{name} is not UTF-8, and its encoding cannot be told for sure; convert it, "
-        "for example with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        f"{name} is not UTF-8, and its encoding cannot be told for sure; convert it to "
+        "UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8"
     )
 
 

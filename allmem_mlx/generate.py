@@ -47,7 +47,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="Document to read: PDF, EPUB, Word, HTML, RTF, Markdown or text, or a "
         "folder of them ('-' reads stdin). Several are read in order. Without --prompt "
-        "the model writes on from where it ends",
+        "and --save-state the model writes on from where it ends",
     )
     add(
         "--prompt",
@@ -303,7 +303,7 @@ def read(
         states.save(session.state, args.save_state, session.model, args.half_window)
 
     progress = Progress(document)
-    before, saved = session.state.tokens, 0
+    before, saved = session.state.read, 0
     try:
         for done in session.read(pieces, args.prefill_step_size):
             progress(done)
@@ -315,11 +315,11 @@ def read(
     except BaseException:
         with suppress(OSError):  # the terminal is closed
             progress.close()
-        if args.save_state is not None and session.state.tokens > before:
+        if args.save_state is not None and session.state.read > before:
             save()
             with suppress(OSError):
                 print(
-                    f"\n{session.state.tokens} tokens are in {args.save_state!r}; the "
+                    f"\n{session.state.read} tokens are in {args.save_state!r}; the "
                     "same command goes on from there",
                     file=sys.stderr,
                 )

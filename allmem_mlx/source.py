@@ -183,10 +183,7 @@ class Source:
         try:
             file = open(self._path, "rb")
         except FileNotFoundError:
-            raise AllMemError(
-                f"{self.name} does not exist; check the name, or use - to read "
-                "standard input"
-            ) from None
+            raise AllMemError(f"{self.name} does not exist; check the name") from None
         except OSError as error:
             raise AllMemError(
                 f"{self.name} cannot be opened ({error.strerror}); make it readable "

@@ -135,7 +135,8 @@ def unread(pieces: Iterable[list[int]], state: State) -> Iterator[list[int]]:
             return
     raise AllMemError(
         "the state was not read from this document, or what was read of it has changed "
-        "since, or the system prompt has"
+        "since, or the system prompt has; name another file for the state, or ask "
+        "about what is in it without a document"
     )
 
 

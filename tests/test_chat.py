@@ -170,8 +170,8 @@ class TestTerminal:
             assert f"/{name} " in listed
         wrong = {
             "/nothing": "there is no /nothing",
-            "/read": "it is /read FILE ...",
-            "/undo now": "it is /undo",
+            "/read": "usage: /read FILE ...",
+            "/undo now": "usage: /undo",
             "/undo": "nothing to undo",
             "/retry": "no message to answer again",
             "/fork b": "there is a branch b already",
@@ -574,9 +574,9 @@ class TestNames:
             ("/read a.txt\\", r"a.txt\\ is not a file, and has a \\ at its end"),
             ("/read *.rtf", r"no file matches \*.rtf"),
             ("/read a.txt 'x'*.rtf", r"no file matches x\*.rtf"),
-            ('/read ""', "it is /read FILE"),
-            ("/read a.txt ''", "it is /read FILE"),
-            ("/read  ", "it is /read FILE"),
+            ('/read ""', "usage: /read FILE"),
+            ("/read a.txt ''", "usage: /read FILE"),
+            ("/read  ", "usage: /read FILE"),
             (
                 "/read -",
                 "standard input; name a file, or pipe the text into .* --save-",
@@ -585,10 +585,10 @@ class TestNames:
             ("/read '-'", "a chat cannot read standard input"),
             (
                 "/save new state",
-                "it is /save FILE; put a name that has spaces in quotes",
+                "usage: /save FILE; put a name that has spaces in quotes",
             ),
-            ("/load a.txt b.txt", "it is /load FILE; put a name that has spaces in"),
-            ("/load ?.txt", "it is /load FILE; put a name that has spaces in quotes"),
+            ("/load a.txt b.txt", "usage: /load FILE; put a name that has spaces in"),
+            ("/load ?.txt", "usage: /load FILE; put a name that has spaces in quotes"),
             ("/save 'x", "a ' that is not closed"),
         ],
     )
@@ -663,7 +663,7 @@ class TestCommands:
         for word in ("exit", "bye", "quit"):
             with pytest.raises(Quit):
                 chat.take(f"/{word}")
-            with pytest.raises(SettingError, match="it is /quit"):
+            with pytest.raises(SettingError, match="usage: /quit"):
                 chat.take(f"/{word} now")
         chat.take("HOW?")
         chat.take("/clear")

@@ -264,7 +264,7 @@ def test_marks(tmp_path):
     sections = {x.mark.section: x.text for x in passages if "10" in x.mark.source}
     assert list(sections) == [None, "One", "Two"] and sections["Two"].endswith("End")
     (note,) = opened.notes
-    assert "'empty'" in note and "hidden" not in note
+    assert note.startswith("left out: ") and "empty' is empty" in note
     assert (
         opened.size
         == opened.bytes_read
@@ -287,6 +287,11 @@ def test_several_files(tmp_path):
     assert opened.notes == [f"{str(other)!r} is read as Windows-1252"]
     with pytest.raises(AllMemError, match="nowhere"):
         Document([one, tmp_path / "nowhere"])
+
+
+def test_no_document():
+    with pytest.raises(SettingError, match="no document"):
+        Document([])
 
 
 def test_a_folder_without_documents(tmp_path):
@@ -314,7 +319,9 @@ def test_a_folder_of_many_files(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("file")] == [
         f"file {i}" for i in range(300)
     ]
-    assert opened.notes[0].endswith("'0.bin', '1.bin', '2.bin' and 297 more")
+    assert len(opened.notes) == 4 and opened.notes[-1].endswith(": 297 more files")
+    for i in range(3):
+        assert f"{i}.bin' is binary" in opened.notes[i]
 
 
 def test_the_library_that_a_folder_needs_is_named(tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ CASES = [
     ("Greek", "cp1253", "Windows-1253"),
     ("Japanese", "shift_jis", "Shift-JIS"),
     ("Japanese", "euc_jp", "EUC-JP"),
+    ("Japanese", "iso2022_jp", "ISO-2022-JP"),
     ("Chinese", "gb18030", "GB18030"),
     ("Korean", "euc_kr", "CP949"),
     ("French", "utf-16-le", "UTF-16-LE"),
@@ -117,6 +118,11 @@ def test_a_program_is_refused():
             decode(part, "'x'")
 
 
+def test_colours_of_a_terminal_are_no_shift():
+    for text in ("\x1b(B\x1b[31mred\x1b[0m", "\x1b[1m été \x1b$ \x1b(B"):
+        assert decode(text.encode(), "'x'") == (text, [])
+
+
 def test_replacement_characters_that_stand_in_a_text():
     for text in ("\ufffd", "a\ufffdb", "one \ufffd\ufffd two " * 99):
         assert find_encoding(text.encode(), "'x'") == ("utf-8", [])
@@ -126,7 +132,7 @@ def test_broken_utf8():
     """Where most of it is valid, and where nearly all is ASCII."""
     text, notes = decode("Où est l’été ?".encode() + b"\xff\xfe", "'x'")
     assert text == "Où est l’été ?\ufffd\ufffd"
-    assert notes == ["'x': 2 characters could not be decoded"]
+    assert notes == ["'x': 2 characters could not be decoded, and became U+FFFD"]
     text, notes = decode(b"a line of a log\n" * 99 + b"\x81\xfe", "'x'")
     assert text.endswith("log\n\ufffd\ufffd") and len(notes) == 1
 
@@ -176,3 +182,5 @@ def test_without_chardet(monkeypatch):
     assert decode("été".encode(), "'x'") == ("été", [])
     with pytest.raises(MissingLibrary, match=r"allmem-mlx\[documents\]"):
         decode(TEXTS["French"].encode("cp1252"), "'x'")
+    text, notes = decode(b"a line of a log\n" * 99 + b"\xe9", "'x'")
+    assert text.endswith("\ufffd") and len(notes) == 1

@@ -117,8 +117,9 @@ def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
     process.send_signal(number)
     message = process.stderr.read().decode()
     assert process.wait(20) == code
-    tokens = states.load(file, model).tokens
-    assert f"{tokens} tokens are in" in message and "Traceback" not in message
+    state = states.load(file, model)
+    tokens = state.tokens
+    assert f"{state.read} tokens are in" in message and "Traceback" not in message
 
     long.write_text((TEXT * 200)[: tokens + 5_000])  # enough for a test
     whole = tmp_path / "whole.allmem"
@@ -267,6 +268,27 @@ def test_a_closed_terminal(folder, model, tmp_path):
     assert states.load(file, model).tokens > 64
 
 
+def test_stopped_again_and_again(folder, model, tmp_path):
+    """After one block each time, which is a fraction of what is tokenised at a time:
+    each run reads on from where the last one was stopped."""
+    document, file = tmp_path / "book.txt", tmp_path / "book.allmem"
+    document.write_text(TEXT * 4)
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "from allmem_mlx.progress import Progress\n"
+        "def stop(self, done): raise KeyboardInterrupt\n"
+        "Progress.__call__ = stop\n"
+        "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
+    )
+    flags = ["--model", folder, "--prompt-file", document, "--save-state", file]
+    for blocks in (1, 2, 3):
+        command = [sys.executable, "-c", code, "generate", *flags]
+        result = subprocess.run(command, capture_output=True, cwd=ROOT)
+        assert result.returncode == 130
+        assert f"{64 * blocks} tokens are in".encode() in result.stderr
+        assert states.load(file, model).read == 64 * blocks
+
+
 def test_a_damaged_end(command, model, tmp_path):
     """What comes before it is saved, and the same command goes on with a whole copy."""
     document, file = tmp_path / "book.txt.gz", tmp_path / "book.allmem"
@@ -278,8 +300,8 @@ def test_a_damaged_end(command, model, tmp_path):
     assert result.returncode == 1
     kept, error = result.stderr.decode().strip().splitlines()
     state = states.load(file, model)
-    assert 1000 < state.tokens < len(text)
-    assert kept.startswith(f"{state.tokens} tokens are in") and str(file) in kept
+    assert 1000 < state.read < len(text)
+    assert kept.startswith(f"{state.read} tokens are in") and str(file) in kept
     assert "gzip cannot unpack" in error and str(document) in error
     before = file.read_bytes()
 
@@ -319,7 +341,7 @@ def test_a_disk_that_goes_away(folder, model, tmp_path, step):
     assert result.returncode == 1
     kept, error = result.stderr.decode().strip().splitlines()
     assert "Input/output error" in error
-    assert f"{states.load(file, model).tokens} tokens are in" in kept
+    assert f"{states.load(file, model).read} tokens are in" in kept
 
 
 def test_nuls_late_in_a_log(command, tmp_path):

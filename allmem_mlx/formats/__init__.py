@@ -24,7 +24,7 @@ __all__ = ["Part", "Reader", "find_reader", "looks_like_format"]
 PDF = re.compile(rb"%PDF-\d")
 ZIP = re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)")
 
-PICTURE = "is a picture; make a PDF with text of it: ocrmypdf --image-dpi 300 OLD NEW"
+PICTURE = "is a picture; OCR makes a PDF with text: ocrmypdf --image-dpi 300 OLD NEW"
 # Where it stands, what stands there, and what to do.
 REFUSED = (
     (

@@ -85,7 +85,7 @@ class Archive:
 
     def xml(self, member: str) -> Any:
         """The root of an XML member, in which no entity is expanded."""
-        etree = library("lxml.etree", self.name, "an XML document")
+        etree = library("lxml.etree", self.name, "an EPUB or Word document")
         root = etree.fromstring(self.read(member), xml_parser(etree))
         declared = root.getroottree().docinfo.internalDTD
         if declared is not None and any(True for _ in declared.iterentities()):

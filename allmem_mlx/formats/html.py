@@ -179,7 +179,7 @@ def sections(tree: Any, name: str) -> Iterator[tuple[str | None, str]]:
     for piece in text.split(HEADING):
         title, found, _ = piece.partition(END)
         heading = found and one_line(title) or heading
-        piece = piece.replace(END, "")
+        piece = piece.replace(END, "").replace("\u00ad", "")  # soft hyphens
         if piece.strip():
             yield heading, piece if piece.endswith("\n") else f"{piece}\n"
 

@@ -53,8 +53,8 @@ def read_pdf(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator
                 yield Part(text, index + 1, section, (index + 1) / total)
         if empty + damaged == total:
             raise AllMemError(
-                f"{name} has no text on any of its {total} pages; if they are scans, "
-                "OCR adds it: ocrmypdf OLD NEW"
+                f"{name} has no text on any page; if it is a scan, OCR adds it: "
+                "ocrmypdf OLD NEW"
             )
         if empty:
             warn(
