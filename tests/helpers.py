@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,12 @@ def assert_refused(result, code: int, *words: str) -> None:
     assert not result.stdout
     for word in words:
         assert str(word) in message, message
+
+
+def hear_hangups() -> None:
+    """In a process that is to be started: SIGHUP ends it, though the tests may run in
+    the background, where it does not."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def tiny_tokenizer(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from helpers import ROOT, active_folder, assert_refused, run
+from helpers import ROOT, active_folder, assert_refused, hear_hangups, run
 
 from allmem_mlx import chat as chat_module
 from allmem_mlx import load
@@ -825,6 +825,7 @@ def test_a_closed_terminal(folder):
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(ROOT)
+        hear_hangups()
         command = [sys.executable, "-m", "allmem_mlx.chat", "--model", str(folder)]
         os.execv(sys.executable, command)
     seen = b""

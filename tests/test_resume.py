@@ -13,7 +13,7 @@ import termios
 import time
 
 import pytest
-from helpers import ROOT, Nursery, active_folder, assert_refused
+from helpers import ROOT, Nursery, active_folder, assert_refused, hear_hangups
 
 from allmem_mlx import load
 from allmem_mlx import state as states
@@ -111,6 +111,7 @@ def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=ROOT,
+        preexec_fn=hear_hangups,
     )
     while not file.exists():
         time.sleep(0.01)
@@ -258,6 +259,7 @@ def test_a_closed_terminal(folder, model, tmp_path):
     if child == 0:
         command = [sys.executable, "-m", "allmem_mlx.generate", "--model", str(folder)]
         os.chdir(ROOT)
+        hear_hangups()
         os.execv(sys.executable, [*command, *flags])
     termios.tcsetwinsize(terminal, (24, 80))
     seen = b""
