@@ -26,6 +26,7 @@ from .command import (
     incoming,
     load_model,
     make_sampler,
+    one_line,
     run,
     warn,
 )
@@ -383,8 +384,6 @@ def chat(args: argparse.Namespace) -> None:
     for message, quoted in messages(talk, usages):
         try:
             talk.take(message, quoted)
-        except AllMemError as error:
-            print(f"error: {error}", file=sys.stderr)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -393,6 +392,10 @@ def chat(args: argparse.Namespace) -> None:
             note("interrupted")
         except Quit:
             break
+        except Exception as error:  # whatever fails, the conversation goes on
+            if args.debug and not isinstance(error, AllMemError):
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
 
 
 def main() -> None:

@@ -129,30 +129,40 @@ def check_state_files(args: argparse.Namespace) -> None:
 
     Raises:
         AllMemError: if a file is no state, or cannot be written.
-        SettingError: if its name is impossible.
+        SettingError: if a name is empty.
     """
     from . import state as states
 
     save = getattr(args, "save_state", None)
-    for flag, path in (("--load-state", args.load_state), ("--save-state", save)):
-        if path is not None and not _is_utf8(path):
-            raise SettingError(f"{flag} is {path!r}; its name must be UTF-8")
+    if "" in (args.load_state, save):
+        raise SettingError("the name of a state's file must not be empty")
     if args.load_state is not None:
         states.check(args.load_state)
     if save is not None:
         states.check_place(save)
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def check_sampling(args: argparse.Namespace) -> None:
+    """Refuses what no sampler can obey."""
+    for name, least, most in (
+        ("temp", 0, 1e6),
+        ("top_p", 0, 1),
+        ("min_p", 0, 1),
+        ("top_k", 0, 2**31),
+        ("xtc_probability", 0, 1),
+        ("xtc_threshold", 0, 0.5),
+        ("min_tokens_to_keep", 1, 2**31),
+        ("seed", 0, 2**64 - 1),
+    ):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            flag = name.replace("_", "-")
+            raise SettingError(f"--{flag} is {value}; it must be {least} to {most:g}")
 
 
 def check_counts(args: argparse.Namespace) -> None:
-    """Refuses impossible numbers of tokens."""
+    """Refuses impossible numbers of tokens, and of the sampler."""
+    check_sampling(args)
     if args.max_tokens == 0 or args.max_tokens < -1:
         raise SettingError("--max-tokens must be above 0, or -1 for no limit")
     if args.prefill_step_size is not None and args.prefill_step_size < 1:
@@ -203,7 +213,8 @@ def sizes(args: argparse.Namespace, *more: str) -> dict[str, Any]:
 
 
 def warn(text: str) -> None:
-    print(f"[WARNING] {text}", file=sys.stderr)
+    with suppress(OSError):  # nobody is there to read it
+        print(f"[WARNING] {text}", file=sys.stderr)
 
 
 def add_eos_tokens(tokenizer: Any, names: Sequence[str]) -> None:
@@ -218,7 +229,8 @@ def add_eos_tokens(tokenizer: Any, names: Sequence[str]) -> None:
     """
     vocabulary = tokenizer.get_vocab()
     for name in names:
-        if name not in vocabulary and not name.isdecimal():
+        known = name.isdecimal() and int(name) in vocabulary.values()
+        if name not in vocabulary and not known:
             raise SettingError(
                 f"--extra-eos-token {name!r} is not one token of this model; use --stop"
             )
@@ -253,15 +265,43 @@ class Terminated(KeyboardInterrupt):
     so as after Ctrl-C."""
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise Terminated(number)
+def _ignore(number: int, frame: Any) -> None:
+    """Unlike ``SIG_IGN``, for signals that are on their way already."""
 
 
-def _hear_signals() -> None:
-    signal.signal(signal.SIGTERM, _terminate)
-    # nohup has told it to go on when the terminal is closed.
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, _terminate)
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    """The first of the signals ends a command; others would end that ending."""
+    for other in ENDS:
+        signal.signal(other, _ignore)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def hear_signals(*numbers: int) -> None:
+    """Signals end the command, once. One that is ignored is not heard: nohup has told
+    the command to go on when the terminal is closed."""
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def one_line(error: Exception) -> str:
+    """What a command says of an error."""
+    if isinstance(error, AllMemError):
+        return str(error)
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _open_streams() -> None:
+    """What is opened first must not take the place of a stream that is closed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoReturn:
@@ -271,21 +311,24 @@ def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoRetu
     SIGTERM, 129 after SIGHUP. An error is one line on stderr. What a terminal cannot
     show is replaced.
     """
+    _open_streams()
     args = parser.parse_args()
-    _hear_signals()
+    hear_signals(signal.SIGTERM, signal.SIGHUP)
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         command(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         code = 0
     except BrokenPipeError:
         # The reader of our output has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, _ignore)
         with suppress(OSError):  # the terminal is closed
             print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         number = error.args[0] if isinstance(error, Terminated) else signal.SIGINT
@@ -293,10 +336,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoRetu
     except Exception as error:
         if args.debug:
             raise
-        if isinstance(error, AllMemError):
-            message, code = str(error), error.exit_code
-        else:
-            lines = str(error).splitlines() or [""]
-            message, code = f"{type(error).__name__}: {lines[0]}", 1
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        code = error.exit_code if isinstance(error, AllMemError) else 1
+        with suppress(OSError):
+            print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
     sys.exit(code)

@@ -84,9 +84,9 @@ class Template:
                 )
             except Exception as error:  # a template is a program
                 raise AllMemError(
-                    f"the chat template fails ({reason(error)}); use "
-                    "--ignore-chat-template, or --chat-template-config if it wants "
-                    "something"
+                    f"the chat template fails ({reason(error)}); "
+                    "--chat-template-config may give it what it wants, and "
+                    "allmem_mlx.generate --ignore-chat-template does without it"
                 ) from error
 
         opening, closing = _around(render(("user", USER)), USER)
@@ -129,8 +129,8 @@ class Template:
 def _around(rendered: str, mark: str) -> tuple[str, str]:
     if rendered.count(mark) != 1:
         raise AllMemError(
-            "the chat template does not repeat the message as it is; use "
-            "--ignore-chat-template"
+            "the chat template does not repeat the message as it is; "
+            "allmem_mlx.generate --ignore-chat-template does without it"
         )
     before, _, after = rendered.partition(mark)
     return before, after

@@ -86,7 +86,7 @@ class Document:
             if path != "-" and os.path.isdir(path):
                 self._add_folder(Path(path))
             else:
-                self._add(path, os.path.basename(path))
+                self._add(path, os.path.basename(os.fspath(path)))
         first = "standard input" if paths[0] == "-" else repr(os.fspath(paths[0]))
         more = len(paths) - 1
         self.name = f"{first} and {more} more" if more else first
@@ -157,7 +157,10 @@ class Document:
         self.notes += source.notes
         if self._sources:
             self._sources[-1][1].rest()  # of many files, one is open
-        self._sources.append((title if path != "-" else source.name, source))
+        title = (
+            source.name if path == "-" else os.fsencode(title).decode(errors="replace")
+        )
+        self._sources.append((title, source))
 
     def _add_folder(self, folder: Path) -> None:
         before = len(self._sources)

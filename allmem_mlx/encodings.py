@@ -95,13 +95,15 @@ def decode(data: bytes, name: str) -> tuple[str, list[str]]:
     Raises:
         UnknownEncoding: if it is not text, or its encoding cannot be told.
     """
-    encoding, notes = find_encoding(data, name)
+    encoding, notes = find_encoding(data, name, whole=True)
     decoder = Decoder(encoding)
     text = decoder.decode(data, final=True)
     return text, notes + [f"{name}: {line}" for line in decoder.warnings]
 
 
-def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
+def find_encoding(
+    sample: bytes, name: str, whole: bool = False
+) -> tuple[str, list[str]]:
     """The encoding of a text that begins so.
 
     1. That of its byte order mark.
@@ -119,6 +121,7 @@ def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
     Args:
         sample (bytes): the first 64 KiB, or all.
         name (str): what messages call the text.
+        whole (bool): whether the text ends there, so that no character is cut off.
 
     Returns:
         tuple: the name of the codec, and what is to be said of it, a line or none.
@@ -131,7 +134,8 @@ def find_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
         if sample.startswith(mark):
             return encoding, []
     few_nuls = sample.count(0) <= NULS * len(sample)
-    text = _decoded(sample.replace(b"\0", b"") if few_nuls else sample, "utf-8")
+    plain = sample.replace(b"\0", b"") if few_nuls else sample
+    text = _decoded(plain, "utf-8", whole)
     # Those that stand in the text are no loss.
     lost = text.count("\ufffd") - sample.count("\ufffd".encode())
     valid = lost <= sum(x > "\x7f" for x in text) - lost
@@ -178,9 +182,9 @@ def _guess(sample: bytes, name: str) -> str | None:
     return None
 
 
-def _decoded(sample: bytes, encoding: str) -> str:
-    """The text, without a character that is cut off at its end."""
-    return codecs.getincrementaldecoder(encoding)("replace").decode(sample)
+def _decoded(sample: bytes, encoding: str, whole: bool = False) -> str:
+    """The text, unless it is whole without a character that is cut off at its end."""
+    return codecs.getincrementaldecoder(encoding)("replace").decode(sample, whole)
 
 
 def _is_strange(text: str) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, which takes its place once it is on disk."""
-    handle, name = tempfile.mkstemp(".safetensors", f".{path.name}.", path.parent)
+    # A name of its own: that of the file may have no room for more.
+    handle, name = tempfile.mkstemp(".safetensors", ".allmem.", path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

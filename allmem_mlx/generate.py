@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from .command import (
+    ENDS,
     ArgumentParser,
     add_eos_tokens,
     add_model,
@@ -21,6 +22,7 @@ from .command import (
     check_counts,
     check_state_files,
     check_texts,
+    hear_signals,
     incoming,
     load_model,
     make_sampler,
@@ -137,7 +139,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise SettingError(
             "only one of --prompt, --prompt-file and --questions can read stdin"
         )
-    if args.save_state is None:
+    if not args.save_state:
         for flag in ("checkpoint_every", "half_window"):
             if getattr(args, flag):
                 raise SettingError(f"--{flag.replace('_', '-')} needs --save-state")
@@ -177,6 +179,8 @@ def questions(args: argparse.Namespace) -> list[str]:
     asked = []
     for prompt in args.prompt or []:
         if prompt == "-":
+            if sys.stdin is None:
+                raise AllMemError("standard input is closed; pipe a question into it")
             asked.append(incoming(sys.stdin.buffer.read(), "the question on stdin"))
             continue
         text = incoming(prompt, "--prompt")
@@ -302,6 +306,7 @@ def read(
     def save() -> None:
         states.save(session.state, args.save_state, session.model, args.half_window)
 
+    hear_signals(*ENDS)  # once: what comes while it is saved is not heard
     progress = Progress(document)
     before, saved = session.state.read, 0
     try:

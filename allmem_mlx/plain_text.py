@@ -123,7 +123,8 @@ def encode(
     control = set(control_tokens(tokenizer).values())
 
     def ids(text: str, by: Any = tokenizer) -> list[int]:
-        return by.encode(text, add_special_tokens=False)
+        # Silences the warning that the text is longer than the model can read.
+        return by.encode(text, add_special_tokens=False, verbose=False)
 
     if not any(outside and control & set(ids(text)) for text, outside in parts):
         return ids("".join(text for text, _ in parts))

@@ -136,12 +136,14 @@ class Source:
             self._check_ratio(done)
             if text := decoder.decode(block, final=not block):
                 yield text
+        if self.size is not None and not self._packed and done < self.size:
+            self._warnings.append("it became shorter while it was read")
 
     def _encoding(self, head: bytes, stream: BinaryIO) -> tuple[str, list[str]]:
         """That of the head; or, where the head is ASCII, of what follows and is not."""
         is_ascii = head.isascii() and 0 not in head
         if not is_ascii or self.size is None or self._packed:
-            return find_encoding(head, self.name)
+            return find_encoding(head, self.name, whole=len(head) < SAMPLE)
         while block := self._read(stream, SAMPLE):
             if not block.isascii():
                 break

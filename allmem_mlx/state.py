@@ -6,10 +6,12 @@ name is always whole; a checksum covers every byte of it.
 """
 
 import copy
+import errno
 import hashlib
 import json
 import mmap
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -180,7 +182,7 @@ def save(
     Raises:
         AllMemError: if it cannot be written; a file that was there is still as it was.
     """
-    path = Path(path)
+    path = _place(path)
     arrays = state.arrays
     if half_window:
         arrays = {
@@ -308,26 +310,42 @@ def check_place(path: str | Path) -> None:
     """Refuses a place where no state can be saved, before anything is read.
 
     Raises:
-        AllMemError: if the folder cannot be written to, or if the file is something
-            else than a state.
+        AllMemError: if the name is impossible, the folder cannot be written to, or the
+            file is something else than a state.
     """
-    path = Path(path)
-    if path.exists():
-        check(path)
+    place = _place(path)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        if place.exists():
+            check(place)
+        longest = os.pathconf(place.parent, "PC_NAME_MAX")
+        if len(os.fsencode(place.name)) > longest:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=place.parent):
             pass
     except OSError as error:
         raise AllMemError(
-            f"the state cannot be saved to {str(path)!r}: its folder cannot be written "
-            f"to ({error.strerror}); choose another"
+            f"the state cannot be saved to {str(path)!r} ({error.strerror}); choose "
+            "another place"
         ) from None
+
+
+def _place(path: str | Path) -> Path:
+    """Where a file of this name is, or will be: a link is followed."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise AllMemError(
+            f"the name of a state must be UTF-8: {str(path)!r} is not"
+        ) from None
+    return Path(os.path.realpath(path))
 
 
 @contextmanager
 def _opening(path: str | Path) -> Iterator[Any]:
     """A state file, and what is wrong with it in a line."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise _NotAState  # a pipe would be waited for
         with open(path, "rb") as file:
             yield file
     except OSError as error:

@@ -907,3 +907,30 @@ def test_control_tokens_of_a_message(tiny):
         marks = tokenizer.encode("<|im_start|><|im_end|>", add_special_tokens=False)
         counts.append(sum(x in marks for x in read))
     assert counts[1] == counts[0] + 2
+
+
+def test_whatever_fails_the_conversation_goes_on(folder, tmp_path):
+    """A fault of our own, a name that no file can have, a name that is not UTF-8."""
+    code = (
+        "import sys; from allmem_mlx import chat\n"
+        "def broken(self): raise TypeError('two\\nlines')\n"
+        "chat.Chat.stats = chat.COMMANDS['stats'] = broken\n"
+        "broken.__doc__ = 'stats: none'\n"
+        "chat.main()"
+    )
+    lines = [
+        b"/stats",
+        b"/save " + os.fsencode(tmp_path) + b"/caf\xe9",
+        b"/undo",
+        b"HOW?",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--model", folder, "-m", "4"],
+        input=b"\n".join(lines),
+        capture_output=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0
+    errors = [x for x in result.stderr.decode().splitlines() if x.startswith("error")]
+    assert errors[0] == "error: TypeError: two" and "UTF-8" in errors[1]
+    assert len(errors) == 3 and result.stdout

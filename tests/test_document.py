@@ -366,6 +366,22 @@ def test_formats(tmp_path, monkeypatch, packed, piped):
         assert passages[-1].mark.section == section
 
 
+def test_the_last_byte_counts(tmp_path):
+    with pytest.raises(AllMemError, match="encoding"):
+        Document(write(tmp_path, b"caf\xe9"))
+
+
+def test_a_document_that_becomes_shorter(tmp_path):
+    """While it is read: what is lost is said."""
+    path = write(tmp_path, b"some words " * 30_000)
+    opened = Document(path, piece=1000)
+    texts = opened.text()
+    next(texts)
+    os.truncate(path, 100_000)
+    assert sum(map(len, texts)) < 200_000
+    assert opened.warnings == [f"{str(path)!r}: it became shorter while it was read"]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_text_that_speaks_of_a_format(tmp_path, monkeypatch, packed):
     text = "A file that begins with %PDF-1.7 is a PDF. " + "words of the text " * 9000

@@ -94,6 +94,7 @@ def test_a_sample_may_end_in_the_middle_of_a_character():
     [
         b"caf\xe9?",  # too short
         b"\xe9" + b"123456789",
+        b"caf\xe9",
         b"\x7fELF\0\0\1",
         bytes(range(256)) * 10,
         random.Random(0).randbytes(5000),

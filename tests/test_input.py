@@ -1,6 +1,7 @@
 """What people type and pipe into the generate command: read as meant, or refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,59 @@ def test_several_documents_and_folders(command, tmp_path, tiny):
     expected = len(tiny[1].encode(whole, add_special_tokens=False))
     assert prompt_tokens(result.stdout) == expected
     assert b"left out" in result.stderr and b"picture.bin" in result.stderr
+
+
+def test_names_that_are_not_utf8(command, folder, tmp_path):
+    """Of one file among several, and in a folder."""
+    directory = tmp_path / "book"
+    directory.mkdir()
+    names = [
+        os.fsencode(directory) + b"/caf\xe9.txt",
+        os.fsencode(directory) + b"/b.txt",
+    ]
+    for name in names:
+        with open(name, "wb") as file:
+            file.write(TEXT.encode())
+    base = [sys.executable, "-m", "allmem_mlx.generate", "--model", folder, "-m", "1"]
+    two = [x for name in names for x in ("--prompt-file", name)]
+    for flags in (["--prompt-file", directory], two):
+        result = subprocess.run([*base, *flags], capture_output=True, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+
+
+def test_streams_that_are_closed(folder):
+    base = f"{sys.executable} -m allmem_mlx.generate --model {folder} -m 2"
+    for shell, code, words in (
+        ("-p HOW <&-", 0, ""),
+        ("-p HOW --json >&-", 0, ""),
+        ("-p HOW 2>&-", 0, ""),
+        ("-p - <&-", 1, "standard input is closed"),
+        ("--prompt-file - <&-", 1, "standard input is closed"),
+    ):
+        result = subprocess.run(
+            f"{base} {shell}", shell=True, capture_output=True, cwd=ROOT
+        )
+        assert result.returncode == code, result.stderr
+        assert words in result.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--seed", "-1"],
+        ["--temp", "nan"],
+        ["--temp", "-1"],
+        ["--top-p", "7"],
+        ["--min-p", "-0.1"],
+        ["--top-k", "-5"],
+        ["--xtc-threshold", "3"],
+        ["--xtc-probability", "9"],
+        ["--min-tokens-to-keep", "0"],
+        ["--extra-eos-token", "99999999"],
+    ],
+)
+def test_what_no_sampler_obeys(command, flags):
+    assert_refused(command("-p", "HOW", *flags), 2, flags[0])
 
 
 def test_output_that_a_terminal_cannot_show_is_replaced(folder, tmp_path):

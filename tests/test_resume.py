@@ -250,6 +250,45 @@ def test_a_full_disk_while_reading(folder, command, model, document, tmp_path):
         states.load(document, model)
 
 
+@pytest.mark.parametrize("pause", [0.002, 0.01, 0.05])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGHUP])
+def test_told_to_stop_twice(folder, model, tmp_path, pause, second):
+    """What comes while it saves is not heard: all that was read is saved."""
+    long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
+    long.write_text(TEXT * 200)
+    flags = ["--prompt-file", long, "--save-state", file, "--checkpoint-every", "9"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "allmem_mlx.generate", "--model", folder, *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=hear_hangups,
+    )
+    while not file.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(second)
+    said = process.stderr.read().decode().strip().splitlines()
+    # Of signals that come together, the lower number may be the first.
+    assert process.wait(20) in (130, 128 + second)
+    tokens = states.load(file, model).read
+    assert said[0].startswith(f"{tokens} tokens are in {str(file)!r}; ")
+    assert said[1:] == ["", "allmem_mlx.generate: interrupted"]
+
+
+def test_a_link_is_followed(command, model, document, tmp_path):
+    """To a state, and to where there is none yet."""
+    link, file = tmp_path / "link", tmp_path / ("x" * 240)
+    link.symlink_to(file)
+    for text in (TEXT, TEXT + "THE END. " * 50):
+        document.write_text(text)
+        command.answer("--prompt-file", document, "--save-state", link)
+        assert link.is_symlink()
+        assert len(text) < states.load(file, model).tokens < len(text) + 30
+    assert sorted(tmp_path.iterdir()) == sorted([document, link, file])
+
+
 def test_a_closed_terminal(folder, model, tmp_path):
     """The line of a terminal hangs up: nothing can be said, and all is saved."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
@@ -364,15 +403,19 @@ def test_nuls_late_in_a_log(command, tmp_path):
     "name, code, words",
     [
         ("nowhere/x.allmem", 2, ["does not exist"]),
-        ("/proc/x.allmem", 1, ["cannot be written to"]),
-        (b"caf\xe9.allmem", 2, ["UTF-8"]),
-        (".", 1, ["directory"]),
+        ("/proc/x.allmem", 1, ["cannot be saved"]),
+        (b"caf\xe9.allmem", 1, ["UTF-8"]),
+        (".", 1, ["not a state file"]),
+        ("", 2, ["empty"]),
+        ("long" * 64, 1, ["too long"]),
+        ("fifo", 1, ["not a state file"]),
         ("text.allmem", 1, ["not a state file"]),
     ],
 )
 def test_where_a_state_cannot_be_saved(folder, document, tmp_path, name, code, words):
     """That is said before the model is loaded."""
     (tmp_path / "text.allmem").write_text("MY ONLY COPY")
+    os.mkfifo(tmp_path / "fifo")
     if (
         isinstance(name, str)
         and name.startswith("/proc")
