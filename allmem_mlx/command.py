@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from .config import AllMemConfig
@@ -270,21 +271,35 @@ def _ignore(number: int, frame: Any) -> None:
 
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 1.0  # seconds in which several signals are one
+_ended = float("-inf")  # when the last of them came
 
 
-def _end(number: int, frame: Any) -> NoReturn:
-    """The first of the signals ends a command; others would end that ending."""
-    for other in ENDS:
-        signal.signal(other, _ignore)
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+def _end(number: int, frame: Any) -> None:
+    """A signal ends a command. One that comes just after would end that ending."""
+    global _ended
+    before, _ended = _ended, time.monotonic()
+    if _ended - before > TOGETHER:
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def hear_signals(*numbers: int) -> None:
-    """Signals end the command, once. One that is ignored is not heard: nohup has told
-    the command to go on when the terminal is closed."""
+    """Signals end the command. One that is ignored is not heard: nohup has told the
+    command to go on when the terminal is closed."""
     for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """No signal ends what is done meanwhile."""
+    before = {number: signal.signal(number, _ignore) for number in ENDS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_line(error: Exception) -> str:
@@ -333,6 +348,8 @@ def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoRetu
             print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         number = error.args[0] if isinstance(error, Terminated) else signal.SIGINT
         code = 128 + number
+        for other in ENDS:  # at its end Python gives up its handlers
+            signal.signal(other, signal.SIG_IGN)
     except Exception as error:
         if args.debug:
             raise

@@ -22,6 +22,7 @@ from .command import (
     check_counts,
     check_state_files,
     check_texts,
+    deaf,
     hear_signals,
     incoming,
     load_model,
@@ -306,7 +307,7 @@ def read(
     def save() -> None:
         states.save(session.state, args.save_state, session.model, args.half_window)
 
-    hear_signals(*ENDS)  # once: what comes while it is saved is not heard
+    hear_signals(*ENDS)
     progress = Progress(document)
     before, saved = session.state.read, 0
     try:
@@ -321,7 +322,8 @@ def read(
         with suppress(OSError):  # the terminal is closed
             progress.close()
         if args.save_state is not None and session.state.read > before:
-            save()
+            with deaf():
+                save()
             with suppress(OSError):
                 print(
                     f"\n{session.state.read} tokens are in {args.save_state!r}; the "
