@@ -344,8 +344,8 @@ def _place(path: str | Path) -> Path:
 def _opening(path: str | Path) -> Iterator[Any]:
     """A state file, and what is wrong with it in a line."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _NotAState  # a pipe would be waited for
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise _NotAState  # it would be waited for
         with open(path, "rb") as file:
             yield file
     except OSError as error:

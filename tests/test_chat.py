@@ -361,9 +361,13 @@ class TestPiped:
         assert err.count("error: ") == 3 and "Traceback" not in err
 
     def test_any_bytes(self, folder, tiny):
-        result = run("allmem_mlx.chat", "--model", folder, "-m", "8", stdin=b"A\xe9\n")
+        lines = "A\ufffd éé\n".encode().replace("\ufffd".encode(), b"\xe9") + b"A\xe9\n"
+        result = run("allmem_mlx.chat", "--model", folder, "-m", "8", stdin=lines)
         assert result.returncode == 0, result.stderr
-        assert result.stdout.decode() == fresh(tiny, "A\ufffd")[0][0] + "\n"
+        assert result.stdout.decode() == fresh(tiny, "A\ufffd éé")[0][0] + "\n"
+        warning, error = result.stderr.decode().splitlines()
+        assert "1 character could not be decoded" in warning
+        assert error.startswith("error: the message is not UTF-8")
 
     def test_names_and_slashes(self, folder, tiny, document):
         """~ is the home folder, - no standard input, and a message may begin with /."""

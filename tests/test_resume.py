@@ -91,8 +91,8 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
 
 
 def told(process, number) -> str:
-    """What a command says on stderr when it gets a signal, as a user would send it: once
-    more if nothing comes of it."""
+    """What a command says on stderr when it gets a signal; it is sent once more if
+    nothing comes of it, as a user would."""
     for _ in range(3):
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -413,7 +413,7 @@ def test_nuls_late_in_a_log(command, tmp_path):
         ("nowhere/x.allmem", 2, ["does not exist"]),
         ("/proc/x.allmem", 1, ["cannot be saved"]),
         (b"caf\xe9.allmem", 1, ["UTF-8"]),
-        (".", 1, ["not a state file"]),
+        (".", 1, ["directory"]),
         ("", 2, ["empty"]),
         ("long" * 64, 1, ["too long"]),
         ("fifo", 1, ["not a state file"]),
