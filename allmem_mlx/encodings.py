@@ -19,6 +19,7 @@ SAMPLE = 65_536  # bytes that an encoding is judged by
 CONFIDENCE = 0.03  # what chardet gives a line of text that it tells right
 STRANGE = 0.01  # share of control and unassigned characters that no text exceeds
 MIXED = 0.1  # share of the others that may stand in words of two alphabets
+MOSTLY = 0.9  # share of ASCII that would hide what the rest is
 BROKEN = 0.01  # share of characters that may be lost
 NULS = 0.05  # share of NULs that text does not exceed
 LARGER = ("Windows-1252", "Windows-1254", "CP932", "GB18030", "CP949")
@@ -128,7 +129,7 @@ def find_encoding(
 
     Raises:
         UnknownEncoding: if it is none of these.
-        AllMemError: if it needs chardet, which is not installed.
+        MissingLibrary: if it needs chardet, which is not installed.
     """
     for mark, encoding in MARKS.items():
         if sample.startswith(mark):
@@ -141,10 +142,14 @@ def find_encoding(
     valid = lost <= sum(x > "\x7f" for x in text) - lost
     if few_nuls and valid and not (SHIFT in sample and sample.isascii()):
         return "utf-8", []
-    guesses = [sample, sample.replace(b"\0", b"")] if few_nuls else [sample]
+    guesses = [sample, plain] if few_nuls else [sample]
+    if MOSTLY * len(sample) < sum(x < 0x80 for x in sample) < len(sample):
+        # A few words among much ASCII tell more without it.
+        lines = (line for line in plain.split(b"\n") if not line.isascii())
+        guesses.insert(0, b"\n".join(lines))
     nearly = few_nuls and lost <= BROKEN * len(text)
     try:
-        guess = next(filter(None, (_guess(x, name) for x in guesses)), None)
+        guess = next(filter(None, (_guess(x, name, whole) for x in guesses)), None)
     except MissingLibrary:
         if not nearly:
             raise
@@ -168,17 +173,16 @@ def find_encoding(
     )
 
 
-def _guess(sample: bytes, name: str) -> str | None:
+def _guess(sample: bytes, name: str, whole: bool) -> str | None:
     chardet = library("chardet", name, "text that is not UTF-8")
     eras = chardet.EncodingEra.MODERN_WEB | chardet.EncodingEra.LEGACY_ISO
     for found in chardet.detect_all(sample, encoding_era=eras, prefer_superset=False):
         encoding = found["encoding"]
         if encoding is not None and found["confidence"] >= CONFIDENCE:
-            text = _decoded(sample, encoding)
+            text = _decoded(sample, encoding, whole)
             if "\ufffd" not in text and not _is_strange(text):
-                return next(
-                    (x for x in LARGER if _decoded(sample, x) == text), encoding
-                )
+                same = (x for x in LARGER if _decoded(sample, x, whole) == text)
+                return next(same, encoding)
     return None
 
 

@@ -95,6 +95,7 @@ def test_a_sample_may_end_in_the_middle_of_a_character():
         b"caf\xe9?",  # too short
         b"\xe9" + b"123456789",
         b"caf\xe9",
+        b"n\xc3",
         b"\x7fELF\0\0\1",
         bytes(range(256)) * 10,
         random.Random(0).randbytes(5000),
@@ -122,6 +123,17 @@ def test_a_program_is_refused():
 def test_colours_of_a_terminal_are_no_shift():
     for text in ("\x1b(B\x1b[31mred\x1b[0m", "\x1b[1m été \x1b$ \x1b(B"):
         assert decode(text.encode(), "'x'") == (text, [])
+
+
+def test_a_few_words_among_much_ascii():
+    ascii_lines = b"2026-01-01 10:00:00 host app: served\n" * 1500
+    for language, encoding, _ in CASES:
+        if "utf-16" not in encoding and "2022" not in encoding:
+            words = TEXTS[language][:60]
+            data = ascii_lines + words.encode(encoding, "ignore") + b"\n" + ascii_lines
+            text, notes = decode(data, "'x'")
+            assert words.encode(encoding, "ignore").decode(encoding) in text, encoding
+            assert len(notes) == 1 and " is read as " in notes[0]
 
 
 def test_replacement_characters_that_stand_in_a_text():
