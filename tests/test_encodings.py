@@ -89,21 +89,21 @@ def test_a_sample_may_end_in_the_middle_of_a_character():
         assert find_encoding(data[: len(data) - cut], "'x'") == ("utf-8", [])
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"caf\xe9?",  # too short
-        b"\xe9" + b"123456789",
-        b"caf\xe9",
-        b"n\xc3",
-        b"\x7fELF\0\0\1",
-        bytes(range(256)) * 10,
-        random.Random(0).randbytes(5000),
-        gzip.compress(b"hello world" * 100),
-        b"a\0b",
-        bytes(100),
-    ],
-)
+REFUSED = {
+    "too short": b"caf\xe9?",
+    "shorter": b"caf\xe9",
+    "no word": b"\xe9123456789",
+    "half a character": b"n\xc3",
+    "a program": b"\x7fELF\0\0\1",
+    "all bytes": bytes(range(256)) * 10,
+    "noise": random.Random(0).randbytes(5000),
+    "packed": gzip.compress(b"hello world" * 100, mtime=0),
+    "many NULs": b"a\0b",
+    "NULs": bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_told_is_refused(data):
     with pytest.raises(AllMemError, match="'x' is ") as error:
         decode(data, "'x'")
