@@ -66,12 +66,11 @@ def as_plain_text(tokenizer: Any) -> Any:
     """
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    control = control_tokens(tokenizer)
-    if isinstance(tokenizer, TokenizerWrapper):
-        tokenizer = tokenizer._tokenizer
-    if "_as_plain_text" not in vars(tokenizer):
-        tokenizer._as_plain_text = _without(control, tokenizer)
-    return tokenizer._as_plain_text
+    wrapped = isinstance(tokenizer, TokenizerWrapper)
+    own = tokenizer._tokenizer if wrapped else tokenizer
+    if "_as_plain_text" not in vars(own):
+        own._as_plain_text = _without(control_tokens(tokenizer), own)
+    return own._as_plain_text
 
 
 def _without(control: dict[str, int], tokenizer: Any) -> Any:
@@ -120,13 +119,14 @@ def encode(
     parts = [(text, outside) for text, outside in parts if text]
     if allow_special_tokens:
         parts = [(text, False) for text, _ in parts]
-    control = set(control_tokens(tokenizer).values())
 
     def ids(text: str, by: Any = tokenizer) -> list[int]:
         # Silences the warning that the text is longer than the model can read.
         return by.encode(text, add_special_tokens=False, verbose=False)
 
-    if not any(outside and control & set(ids(text)) for text, outside in parts):
+    from_outside = [set(ids(text)) for text, outside in parts if outside]
+    control = set(control_tokens(tokenizer).values()) if from_outside else set()
+    if not any(control & found for found in from_outside):
         return ids("".join(text for text, _ in parts))
     tokens: list[int] = []
     for text, outside in parts:

@@ -90,6 +90,21 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
     assert arrays_equal(file, whole)
 
 
+def reading(folder, *flags) -> subprocess.Popen:
+    """A command that reads a document, and has saved a part of it: the last flag."""
+    arguments = ["--model", folder, "--checkpoint-every", "9", *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "allmem_mlx.generate", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=hear_hangups,
+    )
+    while not flags[-1].exists():
+        time.sleep(0.01)
+    return process
+
+
 def told(process, number) -> str:
     """What a command says on stderr when it gets a signal; it is sent once more if
     nothing comes of it, as a user would."""
@@ -108,23 +123,8 @@ def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
     """It saves what it has read, and says so; the same command goes on from there."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
     long.write_text(TEXT * 200)
-    flags = ["--model", folder, "--prompt-file", long, "--save-state", file]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "allmem_mlx.generate",
-            *flags,
-            "--checkpoint-every",
-            "9",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        preexec_fn=hear_hangups,
-    )
-    while not file.exists():
-        time.sleep(0.01)
+    flags = ["--prompt-file", long, "--save-state", file]
+    process = reading(folder, *flags)
     message = told(process, number)
     assert process.wait(20) == code
     state = states.load(file, model)
@@ -133,7 +133,7 @@ def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
 
     long.write_text((TEXT * 200)[: tokens + 5_000])  # enough for a test
     whole = tmp_path / "whole.allmem"
-    again = command.answer(*flags[2:])
+    again = command.answer(*flags)
     command.answer("--prompt-file", long, "--save-state", whole)
     assert arrays_equal(file, whole)
     first = again.splitlines()[0]
@@ -265,16 +265,7 @@ def test_told_to_stop_twice(folder, model, tmp_path, pause, second):
     """What comes while it saves is not heard: all that was read is saved."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
     long.write_text(TEXT * 200)
-    flags = ["--prompt-file", long, "--save-state", file, "--checkpoint-every", "9"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "allmem_mlx.generate", "--model", folder, *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        preexec_fn=hear_hangups,
-    )
-    while not file.exists():
-        time.sleep(0.01)
+    process = reading(folder, "--prompt-file", long, "--save-state", file)
     process.send_signal(signal.SIGINT)
     time.sleep(pause)
     said = told(process, second).strip().splitlines()
