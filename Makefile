@@ -7,7 +7,11 @@ BOOK := .demo/alice.txt
 .PHONY: demo test lint kernels families clean
 
 demo: .venv/installed $(BOOK)
-	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK)
+	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK) \
+	    --save-state .demo/alice.allmem \
+	    --prompt "What was written on the label of the bottle?" \
+	    --prompt "What is the name of Alice's cat?" \
+	    --prompt "Which prize did the Dodo give to Alice?"
 
 test: .venv/tested lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -39,4 +43,4 @@ clean:
 	touch $@
 
 $(BOOK): .venv/installed
-	$(BIN)/python examples/fetch_alice.py $@
+	$(BIN)/python examples/fetch_alice.py $@ 3

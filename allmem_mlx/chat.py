@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from . import shell
-from .chat_input import QUOTES, messages, note
+from .archive.flags import (
+    add_archive,
+    archive_beside,
+    check_archive,
+    looking_up,
+    open_archive,
+    print_passages,
+    print_sources,
+    working_archive,
+)
+from .chat_input import QUOTES, line_is_waiting, messages, note
 from .command import (
     ArgumentParser,
     Terminated,
@@ -44,6 +54,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add("--max-tokens", "-m", type=int, default=256, help="Tokens of an answer")
     add_sampling(parser)
     add_reading(parser)
+    add_archive(parser)
     add("--max-kv-size", help=argparse.SUPPRESS)
     return parser
 
@@ -80,6 +91,7 @@ class Chat:
         step (int): of ``Session.read``, for documents and messages.
         allow_special_tokens (bool): read the names of control tokens in documents and
             messages as control tokens.
+        looking (dict): of ``Session.look_up``, for every message.
     """
 
     def __init__(
@@ -89,9 +101,13 @@ class Chat:
         options: dict[str, Any],
         step: int | None = None,
         allow_special_tokens: bool = False,
+        looking: dict[str, Any] | None = None,
     ):
         self.template, self.options, self.step = template, options, step
         self.allow_special_tokens = allow_special_tokens
+        self.looking = looking or {}
+        self.in_a_document = False  # while one is read
+        self.lookup: Any = None  # of the last answer, with the message and its text
         self.sessions = {"main": session}
         self.asked: dict[str, list[str | None]] = {"main": []}
         self.name = "main"
@@ -120,6 +136,8 @@ class Chat:
         if "\0" in argument:
             raise SettingError("a name cannot have a NUL character")
         usage = _usage(command)[0]
+        if self.in_a_document and command not in WHILE_READING:
+            raise SettingError(f"/{word} has to wait until the document is read")
         if "FILE" in usage:
             names = shell.names(argument)
         else:
@@ -138,22 +156,52 @@ class Chat:
 
     def say(self, text: str) -> None:
         talk = self._talk
+        most = self.options["max_tokens"]
+        lookup = self.session.look_up(text, max_tokens=most, **self.looking)
+        message = lookup.message(text) if lookup else text
+        answer = ""
         with self._undoable(text), interruptible() as stop:
-            for _ in talk.say(text, step=self.step):
+            for _ in talk.say(message, step=self.step):
                 if stop:
                     break
             if not stop:
-                with closing(self.session.generate(**self.options)) as responses:
-                    for response in responses:
-                        self.answer = response
-                        print(response.text, end="", flush=True)
-                        if stop:
-                            break
+                responses = self.session.generate(**self.options)
+                answer = self._speak(responses, stop)
+        self._tell(lookup, text, answer, bool(stop))
+
+    def _say_aside(self, text: str) -> None:
+        """Answers while a document is read, in a fork."""
+        options = {**self.options, **self.looking, "template": self.template}
+        responses = self.session.ask(
+            text, allow_special_tokens=self.allow_special_tokens, **options
+        )
+        with interruptible() as stop:
+            answer = self._speak(responses, stop)
+        self._tell(self.answer.lookup, text, answer, bool(stop))
+
+    def _speak(self, responses: Any, stop: list[bool]) -> str:
+        """Prints an answer as it comes."""
+        answer = ""
+        with closing(responses):
+            for response in responses:
+                self.answer = response
+                answer += response.text
+                print(response.text, end="", flush=True)
+                if stop:
+                    break
+        return answer
+
+    def _tell(self, lookup: Any, text: str, answer: str, stopped: bool) -> None:
+        """Ends an answer, and says what it rests on."""
         print()
-        if stop:
+        self.lookup = lookup and (lookup, text, answer)
+        if stopped:
             note("stopped; /retry answers again")
-        elif response.finish_reason == "length":
-            note(f"stopped after {response.generation_tokens} tokens (--max-tokens)")
+            return
+        if self.answer.finish_reason == "length":
+            tokens = self.answer.generation_tokens
+            note(f"stopped after {tokens} tokens (--max-tokens)")
+        print_sources(lookup, text, answer)
 
     @contextmanager
     def _undoable(self, text: str | None) -> Iterator[None]:
@@ -190,6 +238,8 @@ class Chat:
                 if self.session.state.read <= before:
                     raise  # nothing to keep
                 failure = error
+            finally:
+                self.in_a_document = False
         for line in document.warnings:
             warn(line)
         self.reading = self.session.reading()
@@ -206,15 +256,40 @@ class Chat:
         print(f"{did} {tokens} tokens of {document.name}")
 
     def _read(self, document: Document, stop: list[bool]) -> None:
-        """Reads a document to its end, or until ``stop`` is no longer empty."""
-        trusted = self.allow_special_tokens
-        pieces = document.pieces(self.session.tokenizer, trusted)
-        blocks = self._talk.read(pieces, step=self.step)
+        """Reads a document to its end, or until ``stop`` is no longer empty. It can be
+        asked about meanwhile, once it is in the archive."""
+        session, trusted, key = self.session, self.allow_special_tokens, None
+        pieces: Any = document.pieces(session.tokenizer, trusted)
         with closing(Progress(document)) as progress:
-            for done in blocks:
+            if session.archive is not None:
+                from .archive.reading import Reading
+
+                reading = Reading(session.archive, document, (), trusted)
+                reading.index(progress)
+                key, pieces = reading.key, reading.pieces()
+                self.in_a_document = True
+                if sys.stdin.isatty():
+                    progress.say("it is indexed: ask while it is read; Ctrl-C stops")
+            for done in self._talk.read(pieces, key, step=self.step):
                 progress(done)
+                if self.in_a_document and line_is_waiting():
+                    progress.clear()
+                    self._take_aside(stop)
                 if stop:
                     break
+
+    def _take_aside(self, stop: list[bool]) -> None:
+        """Does what a line asks for that is typed while a document is read."""
+        try:
+            line = input()
+            if line.startswith("/"):
+                self.take(line)
+            elif line.strip():
+                self._say_aside(incoming(line, "the message"))
+        except EOFError:
+            stop.append(True)
+        except AllMemError as error:
+            print(f"error: {error}", file=sys.stderr)
 
     def save(self, name: str) -> None:
         """save FILE: what was read and said"""
@@ -222,6 +297,7 @@ class Chat:
 
         if os.path.exists(name):
             states.describe(name)  # refuses to replace anything else than a state
+        self._save_archive(name)
         states.save(self.session.state, name, self.session.model)
         print(f"saved {self.session.state.tokens} tokens")
 
@@ -229,15 +305,28 @@ class Chat:
         """load FILE: go on from a state that was saved"""
         from . import state as states
 
-        self._enter(states.load(name, self.session.model))
+        state, archive = states.load(name, self.session.model), self.session.archive
+        if archive is not None:
+            archive = working_archive(name, self.session.tokenizer, state)
+        self._enter(state, archive)
         print(f"loaded {self.session.state.tokens} tokens")
 
-    def _enter(self, state: Any) -> None:
+    def _save_archive(self, name: str) -> None:
+        """Saves, beside a state, the documents that it can be asked about."""
+        from .archive.archive import Archive
+
+        archive = self.session.archive
+        if archive is not None and archive.documents():
+            kept = Archive.open(archive_beside(name), archive.tokenizer, create=True)
+            archive.copy(kept)
+            kept.close()
+
+    def _enter(self, state: Any, archive: Any) -> None:
         from .session import Session
 
         session = self.session
         self.sessions[self.name] = Session(
-            session.model, session.tokenizer, state, snapshots=True
+            session.model, session.tokenizer, state, snapshots=True, archive=archive
         )
         self.asked[self.name] = []
 
@@ -277,7 +366,39 @@ class Chat:
         """reset: forget everything in this branch"""
         from . import state as states
 
-        self._enter(states.new(self.session.model))
+        self._enter(states.new(self.session.model), self.session.archive)
+
+    def sources(self) -> None:
+        """sources: what your last answer rests on"""
+        print_sources(*self._last_lookup())
+
+    def quote(self, number: str) -> None:
+        """quote N: a passage of the last answer, word for word"""
+        lookup, _, _ = self._last_lookup()
+        found = [x for x in lookup.sources if str(x.number) == number]
+        if not found:
+            numbers = ", ".join(str(source.number) for source in lookup.sources)
+            raise SettingError(
+                f"there is no passage {number}, but: {numbers or 'none'}"
+            )
+        print(f"{found[0].passage.where}\n{found[0].passage.text}")
+
+    def _last_lookup(self) -> Any:
+        if self.lookup is None:
+            raise SettingError("nothing was looked up for the last answer")
+        return self.lookup
+
+    def search(self, words: str) -> None:
+        """search WORDS: passages that have them, the best first"""
+        if self.session.archive is None:
+            raise SettingError("there is no archive: --no-archive")
+        print_passages(self.session.archive, words)
+
+    def passages(self, number: str) -> None:
+        """passages N: how many to look up for a message; 0 for none"""
+        if not number.isdecimal():
+            raise SettingError("usage: /passages N")
+        self.looking["passages"] = int(number)
 
     def stats(self) -> None:
         """stats: tokens, sizes and speeds"""
@@ -317,9 +438,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     name: getattr(Chat, name)
     for name in (
         *("read", "save", "load", "undo", "retry", "fork", "switch", "reset"),
-        *("stats", "help", "quit"),
+        *("sources", "quote", "search", "passages", "stats", "help", "quit"),
     )
 }
+WHILE_READING = (Chat.sources, Chat.quote, Chat.search, Chat.passages, Chat.stats)
 # Other names of them.
 COMMANDS |= {"clear": Chat.reset, "?": Chat.help, "exit": Chat.quit, "bye": Chat.quit}
 
@@ -347,6 +469,7 @@ def chat(args: argparse.Namespace) -> None:
     if args.load_state is not None and args.system_prompt is not None:
         raise SettingError("--system-prompt comes before everything that was read")
     check_state_files(args)
+    check_archive(args)
     check_texts(args, "system_prompt")
     template_config = chat_template_config(args.chat_template_config)
 
@@ -363,10 +486,16 @@ def chat(args: argparse.Namespace) -> None:
     for line in template.notes:
         warn(line)
     state = None if args.load_state is None else states.load(args.load_state, model)
+    state = states.new(model) if state is None else state
+    archive = None
+    if args.archive is not None:
+        archive = open_archive(args, tokenizer, state)
+    elif not args.no_archive:
+        archive = working_archive(args.load_state, tokenizer, state)
     if args.seed is not None:
         mx.random.seed(args.seed)
     talk = Chat(
-        Session(model, tokenizer, state, snapshots=True),
+        Session(model, tokenizer, state, snapshots=True, archive=archive),
         template,
         {
             "max_tokens": args.max_tokens,
@@ -375,6 +504,7 @@ def chat(args: argparse.Namespace) -> None:
         },
         args.prefill_step_size,
         args.allow_special_tokens,
+        looking_up(args),
     )
     stdin: Any = sys.stdin
     stdin.reconfigure(errors="surrogateescape")  # a message is decoded as documents are

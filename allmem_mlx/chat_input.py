@@ -19,6 +19,13 @@ def note(text: str) -> None:
     print(f"[{text}]", file=sys.stderr)
 
 
+def line_is_waiting() -> bool:
+    """Whether the user of a terminal has typed a line that was not taken yet."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
 class Completion:
     """What Tab does in the line editor: it completes commands and names of files.
 

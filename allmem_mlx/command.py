@@ -45,8 +45,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for how a token is chosen."""
     add = parser.add_argument
-    add("--temp", type=float, default=0.0, help="Sampling temperature")
-    add("--top-p", type=float, default=1.0, help="Sampling top-p")
+    add("--temp", type=float, help="Sampling temperature. Default: 0")
+    add("--top-p", type=float, help="Sampling top-p. Default: 1")
     add("--min-p", type=float, default=0.0, help="Sampling min-p")
     add("--top-k", type=int, default=0, help="Sampling top-k")
     add("--xtc-probability", type=float, default=0.0, help="Probability of XTC")
@@ -170,13 +170,23 @@ def check_counts(args: argparse.Namespace) -> None:
         raise SettingError("--prefill-step-size must be at least 1")
 
 
-def make_sampler(args: argparse.Namespace, tokenizer: Any) -> Callable[[Any], Any]:
-    """mlx-lm's sampler, as the command line asks for it."""
+def make_sampler(
+    args: argparse.Namespace, tokenizer: Any, temp: float = 0.0, top_p: float = 1.0
+) -> Callable[[Any], Any]:
+    """mlx-lm's sampler, as the command line asks for it.
+
+    Args:
+        args: of :func:`add_sampling`.
+        tokenizer: of the model.
+        temp, top_p (float): if the command line gives no temperature.
+    """
     from mlx_lm.sample_utils import make_sampler as mlx_lm_make_sampler
 
+    if args.temp is not None:
+        temp, top_p = args.temp, 1.0
     return mlx_lm_make_sampler(
-        args.temp,
-        args.top_p,
+        temp,
+        top_p if args.top_p is None else args.top_p,
         args.min_p,
         args.min_tokens_to_keep,
         top_k=args.top_k,

@@ -10,12 +10,15 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import AllMemError, reason
 from .plain_text import Part, encode
-from .session import Session
-from .streaming import GenerationResponse
+from .state import State
+
+if TYPE_CHECKING:
+    from .session import Session
+    from .streaming import GenerationResponse
 
 # They stand for what is said while the template is rendered.
 SYSTEM = "<<7f4e0c1a the system prompt 9b2d>>"
@@ -158,20 +161,30 @@ class Conversation:
     """
 
     def __init__(
-        self, session: Session, template: Template, allow_special_tokens: bool = False
+        self, session: "Session", template: Template, allow_special_tokens: bool = False
     ):
         self.session, self.template = session, template
         self.allow_special_tokens = allow_special_tokens
 
-    def read(self, pieces: Iterable[list[int]], **options: Any) -> Iterator[int]:
-        """Reads a document as a part of the user's message; see ``Session.read``."""
+    def read(
+        self, pieces: Iterable[list[int]], key: str | None = None, **options: Any
+    ) -> Iterator[int]:
+        """Reads a document as a part of the user's message; see ``Session.read``.
+
+        Args:
+            pieces: its tokens.
+            key (str): what an archive calls it.
+            options: of ``Session.read``.
+        """
         before = self._encode(self._before())
-        self._note("user")
+        state = self._note("user")
+        if key is not None:
+            state.open_document(key, state.tokens + len(before))
         return self.session.read(chain([before], pieces), **options)
 
     def ask(
         self, text: str, **options: Any
-    ) -> Generator[GenerationResponse, None, None]:
+    ) -> Generator["GenerationResponse", None, None]:
         """Generates a response to the user's message; see ``Session.generate``."""
         for _ in self.say(text):
             pass
@@ -213,7 +226,10 @@ class Conversation:
         tokenizer = self.session.tokenizer
         return start + encode(tokenizer, parts, self.allow_special_tokens)
 
-    def _note(self, turn: str) -> None:
+    def _note(self, turn: str) -> State:
+        """Notes whose turn it is. A document that was read ends here."""
         state = self.session.state.fork()
+        state.close_documents()
         state.notes["turn"] = turn
         self.session.state = state
+        return state

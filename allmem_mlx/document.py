@@ -1,5 +1,6 @@
 """Documents as a stream of text, with marks of where it is from, and of tokens."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ class Mark:
         page (int): page of a PDF, from 1; else ``None``.
         section (str): the chapter, or the heading that it stands under; ``None`` before
             the first, and where there are none.
-        offset (int): characters of the file's text before it.
+        offset (int): characters of the file's text before it; of a heading that names
+            the file, below 0.
     """
 
     source: str
@@ -35,7 +37,7 @@ class Mark:
     offset: int
 
 
-class Passage(NamedTuple):
+class Piece(NamedTuple):
     """A piece of a document's text, and where it is from."""
 
     text: str
@@ -114,27 +116,35 @@ class Document:
             )
         return lines
 
-    def parts(self) -> Iterator[Passage]:
+    def parts(self) -> Iterator[Piece]:
         """Yields the text in pieces, none of which is empty, and where each is from."""
         for number, (title, source) in enumerate(self._sources):
             if len(self._sources) > 1:
                 heading = f"# {title}\n\n" if number == 0 else f"\n\n# {title}\n\n"
-                yield Passage(heading, Mark(title, None, None, 0))
+                yield Piece(heading, Mark(title, None, None, -len(heading)))
             offset = 0
             for part in source.parts():
                 for start in range(0, len(part.text), self.piece):
                     text = part.text[start : start + self.piece]
-                    yield Passage(text, Mark(title, part.page, part.section, offset))
+                    yield Piece(text, Mark(title, part.page, part.section, offset))
                     offset += len(text)
+
+    def digest(self) -> str | None:
+        """SHA-256 over the names and bytes of its files; ``None`` if it has standard
+        input or a pipe, which can be read once only."""
+        if self.size is None:
+            return None
+        running = hashlib.sha256()
+        for title, source in self._sources:
+            running.update(f"{title}\0{source.digest()}\0".encode())
+        return running.hexdigest()
 
     def text(self) -> Iterator[str]:
         """Yields the text in pieces, none of which is empty."""
         return (passage.text for passage in self.parts())
 
-    def pieces(
-        self, tokenizer: Any, allow_special_tokens: bool = False
-    ) -> Iterator[list[int]]:
-        """Yields the ids of the document's tokens; see
+    def pieces(self, tokenizer: Any, allow_special_tokens: bool = False) -> "Pieces":
+        """The ids of the document's tokens; see
         :func:`~allmem_mlx.tokens.tokenize`.
 
         Args:
@@ -145,11 +155,10 @@ class Document:
         Raises:
             AllMemError: if the tokenizer makes a control token of plain text.
         """
-        if not allow_special_tokens:
-            tokenizer = as_plain_text(tokenizer)
-        return tokenize(self.text(), tokenizer, on_change=self._count_cut)
+        return Pieces(self, tokenizer, allow_special_tokens)
 
-    def _count_cut(self) -> None:
+    def count_cut(self) -> None:
+        """Counts a cut that changed tokens."""
         self.changed_cuts += 1
 
     def _add(self, path: FilePath, title: str) -> None:
@@ -177,6 +186,29 @@ class Document:
         self.notes += left_out[:NAMED]
         if (more := len(left_out) - NAMED) > 0:
             self.notes.append(f"left out of {str(folder)!r}: {more} more files")
+
+
+class Pieces(Iterator[list[int]]):
+    """Lists of the ids of a document's tokens, to be read once.
+
+    Args:
+        document (Document): whose they are.
+        tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
+        allow_special_tokens (bool): see :meth:`Document.pieces`.
+    """
+
+    def __init__(
+        self, document: Document, tokenizer: Any, allow_special_tokens: bool = False
+    ):
+        self.document, self.allow_special_tokens = document, allow_special_tokens
+        if not allow_special_tokens:
+            tokenizer = as_plain_text(tokenizer)
+        self._pieces = tokenize(
+            document.text(), tokenizer, on_change=document.count_cut
+        )
+
+    def __next__(self) -> list[int]:
+        return next(self._pieces)
 
 
 def _files(folder: Path) -> list[Path]:

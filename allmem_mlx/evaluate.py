@@ -7,9 +7,8 @@ document, and a window enlarged to the bytes of window and memory.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from .command import ArgumentParser, add_model, add_sizes, load_model, run
@@ -17,17 +16,27 @@ from .errors import AllMemError, SettingError
 from .output import add_output, check_output, panels, write_output
 
 TASKS = ("passkey", "mqar", "facts")
+PLANTED = ("facts", "paraphrase", "two", "latest", "unanswerable")
 SUITES = ("longbench", "infinitebench", "lveval", "ruler")
 DISTANCES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 # Flags that belong to one thing that is measured.
 FLAGS = {
     "text": ("tokens",),
-    "recall": ("distances", "samples"),
+    "recall": ("distances", "samples", "states", "search_only"),
     "suite": ("data", "limit", "max_length"),
 }
 DEFAULTS = {"tokens": 8192, "distances": DISTANCES, "samples": 8, "seed": 0}
-SMALLEST = {"tokens": 2, "samples": 1, "limit": 1, "max_length": 2, "seed": 0}
+SMALLEST = {
+    "tokens": 2,
+    "samples": 1,
+    "limit": 1,
+    "max_length": 2,
+    "passages": 1,
+    "seed": 0,
+}
+# With --passages.
+PLANTED_DEFAULTS = {"distances": (2048, 8192, 32768, 131072), "samples": 24}
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -43,16 +52,48 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "where --recall facts plants its facts",
     )
     add("--tokens", type=int, metavar="N", help="Tokens of each text. Default: 8192")
-    add("--recall", nargs="+", choices=TASKS, help="Measure recall by generation")
+    add(
+        "--recall",
+        nargs="+",
+        choices=tuple(dict.fromkeys(TASKS + PLANTED)),
+        metavar="TASK",
+        help=f"Measure recall by generation: {', '.join(TASKS)}; with --passages "
+        + ", ".join(PLANTED),
+    )
+    add(
+        "--passages",
+        type=int,
+        metavar="N",
+        help="Passages to look up for a question. Recall is then measured on all texts "
+        "but the last, one after the other, and the last one is another document",
+    )
+    add(
+        "--states",
+        metavar="FOLDER",
+        help="With --passages, where states and answers are kept, so that a run goes "
+        "on where one was stopped",
+    )
+    add(
+        "--search-only",
+        action="store_true",
+        default=None,
+        help="With --passages, only look up; nothing is read or asked",
+    )
     add(
         "--distances",
         type=int,
         nargs="+",
         metavar="N",
         help="Tokens between what is to be recalled and the question. Default: 256, "
-        "512, ... 32768",
+        "512, ... 32768; with --passages 2048, 8192, 32768, 131072",
     )
-    add("--samples", type=int, metavar="N", help="Documents of each kind. Default: 8")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="Documents of each kind. Default: 8. With --passages facts at each "
+        "distance. Default: 24",
+    )
     add("--suite", choices=SUITES, help="Score a public suite")
     add("--data", nargs="+", metavar="PATH", help="Its files, or folders of them")
     add("--limit", type=int, metavar="N", help="First examples of each subset only")
@@ -79,16 +120,20 @@ def check_args(args: argparse.Namespace) -> str:
     what = asked[0]
     if what == "suite" and len(asked) > 1:
         raise SettingError(f"--{asked[1]} cannot be used with --suite")
-    if what == "recall" and ("facts" in args.recall) != (args.text is not None):
-        raise SettingError("--recall facts needs --text, and no other task does")
+    if what == "recall":
+        _check_recall(args)
     for other, flags in FLAGS.items():
         for flag in flags:
             if other != what and getattr(args, flag) is not None:
                 raise SettingError(
                     f"--{flag.replace('_', '-')} cannot be used with --{what}"
                 )
+    if what == "text" and args.passages is not None:
+        raise SettingError("--passages cannot be used with --text alone")
     if what == "suite" and args.data is None:
         raise SettingError("--suite needs --data")
+    if args.suite == "ruler" and args.passages is not None:
+        raise SettingError("--passages cannot be used with --suite ruler")
     if what == "suite" and args.plot is not None:
         raise SettingError("--plot cannot be used with --suite: it has no curves")
     for flag, smallest in SMALLEST.items():
@@ -100,19 +145,33 @@ def check_args(args: argparse.Namespace) -> str:
     if min(args.distances or DISTANCES) < 1:
         raise SettingError("--distances must be at least 1")
     check_output(args)
-    for flag, value in DEFAULTS.items():
+    defaults = DEFAULTS | (PLANTED_DEFAULTS if args.passages is not None else {})
+    for flag, value in defaults.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
     return what
 
 
-@contextmanager
-def progress(total: int | None) -> Iterator[Any]:
-    """A bar on stderr, on a terminal only, that is told how many tokens were read."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" tokens", leave=False, disable=None) as bar:
-        yield bar.update
+def _check_recall(args: argparse.Namespace) -> None:
+    if args.passages is None:
+        for task in args.recall:
+            if task not in TASKS:
+                raise SettingError(f"--recall {task} needs --passages")
+        for flag in ("states", "search_only"):
+            if getattr(args, flag) is not None:
+                raise SettingError(f"--{flag.replace('_', '-')} needs --passages")
+        if ("facts" in args.recall) != (args.text is not None):
+            raise SettingError("--recall facts needs --text, and no other task does")
+        return
+    for task in args.recall:
+        if task not in PLANTED:
+            raise SettingError(f"--recall {task} cannot be used with --passages")
+    if args.text is None:
+        raise SettingError(f"--recall {args.recall[0]} needs --text")
+    if args.search_only and args.states is not None:
+        raise SettingError("--states cannot be used with --search-only")
+    if args.search_only and set(args.recall) == {"unanswerable"}:
+        raise SettingError("--recall unanswerable has nothing to be found")
 
 
 def measure_text(args: argparse.Namespace) -> tuple:
@@ -124,6 +183,7 @@ def measure_text(args: argparse.Namespace) -> tuple:
 
     from .conversation import Template
     from .evaluation import likelihood, report
+    from .evaluation.bars import bar
     from .evaluation.systems import systems
 
     window = model.allmem.window
@@ -144,7 +204,7 @@ def measure_text(args: argparse.Namespace) -> tuple:
         )
     compared = systems(model)
     found: dict[str, list[Any]] = {system.name: [] for system in compared}
-    with progress(len(compared) * sum(map(len, documents))) as done:
+    with bar(len(compared) * sum(map(len, documents))) as done:
         for i, tokens in enumerate(documents):
             other = documents[(i + 1) % len(documents)]
             for system in compared:
@@ -158,12 +218,16 @@ def measure_text(args: argparse.Namespace) -> tuple:
 
 def measure_recall(args: argparse.Namespace) -> tuple:
     """Recall by generation: the model, the result, its table and its curves."""
+    if args.passages is not None:
+        return measure_lookups(args)
+
     from .evaluation.texts import read_text, text_files
 
     files = text_files(args.text or [])
     model, tokenizer = load_model(args)
 
     from .evaluation import recall, report
+    from .evaluation.bars import bar
 
     books = [read_text(file, tokenizer) for file in files]
     groups = [
@@ -173,21 +237,53 @@ def measure_recall(args: argparse.Namespace) -> tuple:
             name, tokenizer, args.distances, args.samples, args.seed, books
         )
     ]
-    with progress(None) as done:
+    with bar(None) as done:
         answers = recall.recall(model, tokenizer, groups, done)
     summary = recall.summary(answers)
     summary["documents"] = [book.record() for book in books]
     return model, summary, report.recall(summary), report.recall_panel(summary)
 
 
+def measure_lookups(args: argparse.Namespace) -> tuple:
+    """Recall with passages: the model, the result, its tables and its curves."""
+    from .evaluation.texts import text_files
+
+    files = text_files(args.text)
+    model, tokenizer = load_model(args)
+
+    from .evaluation import lookup_recall, lookup_summary, report
+    from .evaluation.bars import bar
+    from .evaluation.columns import Kept
+    from .evaluation.lookups import Shelves
+
+    kept = Kept(Path(args.states) if args.states else None)
+    sets = [x for x in args.recall if not (args.search_only and x == "unanswerable")]
+    with Shelves(tokenizer) as shelves:
+        stack = lookup_recall.haystack(
+            files, tokenizer, shelves, sets, args.distances, args.samples, args.seed
+        )
+        found, times = lookup_recall.search(
+            model, stack, sets, args.passages, args.seed
+        )
+    asked, answers = lookup_recall.groups(found, sets), None
+    if not args.search_only:
+        answers = lookup_recall.ask(model, tokenizer, stack.planted, asked, kept, bar)
+    summary = {"passages": args.passages, "haystack": stack.record}
+    summary |= {"ms per query": times}
+    summary |= lookup_summary.summary(asked, answers, stack.planted, args.seed)
+    text = f"{report.lookups(summary)}\n{report.searched(summary)}"
+    return model, summary, text, report.lookup_panel(summary)
+
+
 def measure_suite(args: argparse.Namespace) -> tuple:
     """A public suite: the model, the result and its table; it has no curves."""
     from .evaluation import report
+    from .evaluation.bars import bar
     from .evaluation.suites import run as suites
 
     examples = suites.load(args.suite, args.data, args.limit)
     model, tokenizer = load_model(args)
-    with progress(None) as done:
+    with bar(None) as done:
         answers = suites.run(model, tokenizer, examples, args.max_length, done)
     summary = suites.summary(answers, args.seed)
     return model, summary, report.suite(summary), None

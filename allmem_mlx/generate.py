@@ -10,6 +10,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from .archive.flags import (
+    add_archive,
+    check_archive,
+    looking_up,
+    open_archive,
+    print_sources,
+    record,
+    wants_archive,
+)
 from .command import (
     ENDS,
     ArgumentParser,
@@ -34,6 +43,9 @@ from .document import Document
 from .errors import AllMemError, SettingError
 from .progress import PIECE, Progress
 
+# Sampling where a text is written on: its most likely continuation repeats itself.
+WRITING_ON = {"temp": 0.8, "top_p": 0.95}
+
 
 def str2bool(string: str) -> bool:
     return string.lower() not in ["false", "f"]
@@ -50,7 +62,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="Document to read: PDF, EPUB, Word, HTML, RTF, Markdown or text, or a "
         "folder of them ('-' reads stdin). Several are read in order. Without --prompt "
-        "and --save-state the model writes on from where it ends",
+        "and --save-state the model writes on from where it ends, by default with "
+        "--temp 0.8 --top-p 0.95",
     )
     add(
         "--prompt",
@@ -86,6 +99,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--half-window",
         action="store_true",
         help="Save keys and values of the window in half precision",
+    )
+    add_archive(parser)
+    add(
+        "--index-only",
+        action="store_true",
+        help="Answer from the passages alone, at once: the document is indexed and not "
+        "read",
     )
     add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=100, help="Tokens to generate")
@@ -130,6 +150,10 @@ def check_args(args: argparse.Namespace) -> None:
     }.items():
         if getattr(args, flag[2:].replace("-", "_")) is not None:
             raise SettingError(f"{flag} is not supported: {reason}")
+    check_archive(args)
+    asked = args.prompt is not None or args.questions is not None
+    if args.index_only:
+        check_index_only(args, asked)
     sources = (args.prompt, args.questions, args.prompt_file, args.load_state)
     if all(source is None for source in sources):
         raise SettingError(
@@ -157,10 +181,27 @@ def check_args(args: argparse.Namespace) -> None:
     if args.checkpoint_every is not None and args.checkpoint_every < 1:
         raise SettingError("--checkpoint-every must be at least 1")
     check_counts(args)
-    asked = args.prompt is not None or args.questions is not None
     if not (asked or args.save_state) or args.ignore_chat_template:
         why = "which is used with --prompt and without --ignore-chat-template"
         refuse_template_flags(args, why)
+
+
+def check_index_only(args: argparse.Namespace, asked: bool) -> None:
+    """Refuses ``--index-only`` where something must be read."""
+    for flag in ("save_state", "load_state"):
+        if getattr(args, flag) is not None:
+            name = flag.replace("_", "-")
+            raise SettingError(
+                f"--index-only reads nothing; --{name} does not go with it"
+            )
+    if args.no_archive:
+        raise SettingError("--index-only cannot be used with --no-archive")
+    if args.prompt_file is None:
+        raise SettingError("--index-only needs a document: --prompt-file")
+    if not asked and args.archive is None:
+        raise SettingError(
+            "--index-only needs --prompt, or --archive to keep the index"
+        )
 
 
 def refuse_template_flags(args: argparse.Namespace, why: str) -> None:
@@ -214,13 +255,14 @@ def generate(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from . import state as states
-    from .conversation import Conversation, Template
+    from .archive.reading import Reading
+    from .conversation import Template
     from .plain_text import encode
     from .session import Session
 
     model, tokenizer = load_model(args)
     add_eos_tokens(tokenizer, args.extra_eos_token)
-    sampler = make_sampler(args, tokenizer)
+    sampler = make_sampler(args, tokenizer, **({} if asked else WRITING_ON))
     state = starting_state(args, model)
     chat = (
         tokenizer.has_chat_template
@@ -236,18 +278,33 @@ def generate(args: argparse.Namespace) -> None:
     else:
         refuse_template_flags(args, "the model's tokenizer has none")
         template = Template.plain(tokenizer)
-    session = Session(model, tokenizer, state)
+    archive = open_archive(args, tokenizer, state) if wants_archive(args) else None
+    session = Session(model, tokenizer, state, archive=archive)
     if document is not None:
-        state.notes["turn"] = "user" if chat else "text"
         trusted = args.allow_special_tokens
-        opening = encode(tokenizer, template.parts, trusted)
-        pieces = document.pieces(tokenizer, trusted)
-        whole = itertools.chain([template.start + opening], pieces)
-        read(args, session, states.unread(whole, state), document)
+        opening = template.start + encode(tokenizer, template.parts, trusted)
+        pieces: Iterable[list[int]] = document.pieces(tokenizer, trusted)
+        if archive is not None:
+            reading = Reading(archive, document, [*state.documents], trusted)
+            index(reading)
+            pieces = reading.pieces()
+            if args.index_only:
+                state.add_document(reading.key)
+            else:
+                state.open_document(reading.key, len(opening))
+        if args.index_only:
+            for warning in document.warnings:
+                warn(warning)
+        else:
+            state.notes["turn"] = "user" if chat else "text"
+            whole = itertools.chain([opening], pieces)
+            read(args, session, states.unread(whole, state), document)
     elif state.tokens and args.system_prompt is not None:
         raise SettingError("--system-prompt comes before everything that was read")
     elif args.save_state is not None:
         states.save(session.state, args.save_state, model, args.half_window)
+    if args.index_only and not asked:
+        return
     if args.save_state is not None and not asked:
         tell(session.reading(), args)
         return
@@ -259,25 +316,31 @@ def generate(args: argparse.Namespace) -> None:
     }
     turns: list[str | None] = [*asked] or [None]
     for question in turns:
-        answering = session.fork()
         if args.seed is not None:  # for each, so that it is answered as if alone
             mx.random.seed(args.seed)
         if question is None:
-            responses = answering.generate(**options)
+            responses = session.fork().generate(**options)
         else:
-            talk = Conversation(answering, template, args.allow_special_tokens)
-            responses = talk.ask(question, **options)
-        first = next(responses)
+            responses = session.ask(
+                question,
+                template=template,
+                allow_special_tokens=args.allow_special_tokens,
+                **options,
+                **looking_up(args),
+            )
+        first, answer = next(responses), ""
         if args.verbose:
             print("=" * 10)
             if len(asked) > 1:
                 print(f"{question}\n")
         for response in itertools.chain([first], responses):
+            answer += response.text
             print(response.text, end="", flush=True)
         print()
         if args.verbose:
+            print_sources(response.lookup, question, answer)
             print("=" * 10)
-        tell(response, args)
+        tell(response, args, answer)
 
 
 def starting_state(args: argparse.Namespace, model: Any) -> Any:
@@ -289,6 +352,16 @@ def starting_state(args: argparse.Namespace, model: Any) -> Any:
     if args.save_state is not None and os.path.exists(args.save_state):
         return states.load(args.save_state, model)
     return states.new(model)
+
+
+def index(reading: Any) -> None:
+    """Adds a document to its archive."""
+    progress = Progress(reading.document)
+    try:
+        reading.index(progress)
+    finally:
+        with suppress(OSError):  # the terminal is closed
+            progress.close()
 
 
 def read(
@@ -305,6 +378,8 @@ def read(
     from . import state as states
 
     def save() -> None:
+        if session.archive is not None:
+            session.archive.commit()  # first, so that it has all that the state has
         states.save(session.state, args.save_state, session.model, args.half_window)
 
     hear_signals(*ENDS)
@@ -336,19 +411,19 @@ def read(
         warn(warning)
 
 
-def tell(response: Any, args: argparse.Namespace) -> None:
-    """The statistics, as they were asked for."""
+def tell(response: Any, args: argparse.Namespace, answer: str = "") -> None:
+    """The statistics, as they were asked for, and sources in JSON."""
     from .streaming import print_statistics
 
     if args.verbose:
         print_statistics(response)
     if args.json:
-        print(json.dumps(statistics(response)))
+        print(json.dumps(statistics(response) | record(response.lookup, answer)))
 
 
 def statistics(response: Any) -> dict[str, Any]:
     """The numbers of a :class:`GenerationResponse`, without its text and arrays."""
-    left_out = ("text", "token", "logprobs", "from_draft")
+    left_out = ("text", "token", "logprobs", "from_draft", "lookup")
     return {k: v for k, v in vars(response).items() if k not in left_out}
 
 

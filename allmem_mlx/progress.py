@@ -1,5 +1,6 @@
 """A progress bar for reading a document."""
 
+import sys
 import time
 from typing import Any
 
@@ -36,6 +37,14 @@ class Progress:
         if self.document is not None:
             self.bar.n = self.document.bytes_read
         self.bar.refresh()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.bar.write(f"[{text}]", file=sys.stderr)
+
+    def clear(self) -> None:
+        """Makes room for a line; the next call draws the bar again."""
+        self.bar.clear()
 
     def close(self) -> None:
         self.bar.close()

@@ -6,12 +6,18 @@ session, Ctrl-C for one, its state is that after some number of tokens.
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from . import state as states
+from .archive.archive import Archive
+from .archive.lookup import Lookup, belongs, look_up
+from .archive.reading import Reading
+from .conversation import Conversation, Template
+from .document import Pieces
 from .errors import AllMemError, SettingError
 from .model import Model
 from .state import State
@@ -25,6 +31,9 @@ from .streaming import (
 
 TURNS = 4  # snapshots where turns begin
 CHUNKS = 2  # snapshots at the last ends of chunks
+
+PASSAGES = 4  # looked up for a question
+FRAME = 16  # tokens of a chat template around a question
 
 
 class Snapshots:
@@ -103,6 +112,7 @@ class Session:
         tokenizer: its tokenizer.
         state (State): to go on from; a new one if ``None``.
         snapshots (bool): keep states to go back to; see :class:`Snapshots`.
+        archive (Archive): where the documents are that :meth:`ask` looks up.
     """
 
     def __init__(
@@ -111,7 +121,9 @@ class Session:
         tokenizer: Any,
         state: State | None = None,
         snapshots: bool = False,
+        archive: Archive | None = None,
     ):
+        self.archive = archive
         self.model, self.tokenizer = model, tokenizer
         self.state = states.new(model) if state is None else state
         self.snapshots = Snapshots(self.state) if snapshots else None
@@ -125,8 +137,11 @@ class Session:
         Only whole blocks are read, and the last token of all waits, so that the result
         does not depend on where reading stopped and went on.
 
+        With an archive, the pieces of a document are added to it; a file as a whole,
+        before the first block is read.
+
         Args:
-            pieces: lists of token ids, of any size.
+            pieces: lists of token ids, of any size; ``Document.pieces`` for one.
             step (int): blocks end at multiples of it. Default: the model's chunk.
 
         Yields:
@@ -135,6 +150,8 @@ class Session:
         step = step or self.model.allmem.chunk
         began = time.perf_counter()
         done = 0
+        if self.archive is not None and isinstance(pieces, Pieces):
+            pieces = self._archived(pieces)
         # What waits may be more than a block, where reading was stopped.
         for piece in chain([[]], pieces):
             if piece:
@@ -151,6 +168,21 @@ class Session:
                 self._seconds += time.perf_counter() - began
                 yield done
                 began = time.perf_counter()
+
+    def _archived(self, pieces: Pieces) -> Iterator[list[int]]:
+        """The tokens of a document, which the archive has then."""
+        reading = Reading(
+            cast(Archive, self.archive),
+            pieces.document,
+            [*self.state.documents],
+            pieces.allow_special_tokens,
+        )
+        reading.index()
+        state = self.state.fork()
+        state.close_documents()
+        state.open_document(reading.key, state.tokens)
+        self.state = state
+        return reading.pieces()
 
     def _take(self, tokens: Sequence[int]) -> None:
         check_tokens(tokens, self.model)
@@ -247,6 +279,102 @@ class Session:
             raise
         self._said(state)
 
+    def ask(
+        self,
+        question: str,
+        passages: int = PASSAGES,
+        passage_tokens: int | None = None,
+        max_tokens: int = 256,
+        template: Template | None = None,
+        allow_special_tokens: bool = False,
+        **options: Any,
+    ) -> Generator[GenerationResponse, None, None]:
+        """Answers a question in a fork, with what the archive has on it put before it.
+        The session does not change; what waits to be read of a document is left out.
+
+        Args:
+            question (str): what is asked.
+            passages (int): passages at most.
+            passage_tokens (int): tokens for them; see :meth:`look_up`.
+            max_tokens (int): tokens to generate.
+            template (Template): what stands around the question; the tokenizer's chat
+                template if ``None``.
+            allow_special_tokens (bool): read the names of control tokens in question
+                and passages as control tokens.
+            options: of :meth:`generate`.
+
+        Yields:
+            GenerationResponse: as :meth:`generate`, with ``sources``.
+
+        Raises:
+            AllMemError: if the archive does not belong to what was read.
+            SettingError: if there is no room for as many tokens of passages.
+        """
+        lookup = self.look_up(question, passages, passage_tokens, max_tokens)
+        fork = self.fork()
+        if self._in_a_document():
+            fork.restore(_without_waiting(fork.state))
+        if template is None:
+            chat = self.tokenizer.has_chat_template
+            template = (Template.of_chat if chat else Template.plain)(self.tokenizer)
+        talk = Conversation(fork, template, allow_special_tokens)
+        message = lookup.message(question) if lookup else question
+        for response in talk.ask(message, max_tokens=max_tokens, **options):
+            yield replace(response, lookup=lookup)
+
+    def look_up(
+        self,
+        question: str,
+        passages: int = PASSAGES,
+        passage_tokens: int | None = None,
+        max_tokens: int = 256,
+    ) -> Lookup | None:
+        """Looks up in the archive what may answer a question.
+
+        Args:
+            question (str): what is asked.
+            passages (int): passages at most.
+            passage_tokens (int): tokens for them. Default: what the window has beside
+                the question and the answer, which is taken for no more than a quarter
+                of it.
+            max_tokens (int): tokens of the answer; -1 for no limit.
+
+        Returns:
+            Lookup: ``None`` without an archive, or documents.
+
+        Raises:
+            AllMemError: if the archive does not belong to what was read.
+            SettingError: if the window has no room for ``passage_tokens``.
+        """
+        if self.archive is None or not self.state.documents:
+            return None
+
+        def length(text: str) -> int:
+            ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            return len(ids)
+
+        window = self.model.allmem.window
+        most = window - length(question) - FRAME
+        room = most - (window // 4 if max_tokens < 0 else min(max_tokens, window // 4))
+        if passage_tokens is not None:
+            if passage_tokens > most:
+                raise SettingError(
+                    f"{passage_tokens} tokens of passages have no room: beside the "
+                    f"question the window of {window} has {max(most, 0)}"
+                )
+            room = passage_tokens
+        return look_up(self.archive, self.state, question, passages, room, length)
+
+    def _in_a_document(self) -> bool:
+        """Whether a document that the archive has is not read to its end."""
+        if self.archive is None:
+            return False
+        entries = belongs(self.archive, self.state)
+        return any(
+            stop is None and self.state.tokens - start < entries[key].tokens
+            for key, start, stop in self.state.notes.get("documents", [])
+        )
+
     def _said(self, state: State) -> None:
         self.state = state
         self._tokens, self._seconds = 0, 0.0
@@ -299,7 +427,7 @@ class Session:
 
     def fork(self) -> "Session":
         """A session of its own that goes on from here. What was read is told there."""
-        other = Session(self.model, self.tokenizer, self.state)
+        other = Session(self.model, self.tokenizer, self.state, archive=self.archive)
         if self.snapshots is not None:
             other.snapshots = self.snapshots.until(self.state)
         other._tokens, other._seconds = self._tokens, self._seconds

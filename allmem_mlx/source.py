@@ -1,6 +1,7 @@
 """One file, or standard input, as text: what it is, is told by its content."""
 
 import gzip
+import hashlib
 import io
 import os
 import stat
@@ -73,6 +74,17 @@ class Source:
         """Closes what can be opened again."""
         if self.size is not None:
             self.close()
+
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes; not for what can be read once only."""
+        try:
+            file: Any = self._file()
+            with file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise AllMemError(
+                f"{self.name} cannot be read ({error.strerror})"
+            ) from None
 
     def _open(self) -> None:
         self._warnings: list[str] = []

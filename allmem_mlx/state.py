@@ -71,6 +71,34 @@ class State:
         self.digest = digest(tokens, self.digest)
         self.recent = [*self.recent, *tokens][-RECENT:]
 
+    def open_document(self, key: str, start: int) -> None:
+        """Notes that a document, which an archive has by this key, is read from a
+        token on. What was noted of one that begins there is replaced."""
+        known = self.notes.get("documents", [])
+        others = [document for document in known if document[1] != start]
+        self.notes["documents"] = [*others, [key, start, None]]
+
+    def add_document(self, key: str) -> None:
+        """Notes a document that can be looked up, and of which nothing is read."""
+        known = self.notes.get("documents", [])
+        self.notes["documents"] = [*known, [key, self.tokens, self.tokens]]
+
+    def close_documents(self) -> None:
+        """Notes that what is read from now on is no document."""
+        for document in self.notes.get("documents", []):
+            if document[2] is None:
+                document[2] = max(self.tokens, document[1])
+
+    @property
+    def documents(self) -> dict[str, int]:
+        """How many tokens the model has read of each document, by its key in an
+        archive. While it is read, tokens after it may be counted too."""
+        counts: dict[str, int] = {}
+        for key, start, stop in self.notes.get("documents", []):
+            end = self.read if stop is None else min(stop, self.read)
+            counts[key] = max(counts.get(key, 0), end - start)
+        return counts
+
     def fork(self) -> "State":
         """A state of its own, equal to this one. Arrays are shared: none is ever
         changed."""

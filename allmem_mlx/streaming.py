@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .errors import AllMemError, SettingError
+
+if TYPE_CHECKING:
+    from .archive.lookup import Lookup, Source
 
 Prompt = str | mx.array | Sequence[int] | Iterable[Sequence[int]]
 
@@ -32,6 +35,7 @@ class GenerationResponse:
         state_bytes (int): size of the model's state, in bytes.
         tokens_read (int): all tokens that went into the state.
         tokens_in_window (int): those that attention still sees, sinks included.
+        lookup (Lookup): what was looked up in an archive; ``None`` without one.
     """
 
     text: str
@@ -47,6 +51,12 @@ class GenerationResponse:
     state_bytes: int
     tokens_read: int
     tokens_in_window: int
+    lookup: "Lookup | None" = None
+
+    @property
+    def sources(self) -> "Sequence[Source]":
+        """The passages that were put before the question, the best first."""
+        return self.lookup.sources if self.lookup else ()
 
 
 def tokens_read(cache: list[Any]) -> int:

@@ -30,6 +30,9 @@ LOOKAHEAD = 64
 # For each token, the characters that it begins and ends at.
 Spans = list[tuple[int, int]]
 
+# Tokens, and for each the character of the whole text that it ends at.
+Encoded = tuple[list[int], list[int]]
+
 
 def tokenize(
     texts: Iterable[str],
@@ -63,10 +66,33 @@ def tokenize(
         AllMemError: if text far behind a cut that was not forced changed the tokens
             before it.
     """
+    pieces = tokenize_with_ends(
+        texts, tokenizer, block=block, longest=longest, on_change=on_change
+    )
+    return (ids for ids, _ in pieces)
+
+
+def tokenize_with_ends(
+    texts: Iterable[str],
+    tokenizer: Any,
+    *,
+    block: int = BLOCK,
+    longest: int = LONGEST,
+    on_change: Callable[[], None] = lambda: None,
+) -> Iterator[Encoded]:
+    """As :func:`tokenize`, with the character that each token ends at.
+
+    Where a tokenizer does not tell, all tokens of a part that was encoded by itself end
+    where the part ends.
+
+    Yields:
+        tuple: token ids, and as many positions in the whole text, which never decrease.
+    """
     boundary = _boundary(tokenizer)
     if boundary is None:
         yield from _apart(_blocks(texts, block), tokenizer, longest, on_change)
         return
+    before = 0  # characters of the text before the buffer
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     # A normalizer may compose up to four characters into one of an added token.
     margin = LOOKAHEAD + 4 * max((len(token.content) for token in added), default=0)
@@ -87,10 +113,11 @@ def tokenize(
                     "the text, so that a document cannot be read piece by piece"
                 )
             on_change()
+            before += done
             buffer, seam, done, start, seam_ids = buffer[done:], 0, 0, 0, []
             ids, spans = _encode(tokenizer, buffer)
         if not text:
-            yield ids[start:]
+            yield ids[start:], [before + end for _, end in spans[start:]]
             return
         end = len(buffer) - margin
         places = [match.start() for match in boundary.finditer(buffer)]
@@ -102,13 +129,15 @@ def tokenize(
         if found is not None:
             context, second, cut = found
             first, last = (bisect_left(spans, (at,)) for at in (second, cut))
-            yield ids[start:last]
+            yield ids[start:last], [before + end for _, end in spans[start:last]]
             seam_ids, wanted = ids[first:last], 0
+            before += context
             buffer, seam, done = buffer[context:], second - context, cut - context
         elif forced:
             cut = _line_or_word(buffer, done, end)
             on_change()
-            yield _ids(tokenizer, buffer[done:cut])
+            yield _whole(tokenizer, buffer[done:cut], before + cut)
+            before += cut
             buffer, seam, done, seam_ids, wanted = buffer[cut:], 0, 0, [], 0
         else:
             wanted = min(2 * len(buffer), done + longest + 1)
@@ -146,17 +175,24 @@ def _cut(
 
 def _apart(
     texts: Iterable[str], tokenizer: Any, longest: int, on_change: Callable[[], None]
-) -> Iterator[list[int]]:
+) -> Iterator[Encoded]:
     """The tokens of a text that is cut at lines or words, each part encoded alone."""
-    buffer = ""
+    buffer, before = "", 0
     for text in texts:
         buffer += text
         while len(buffer) > longest:
             cut = _line_or_word(buffer, 0, longest)
             on_change()
-            yield _ids(tokenizer, buffer[:cut])
+            before += cut
+            yield _whole(tokenizer, buffer[:cut], before)
             buffer = buffer[cut:]
-    yield _ids(tokenizer, buffer)
+    yield _whole(tokenizer, buffer, before + len(buffer))
+
+
+def _whole(tokenizer: Any, text: str, end: int) -> Encoded:
+    """The tokens of a part that is encoded by itself, and ends there."""
+    ids = _ids(tokenizer, text)
+    return ids, [end] * len(ids)
 
 
 def _line_or_word(text: str, start: int, end: int) -> int:

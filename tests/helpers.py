@@ -258,7 +258,8 @@ class Nursery:
 
     def start(self, *flags) -> int:
         """The process id of the command."""
-        line = [self.out, "generate", "--model", self.folder, *flags]
+        temp = [] if "--temp" in flags else ["--temp", "0"]
+        line = [self.out, "generate", "--model", self.folder, *temp, *flags]
         print(*line, sep="\t", file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 

@@ -53,7 +53,8 @@ def document(tmp_path):
 
 
 def command(folder, *flags, **options):
-    return run("allmem_mlx.generate", "--model", folder, *flags, **options)
+    temp = [] if "--temp" in flags else ["--temp", "0"]
+    return run("allmem_mlx.generate", "--model", folder, *temp, *flags, **options)
 
 
 class TestAPI:

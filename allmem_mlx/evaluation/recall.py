@@ -8,6 +8,7 @@ from typing import Any
 from ..conversation import PARAGRAPH, Template
 from ..errors import AllMemError
 from ..model import Model
+from ..plain_text import encode
 from .recall_tasks import DEPTHS, NAMES, PLACES, Task, encoder, facts, mqar, passkey
 from .systems import Reader, System, systems
 from .texts import Text
@@ -116,7 +117,8 @@ class Asking:
 
     def question(self, text: str) -> list[int]:
         """The rest of the message."""
-        return self.encode(PARAGRAPH + text + self.template.closing)
+        parts = [(PARAGRAPH, False), (text, True), (self.template.closing, False)]
+        return encode(self.tokenizer, parts)
 
     def text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)

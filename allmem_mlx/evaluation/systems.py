@@ -26,6 +26,16 @@ OTHER = "another document"
 MATCHED = "matched window"
 NAMES = (FULL, WINDOW, ALLMEM, NEVER, OTHER, MATCHED)
 
+# With passages that are looked up; see lookups.py.
+ALLMEM_PASSAGES = "AllMem + passages"
+WINDOW_PASSAGES = "window + sinks + passages"
+FULL_PASSAGES = "full attention + passages"
+PASSAGES_ONLY = "passages only"
+ORACLE = "oracle passage"
+RANDOM = "random passage"
+OTHERS = "another document's"
+CLOSED = "closed book"
+
 LOGITS = 2**26  # most logits that exist at once; a whole document's never do
 
 
@@ -207,6 +217,22 @@ class Reader:
         for block in blocks(tokens, self.model):
             self.step(block)
             mx.clear_cache()
+
+    def read_end(self, tokens: Sequence[int]) -> None:
+        """Reads a document as a system does that only has windows and sinks, without
+        what it cannot know: between the sinks and the tokens that reach the end
+        through the windows of all layers, whole chunks are left out. They count, so
+        that everything is where it would be.
+        """
+        chunk = self.model.allmem.chunk
+        first = -(-max(1, self.model.allmem.sinks) // chunk) * chunk
+        reach = sum(layer.self_attn.config.window for layer in self.system.model.layers)
+        left_out = max(0, len(tokens) - first - reach) // chunk * chunk
+        self.read(tokens[:first])
+        for layer in self.cache:
+            layer.ring.offset += left_out
+        self._tokens += left_out
+        self.read(tokens[first + left_out :])
 
     def answer(self, prompt: Sequence[int], most: int, stops: set[int]) -> list[int]:
         """Reads a prompt and answers it, greedily. What was read before stays as it

@@ -29,8 +29,13 @@ class Text:
 
     def record(self) -> dict[str, Any]:
         """What it was, for the record."""
-        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        return {"file": str(self.file), "sha256": digest, "tokens": len(self.tokens)}
+        return {**file_record(self.file), "tokens": len(self.tokens)}
+
+
+def file_record(file: Path) -> dict[str, Any]:
+    """Which file it was, for the record."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"file": str(file), "sha256": digest}
 
 
 def text_files(paths: Sequence[str]) -> list[Path]:
@@ -48,6 +53,18 @@ def text_files(paths: Sequence[str]) -> list[Path]:
             raise AllMemError(f"{str(path)!r} does not exist; check the name")
         files += found
     return files
+
+
+def whole_text(file: Path) -> str:
+    """The text of a document.
+
+    Raises:
+        AllMemError: if it cannot be read.
+    """
+    document = Document(file)
+    for line in document.notes:
+        warn(line)
+    return "".join(document.text())
 
 
 def read_text(file: Path, tokenizer: Any, most: int | None = None) -> Text:
