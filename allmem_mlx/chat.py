@@ -400,6 +400,31 @@ class Chat:
             raise SettingError("usage: /passages N")
         self.looking["passages"] = int(number)
 
+    def summarise(self) -> None:
+        """summarise: what you have read, part by part; Ctrl-C stops it"""
+        from .archive.printing import print_summaries
+        from .archive.summaries import Summariser
+
+        session, read = self.session, self.session.state.documents
+        if session.archive is None:
+            raise SettingError("there is no archive: --no-archive")
+        entries = [x for x in session.archive.documents() if x.key in read]
+        if not entries:
+            raise SettingError(
+                "there is no document to summarise; /read FILE reads one"
+            )
+        summariser = Summariser(
+            session.model,
+            session.tokenizer,
+            session.archive,
+            self.template,
+            step=self.step,
+            allow_special_tokens=self.allow_special_tokens,
+            settings="chat",
+            **self.options,
+        )
+        print_summaries(summariser, entries, "/summarise goes on from there")
+
     def stats(self) -> None:
         """stats: tokens, sizes and speeds"""
         session = self.session
@@ -438,7 +463,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     name: getattr(Chat, name)
     for name in (
         *("read", "save", "load", "undo", "retry", "fork", "switch", "reset"),
-        *("sources", "quote", "search", "passages", "stats", "help", "quit"),
+        *("sources", "quote", "search", "passages", "summarise"),
+        *("stats", "help", "quit"),
     )
 }
 WHILE_READING = (Chat.sources, Chat.quote, Chat.search, Chat.passages, Chat.stats)

@@ -284,7 +284,9 @@ def measure_suite(args: argparse.Namespace) -> tuple:
     examples = suites.load(args.suite, args.data, args.limit)
     model, tokenizer = load_model(args)
     with bar(None) as done:
-        answers = suites.run(model, tokenizer, examples, args.max_length, done)
+        answers = suites.run(
+            model, tokenizer, examples, args.max_length, done, args.passages
+        )
     summary = suites.summary(answers, args.seed)
     return model, summary, report.suite(summary), None
 

@@ -14,7 +14,8 @@ import mlx.core as mx
 
 from . import state as states
 from .archive.archive import Archive
-from .archive.lookup import Lookup, belongs, look_up
+from .archive.finder import Finder
+from .archive.lookup import Lookup, Search, belongs, look_up
 from .archive.reading import Reading
 from .conversation import Conversation, Template
 from .document import Pieces
@@ -124,6 +125,7 @@ class Session:
         archive: Archive | None = None,
     ):
         self.archive = archive
+        self._finder: Finder | None = None
         self.model, self.tokenizer = model, tokenizer
         self.state = states.new(model) if state is None else state
         self.snapshots = Snapshots(self.state) if snapshots else None
@@ -328,6 +330,7 @@ class Session:
         passages: int = PASSAGES,
         passage_tokens: int | None = None,
         max_tokens: int = 256,
+        search: Search | None = None,
     ) -> Lookup | None:
         """Looks up in the archive what may answer a question.
 
@@ -338,6 +341,7 @@ class Session:
                 the question and the answer, which is taken for no more than a quarter
                 of it.
             max_tokens (int): tokens of the answer; -1 for no limit.
+            search: finds passages. Default: the archive's; see :class:`Finder`.
 
         Returns:
             Lookup: ``None`` without an archive, or documents.
@@ -363,7 +367,13 @@ class Session:
                     f"question the window of {window} has {max(most, 0)}"
                 )
             room = passage_tokens
-        return look_up(self.archive, self.state, question, passages, room, length)
+        if search is None:
+            if self._finder is None or self._finder.archive is not self.archive:
+                self._finder = Finder(self.archive, self.model)
+            search = self._finder.search
+        return look_up(
+            self.archive, self.state, question, passages, room, length, search
+        )
 
     def _in_a_document(self) -> bool:
         """Whether a document that the archive has is not read to its end."""
@@ -430,6 +440,7 @@ class Session:
         other = Session(self.model, self.tokenizer, self.state, archive=self.archive)
         if self.snapshots is not None:
             other.snapshots = self.snapshots.until(self.state)
+        other._finder = self._finder
         other._tokens, other._seconds = self._tokens, self._seconds
         self._tokens, self._seconds = 0, 0.0
         return other

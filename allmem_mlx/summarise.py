@@ -1,15 +1,13 @@
 """Summarise a document: each part by itself, with its place, then the whole."""
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .archive.citations import printable, printable_line
+from .archive.citations import printable_line
 from .archive.flags import archive_beside
 from .command import (
     ENDS,
@@ -31,8 +29,6 @@ from .command import (
 from .document import Document
 from .errors import AllMemError, SettingError
 from .progress import PIECE, Progress
-
-NOTHING = "(the model said nothing)"
 
 # What of the command line changes how tokens are chosen.
 SAMPLING = (
@@ -61,6 +57,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_model(parser)
     add_sizes(parser)
     add("--max-tokens", "-m", type=int, default=128, help="Tokens of each summary")
+    add(
+        "--part-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens of a part, about, where sections are longer. Default: what the "
+        "window has room for, 2048 at most",
+    )
     add_sampling(parser)
     add_reading(parser)
     add(
@@ -78,6 +81,8 @@ def check_args(args: argparse.Namespace) -> None:
     if "" in (args.archive, *args.files):
         raise SettingError("the name of a file must not be empty")
     check_counts(args)
+    if args.part_tokens is not None and args.part_tokens < 1:
+        raise SettingError("--part-tokens must be at least 1")
     check_state_files(args)
     place = archive_place(args)
     if place is None:
@@ -120,7 +125,10 @@ def summarise(args: argparse.Namespace) -> None:
                 "leave out --archive, or save it to a file first"
             )
 
+    import mlx.core as mx
+
     from .archive.archive import Archive
+    from .archive.printing import print_summaries
     from .archive.summaries import Summariser
     from .conversation import Template
 
@@ -151,6 +159,7 @@ def summarise(args: argparse.Namespace) -> None:
             tokenizer,
             archive,
             template,
+            part_tokens=args.part_tokens,
             max_tokens=args.max_tokens,
             seed=args.seed,
             step=args.prefill_step_size,
@@ -159,7 +168,12 @@ def summarise(args: argparse.Namespace) -> None:
             sampler=make_sampler(args, tokenizer),
             stop=args.stop,
         )
-        print_summaries(summariser, entries, args.json, place)
+        goes_on = "they are lost; --archive FILE would keep them"
+        if place is not None:
+            goes_on = f"they are in {str(place)!r}; the same command goes on from there"
+        print_summaries(summariser, entries, goes_on, args.json)
+    if not args.json:
+        print(f"Peak memory: {mx.get_peak_memory() / 1e9:.3f} GB")
     if document is not None:
         for warning in document.warnings:
             warn(warning)
@@ -190,117 +204,11 @@ def documents(
     if not entries:
         whose = archive.name if keys is None else repr(args.load_state)
         raise AllMemError(f"{whose} has no document to summarise")
+    for entry in entries:
+        if not entry.complete:
+            name = printable_line(entry.name)
+            warn(f"{archive.name} has {entry.tokens} tokens of {name}, not all")
     yield from entries
-
-
-def print_summaries(
-    summariser: Any, entries: list[Any], as_json: bool = False, place: Any = None
-) -> None:
-    """Prints the summary of each part as it comes, and that of the whole.
-
-    Args:
-        summariser (Summariser): makes them.
-        entries (list): the documents.
-        as_json (bool): print JSON objects.
-        place: of the archive in which they are kept; ``None`` if they are not.
-
-    Raises:
-        AllMemError: if the documents have no words.
-    """
-    from .archive.summaries import parts
-
-    total = sum(1 for entry in entries for _ in parts(summariser.archive, entry))
-    if not total:
-        raise AllMemError("there is nothing to summarise: the document has no words")
-    tokens = sum(entry.tokens for entry in entries)
-    kept = 0
-    with closing(Bar(tokens, total)) as bar:
-        try:
-            for number, summary in enumerate(summariser.parts(entries), 1):
-                bar.clear()
-                tell(summary, number, as_json)
-                bar(summary)
-                kept += summary.kept
-            whole = summariser.whole()
-        except KeyboardInterrupt:
-            bar.close()
-            if bar.done:
-                where = "they are lost; --archive FILE would keep them"
-                if place is not None:
-                    where = f"they are in {str(place)!r}; the same command goes on"
-                with suppress(OSError):
-                    done = f"{bar.done} of {total} parts are done"
-                    print(f"\n{done}; {where}", file=sys.stderr)
-            raise
-    if as_json:
-        about = {"parts": total, "parts_kept": kept, "document_tokens": tokens}
-        print(json.dumps({"summary": whole.text, **about}))
-        return
-    if total > 1:
-        print("=" * 10)
-        print(printable(whole.text) or NOTHING)
-        print("=" * 10)
-    before = f", {kept} of them kept from before" if kept else ""
-    print(f"{total} part{'s' * (total > 1)} of {tokens} tokens{before}")
-
-
-def tell(summary: Any, number: int, as_json: bool) -> None:
-    """Prints the summary of a part, and where it is from."""
-    part = summary.part
-    if as_json:
-        record = {
-            "part": number,
-            "where": part.where,
-            "source": part.start.source,
-            "section": part.start.section,
-            "first_page": part.start.page,
-            "last_page": part.end.page,
-            "first": part.first,
-            "last": part.last,
-            "text": summary.text,
-            "not_in_the_part": list(summary.missing),
-        }
-        print(json.dumps(record), flush=True)
-        return
-    where = printable_line(part.where)
-    print(f"[{number}] {where}, tokens {part.first} to {part.last}")
-    print(printable(summary.text) or NOTHING)
-    if summary.missing:
-        missing = ", ".join(f'"{printable_line(text)}"' for text in summary.missing)
-        print(f"Not word for word in this part: {missing}")
-    print(flush=True)
-
-
-class Bar:
-    """A bar on stderr, on a terminal only: parts done and time left, which follows the
-    tokens of the parts. What was kept from before takes no time."""
-
-    def __init__(self, tokens: int, parts: int):
-        from tqdm import tqdm
-
-        self.done, self.parts = 0, parts
-        self.bar = tqdm(
-            desc=f"0 of {parts} parts ",
-            total=tokens,
-            bar_format="{desc}|{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]",
-            leave=False,
-            disable=None,  # where stderr is not a terminal
-        )
-
-    def __call__(self, summary: Any) -> None:
-        self.done += 1
-        self.bar.n += summary.part.tokens
-        if summary.kept:
-            self.bar.initial += summary.part.tokens
-        self.bar.set_description_str(f"{self.done} of {self.parts} parts ")
-
-    def clear(self) -> None:
-        """Makes room for what is printed; the next call draws the bar again."""
-        self.bar.clear()
-
-    def close(self) -> None:
-        with suppress(OSError):  # the terminal is closed
-            self.bar.close()
 
 
 def main() -> None:

@@ -276,3 +276,15 @@ class Nursery:
         result = self(*flags)
         assert result.returncode == 0, result.stderr.decode()
         return result.stdout.decode()
+
+
+def made_up_text(seed: int, length: int) -> str:
+    """Sentences of made-up words, and a few others, in which statements can be
+    planted."""
+    rng, found = random.Random(seed), ""
+    while len(found) < length:
+        count = rng.randint(5, 12)
+        words = ["".join(rng.choices("bdfgklmnrst", k=6)) for _ in range(count)]
+        words[1], words[3] = rng.choice(["was", "and"]), rng.choice(["the", "of"])
+        found += " ".join(words).capitalize() + ". "
+    return found

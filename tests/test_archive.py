@@ -198,7 +198,7 @@ DECODED = [llama3, qwen2, phrases, anything]
 @pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 def test_ends_of_tokens(make):
     """They are those of the whole text, for the same tokens as ever."""
-    for seed in range(20):
+    for seed in range(12):
         rng = random.Random(seed)
         text = random_text(rng, rng.choice([10, 300, 2000]))
         sizes = {"block": rng.choice([1, 3, 50, 400]), "longest": 4000}
@@ -297,7 +297,7 @@ def stdin(monkeypatch, text: str) -> Document:
     return Document("-", piece=1000)
 
 
-MIXED = PROSE[:30_000] + "\n" + f"{CHINESE}👩‍👩‍👧‍👦 à e\u0301.\n" * 90 + PROSE[:9000]
+MIXED = PROSE[:16_000] + "\n" + f"{CHINESE}👩‍👩‍👧‍👦 à e\u0301.\n" * 60 + PROSE[:5000]
 
 
 @pytest.mark.parametrize(
@@ -355,13 +355,13 @@ def test_how_the_text_comes_does_not_matter(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text(MIXED)
     known = []
-    for piece in (1, 97, 65_536):
+    for piece in (7, 65_536):
         with closing(Archive.temporary(build(smollm2))) as archive:
             entry = archive.add(Document(path, piece))
             known.append(
                 (entry, list(archive.passages(entry)), sum(archive.tokens(entry), []))
             )
-    assert known[0] == known[1] == known[2]
+    assert known[0] == known[1]
 
 
 def test_tokens_from_any_start(archive, add):
@@ -510,7 +510,7 @@ def read(archive, document, key, commit_after=()) -> list[int]:
 
 
 def test_what_is_streamed_is_committed_at_the_end(archive, tmp_path, monkeypatch):
-    text = MIXED[:40_000]
+    text = MIXED + PROSE[:20_000]
     key = key_of(stdin(monkeypatch, text))
     assert key != key_of(stdin(monkeypatch, text))  # which cannot be read twice
     ids = read(archive, stdin(monkeypatch, text), key, commit_after=(0, 2))
@@ -527,7 +527,7 @@ def test_what_is_streamed_is_committed_at_the_end(archive, tmp_path, monkeypatch
 def test_a_stream_goes_on(archive, tmp_path, monkeypatch, after):
     """What was committed of it stays, and comes again; it ends as one that was never
     interrupted."""
-    text = MIXED[:40_000]
+    text = MIXED + PROSE[:20_000]
     ids = []
     stream = archive.stream(stdin(monkeypatch, text), "a pipe")
     for _ in range(after + 1):

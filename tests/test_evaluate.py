@@ -8,8 +8,16 @@ import pytest
 from helpers import active_folder, assert_refused, run
 
 from allmem_mlx.errors import AllMemError, SettingError
-from allmem_mlx.evaluate import SUITES, TASKS, check_args, setup_arg_parser
-from allmem_mlx.evaluation import recall
+from allmem_mlx.evaluate import (
+    PLANTED,
+    PLANTED_DEFAULTS,
+    SUITES,
+    TASKS,
+    check_args,
+    setup_arg_parser,
+)
+from allmem_mlx.evaluation import lookup_recall, planting, recall
+from allmem_mlx.evaluation.suites.passages import COLUMNS
 from allmem_mlx.evaluation.suites.run import SUITES as LOADED
 from allmem_mlx.evaluation.systems import NAMES
 from allmem_mlx.evaluation.texts import text_files
@@ -29,6 +37,9 @@ def texts(tmp_path_factory):
     return path
 
 
+PASSAGES = ("--text", "x", "--passages", "4", "--recall")
+
+
 def command(folder, *flags):
     return run("allmem_mlx.evaluate", "--model", folder, *flags)
 
@@ -40,6 +51,7 @@ def check(*flags):
 def test_names_are_those_of_the_modules():
     assert TASKS == recall.TASKS
     assert SUITES == tuple(LOADED)
+    assert PLANTED == planting.SETS
 
 
 def test_likelihood(folder, texts, tmp_path):
@@ -123,6 +135,13 @@ def test_suite(folder, tmp_path):
     assert (row["subset"], row["examples"]) == ("musique", 2)
     assert row["cut"] == dict.fromkeys(NAMES, 2)
 
+    flags = (*flags, "--passages", 2)
+    result = command(folder, *flags, "--limit", 2, "--json", out)
+    assert result.returncode == 0, result.stderr.decode()
+    (row,) = json.loads(out.read_text())["rows"]
+    assert list(row["score"]) == [*NAMES, *COLUMNS]
+    assert "passages only" in result.stdout.decode()
+
     file.write_text(json.dumps(records[0]) + "\n{")
     refused = command(folder, *flags, "--json", tmp_path / "new.json")
     assert_refused(refused, 1, "musique.jsonl', line 2 is not JSON")
@@ -144,6 +163,27 @@ def test_suite(folder, tmp_path):
         (("--recall", "mqar", "--samples", "0"), "it must be at least 1"),
         (("--recall", "mqar", "--distances", "0"), "--distances must be at least 1"),
         (("--text", "x", "--seed", "-1"), "--seed is -1"),
+        (("--text", "x", "--passages", "4"), "--passages cannot be used with --text"),
+        (("--recall", "two", "--text", "x"), "--recall two needs --passages"),
+        (("--recall", "mqar", "--states", "x"), "--states needs --passages"),
+        (("--recall", "mqar", "--search-only"), "--search-only needs --passages"),
+        (("--recall", "mqar", "--passages", "4"), "mqar cannot be used with --passag"),
+        (("--recall", "two", "--passages", "4"), "--recall two needs --text"),
+        (("--recall", "two", "--text", "x", "--passages", "0"), "--passages is 0"),
+        (
+            (*PASSAGES, "two", "--search-only", "--states", "x"),
+            "--states cannot be used with --search-only",
+        ),
+        ((*PASSAGES, "unanswerable", "--search-only"), "has nothing to be found"),
+        (("--text", "x", "--states", "y"), "--states cannot be used with --text"),
+        (
+            ("--suite", "ruler", "--data", "x", "--passages", "4"),
+            "--passages cannot be used with --suite ruler",
+        ),
+        (
+            ("--suite", "lveval", "--data", "x", "--search-only"),
+            "--search-only cannot be used with --suite",
+        ),
         (("--text", "x", "--json", "no/where.json"), "folder of 'no/where.json'"),
         (("--text", "x", "--json", "tests"), "a folder; name a file"),
         (("--text", "x", "--plot", "x.pdf"), "must end in .png"),
@@ -152,6 +192,19 @@ def test_suite(folder, tmp_path):
 def test_flags_that_cannot_be_obeyed(flags, message):
     with pytest.raises(SettingError, match=message):
         check(*flags)
+
+
+def test_defaults_with_passages():
+    def defaults(*flags):
+        args = setup_arg_parser().parse_args(flags)
+        assert check_args(args) == "recall"
+        return tuple(args.distances), args.samples
+
+    assert defaults("--recall", "mqar")[1] == 8
+    expected = (lookup_recall.DISTANCES, lookup_recall.SAMPLES)
+    assert defaults(*PASSAGES, "facts") == expected
+    assert tuple(PLANTED_DEFAULTS.values()) == expected
+    assert defaults(*PASSAGES, "facts", "--samples", "3")[1] == 3
 
 
 def test_plotting_needs_matplotlib(monkeypatch):

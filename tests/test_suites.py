@@ -4,13 +4,16 @@ import hashlib
 import json
 import random
 import sys
+from dataclasses import replace
 
 import pytest
-from helpers import active_folder
+from helpers import active_folder, made_up_text
 
 from allmem_mlx import load
+from allmem_mlx.archive.lookup import INTRODUCTION
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import report
+from allmem_mlx.evaluation.lookups import Shelves
 from allmem_mlx.evaluation.suites import (
     infinitebench,
     longbench,
@@ -19,8 +22,19 @@ from allmem_mlx.evaluation.suites import (
     ruler,
     run,
 )
+from allmem_mlx.evaluation.suites.passages import Passages
 from allmem_mlx.evaluation.suites.run import Prompts, neighbours
-from allmem_mlx.evaluation.systems import FULL, NAMES, OTHER, Reader
+from allmem_mlx.evaluation.systems import (
+    ALLMEM,
+    ALLMEM_PASSAGES,
+    FULL,
+    NAMES,
+    OTHER,
+    PASSAGES_ONLY,
+    WINDOW,
+    WINDOW_PASSAGES,
+    Reader,
+)
 from allmem_mlx.output import as_json
 
 # SHA-256 of the prompts in the publishers' files: LongBench/config/dataset2prompt.json,
@@ -363,6 +377,64 @@ class TestRun:
         assert (row["subset"], row["examples"]) == ("hotpotqa", 3)
         assert row["cut"] == {name: 3 * (name == FULL) for name in NAMES}
         json.loads(as_json(summary))
+
+    def test_passages(self, tmp_path):
+        """After the context, or in its place; all else is the publisher's prompt."""
+        model, tokenizer = load(active_folder(tmp_path, chunk=64, window=1600))
+        contexts = [made_up_text(i, 3000) + "Ann was the one." for i in range(2)]
+        records = [{**QA, "input": "Ann?", "context": x} for x in contexts]
+        write(tmp_path / "hotpotqa.jsonl", *records)
+        examples = run.load("longbench", [tmp_path / "hotpotqa.jsonl"])
+        (example, *_) = examples
+        with Shelves(tokenizer) as shelves:
+            finder = Passages(model, tokenizer, 1, shelves)
+            text = finder.text(example)
+            found = finder.examples(example)
+            empty = Passages(model, tokenizer, 1, shelves)
+            nothing = empty.examples(replace(example, question="?"))
+            blank = empty.examples(replace(example, context="", prompt="Who?"))
+        assert "Ann was the one." in text and text.startswith(INTRODUCTION)
+        assert text.count("[1]") == 1 and "[2]" not in text and contexts[1] not in text
+        before, after = example.prompt.split(example.context)
+        both = f"{before}{example.context}\n\n{text}{after}"
+        only = f"{before}{text}{after}"
+        assert {name: (who, x.prompt) for name, (who, x) in found.items()} == {
+            ALLMEM_PASSAGES: (ALLMEM, both),
+            WINDOW_PASSAGES: (WINDOW, both),
+            PASSAGES_ONLY: (ALLMEM, only),
+        }
+        assert nothing[ALLMEM_PASSAGES][1].prompt == example.prompt
+        assert nothing[PASSAGES_ONLY][1].prompt == before + after
+        assert {x.prompt for _, x in blank.values()} == {"Who?"}
+        length = len(tokenizer.encode(text + after))
+        assert length + example.most <= model.allmem.window
+
+        answers = run.run(model, tokenizer, examples, passages=1)
+        named = {x["system"]: x for x in answers[: len(answers) // 2]}
+        assert list(named) == [*NAMES, *found]
+        prompts = Prompts(tokenizer)
+        (system,) = [s for s in run.systems(model) if s.name == ALLMEM]
+        tokens, _ = prompts.tokens(found[ALLMEM_PASSAGES][1], None)
+        reader = Reader(system, model)
+        reader.read(tokens[:-1])
+        said = reader.answer(tokens[-1:], example.most, prompts.stops)
+        expected = tokenizer.decode(said, skip_special_tokens=True)
+        assert named[ALLMEM_PASSAGES]["said"] == expected
+        assert named[PASSAGES_ONLY]["tokens"] < named[ALLMEM]["tokens"]
+
+    def test_what_passages_are_looked_up_with(self, tmp_path):
+        write(tmp_path / "musique.jsonl", *two(**QA))
+        write(tmp_path / "cmrc_mixup_16k.jsonl", *two(**QA))
+        book = {"context": "Ann", "input": "Who?", "answer": ["Ann"]}
+        write(tmp_path / "longbook_qa_eng.jsonl", *two(**book))
+        write(tmp_path / "qa_1.jsonl", *[{"input": x, "outputs": ["1"]} for x in "ab"])
+        for suite, question in (
+            ("longbench", "Who?"),
+            ("lveval", "Who?"),
+            ("infinitebench", "Who?"),
+            ("ruler", ""),
+        ):
+            assert {x.question for x in run.load(suite, [tmp_path])} == {question}
 
     def test_scores_are_means_in_percent(self):
         answers = [

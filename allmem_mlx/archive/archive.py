@@ -415,6 +415,26 @@ class Archive:
             yield from map(_passage, rows)
             first += 100
 
+    def bodies(self, documents: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """The ids and texts of all passages of some documents."""
+        chosen = ", ".join(str(int(x)) for x in documents)
+        select = f"""
+            SELECT id, body FROM passages
+            WHERE document IN ({chosen}) AND id > ? ORDER BY id LIMIT 100
+        """
+        last = 0
+        while rows := self._rows(select, last):
+            yield from rows
+            last = rows[-1][0]
+
+    def get(self, ids: Iterable[int]) -> list[Passage]:
+        """Passages by their ids."""
+        select = """
+            SELECT passages.*, documents.tokens FROM passages
+            JOIN documents ON documents.id = passages.document WHERE passages.id = ?
+        """
+        return [_passage(self._rows(select, number)[0]) for number in ids]
+
     def _rows(self, select: str, *values: Any) -> list[Any]:
         with database.errors(self.name):
             return self._connection.execute(select, values).fetchall()

@@ -112,6 +112,8 @@ def connect(path: Path | None, create: bool) -> sqlite3.Connection:
                 raise ArchiveError(f"{str(path)!r} is not a file; name another")
             if not create:
                 raise ArchiveError(f"{str(path)!r} does not exist; check the name")
+        elif os.path.getsize(path) == 1:  # which SQLite takes for an empty file
+            raise ArchiveError(f"{str(path)!r} is not an archive of allmem_mlx")
         # Even to be read it is opened for writing, if that is allowed, so that SQLite
         # takes back what a process left half done.
         mode = "rwc" if create else "rw"
@@ -209,7 +211,8 @@ def copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
             raise error  # sqlite3 would try again, for ever
 
-    files = [x.execute("PRAGMA database_list").fetchone() for x in (source, target)]
+    both = (source, target)
+    files = [x.execute("PRAGMA database_list").fetchone()[2] or x for x in both]
     if files[0] != files[1]:
         source.backup(target, progress=progress)
 

@@ -24,6 +24,10 @@ def quoted(number: int, where: str, text: str) -> str:
     return f"[{number}] {where}\n{fence}\n{text}\n{fence}\n\n"
 
 
+# search(question, k, documents): the best k passages of documents, by their numbers.
+Search = Callable[[str, int, list[int]], list[Passage]]
+
+
 @dataclass(frozen=True)
 class Source:
     """A passage that was put before a question.
@@ -105,6 +109,7 @@ def look_up(
     most: int,
     room: int,
     length: Callable[[str], int],
+    search: Search,
 ) -> Lookup:
     """Looks up what may answer a question, in the documents of a state.
 
@@ -115,6 +120,7 @@ def look_up(
         most (int): passages at most; neighbours count as one.
         room (int): tokens for them.
         length: tokens of a text.
+        search: finds passages; see :class:`Finder`.
 
     Raises:
         AllMemError: if the archive does not belong to the state.
@@ -123,7 +129,7 @@ def look_up(
     counts = state.documents
     known = {entries[key].id: entries[key] for key in counts}
     read = {entries[key].id: count for key, count in counts.items()}
-    found = merged(archive.search(question, most, list(known)))
+    found = merged(search(question, most, list(known)))
     room -= length(INTRODUCTION)
     sources: list[Source] = []
     for passage in found:

@@ -22,8 +22,8 @@ from .citations import check
 from .cutting import sentences
 from .lookup import quoted
 
-PART = 2048  # tokens of a part, about
-SHORT = 256  # tokens of a section that is put together with the next
+PART = 2048  # tokens of a part at most, about
+SHORT = 8  # a section of less than the eighth of it is put together with the next
 
 OF_A_PART = "Summarise this part of the document in two sentences."
 INTRODUCTION = (
@@ -99,9 +99,8 @@ class Part:
         )
 
 
-def parts(archive: Archive, entry: Entry) -> Iterator[Part]:
-    """Cuts a document into parts of about :data:`PART` tokens, which end with sections
-    and passages.
+def parts(archive: Archive, entry: Entry, size: int = PART) -> Iterator[Part]:
+    """Cuts a document into parts, which end with sections and passages.
 
     A part is a section; a longer one is cut, where a passage ends, and short ones that
     follow each other are one part.
@@ -109,16 +108,18 @@ def parts(archive: Archive, entry: Entry) -> Iterator[Part]:
     Args:
         archive (Archive): where the document is.
         entry (Entry): the document.
+        size (int): tokens of a part, about.
     """
+    short = size // SHORT
     part: Part | None = None
-    for other in _sections(archive, entry):
+    for other in _sections(archive, entry, size):
         if part is None:
             part = other
             continue
         # The short end of a long section stays with it, a heading with what follows.
-        same = _section(part.end) == _section(other.start) and other.tokens < SHORT
+        same = _section(part.end) == _section(other.start) and other.tokens < short
         joined = part.through(other)
-        if (same or part.tokens < SHORT) and joined.tokens <= PART + SHORT:
+        if (same or part.tokens < short) and joined.tokens <= size + short:
             part = joined
         else:
             yield part
@@ -127,7 +128,7 @@ def parts(archive: Archive, entry: Entry) -> Iterator[Part]:
         yield part
 
 
-def _sections(archive: Archive, entry: Entry) -> Iterator[Part]:
+def _sections(archive: Archive, entry: Entry, size: int) -> Iterator[Part]:
     """The sections of a document, those that are too long in several parts."""
     part: Part | None = None
     for passage in archive.passages(entry):
@@ -136,7 +137,7 @@ def _sections(archive: Archive, entry: Entry) -> Iterator[Part]:
             part = other
         elif (
             _section(part.end) == _section(other.start)
-            and (joined := part.through(other)).tokens <= PART
+            and (joined := part.through(other)).tokens <= size
         ):
             part = joined
         else:
@@ -176,6 +177,8 @@ class Summariser:
         tokenizer: its tokenizer.
         archive (Archive): where the documents are.
         template (Template): what stands around the prompts.
+        part_tokens (int): tokens of a part, about. Default: what the window has room
+            for, so that all of a part is seen, and 2,048 at most.
         max_tokens (int): tokens of a summary; -1 for no limit.
         seed (int): for every summary, so that each is made as if alone.
         step (int): of ``Session.read``.
@@ -192,6 +195,7 @@ class Summariser:
         archive: Archive,
         template: Template,
         *,
+        part_tokens: int | None = None,
         max_tokens: int = 128,
         seed: int | None = None,
         step: int | None = None,
@@ -203,6 +207,10 @@ class Summariser:
         self.template, self.seed, self.step = template, seed, step
         self.allow_special_tokens = allow_special_tokens
         self.options = {**options, "max_tokens": max_tokens}
+        if part_tokens is None:
+            room = min(PART, self._room(OF_A_PART))
+            part_tokens = max(room, model.allmem.window // 4)
+        self.part_tokens = part_tokens
         made_by = {
             "model": states.fingerprint(model),
             "dtype": str(model.dtype),
@@ -228,7 +236,7 @@ class Summariser:
             Summary: of each part, once it is kept in the archive.
         """
         for entry in entries:
-            for part in parts(self.archive, entry):
+            for part in parts(self.archive, entry, self.part_tokens):
                 summary = self._summary(part, OF_A_PART, self._tokens(entry, part))
                 text = self._text(entry, part)
                 missing = (x.text for x in check(summary.text, [text]) if not x.found)
@@ -256,18 +264,18 @@ class Summariser:
             self._levels.append([])
         group = self._levels[level]
         # Of two at least, or there would be no end.
-        if len(group) < 2 or self._fits([*group, summary]):
+        if len(group) < 2 or self._room(_message([*group, summary])) >= 0:
             group.append(summary)
         else:
             self._levels[level] = [summary]
             self._add(self._of_summaries(group), level + 1)
 
-    def _fits(self, group: list[Summary]) -> bool:
+    def _room(self, message: str) -> int:
+        """Tokens that the window has left beside a message and a summary."""
         window, most = self.model.allmem.window, self.options["max_tokens"]
         answer = window // 4 if most < 0 else min(most, window // 4)
-        text = _message(group)
-        ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return len(ids) + FRAME + answer <= window
+        ids = self.tokenizer.encode(message, add_special_tokens=False, verbose=False)
+        return window - len(ids) - FRAME - answer
 
     def _of_summaries(self, group: list[Summary]) -> Summary:
         return self._summary(group[0].part.through(group[-1].part), _message(group))

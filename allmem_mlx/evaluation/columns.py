@@ -34,6 +34,7 @@ from .systems import (
 )
 
 SAVE = 10_000  # tokens between two times that a state is saved
+PIECE = 1000  # tokens that wait to be read at most, in a file
 
 
 @dataclass(frozen=True)
@@ -206,16 +207,19 @@ class Answering:
         else:
             state = states.new(self.model)
         session = Session(self.model, self.tokenizer, state)
-        saved, before = state.tokens, state.read
+        saved = before = state.read
+        pieces = (
+            self.document[i : i + PIECE] for i in range(0, len(self.document), PIECE)
+        )
         with self.bar(len(self.document), "tokens of AllMem") as done:
             done(before)
-            for _ in session.read(states.unread([self.document], state)):
+            for _ in session.read(states.unread(pieces, state)):
                 done(session.state.read - before)
                 before = session.state.read
                 if path is not None and before - saved >= SAVE:
                     states.save(session.state, path, self.model)
                     saved = before
-        if path is not None and session.state.tokens > saved:
+        if path is not None and before > saved:
             states.save(session.state, path, self.model)
         session.state.notes["turn"] = "user"  # a document begins the user's message
         return session

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import state as states
 from ..archive.archive import Archive, Entry, Passage
-from ..archive.lookup import Lookup
+from ..archive.lookup import Lookup, Search
 from ..command import warn
 from ..document import Document
 from ..model import Model
@@ -48,17 +48,6 @@ class Asked:
         return all(any(x in text for text in texts) for x in self.question.deciding)
 
 
-class _Given(Archive):
-    """An archive in which a search finds passages that are given, the best first."""
-
-    def __init__(self, archive: Archive, given: Sequence[Passage]):
-        vars(self).update(vars(archive))
-        self.given = given
-
-    def search(self, *args: Any, **options: Any) -> list[Passage]:
-        return list(self.given)
-
-
 @dataclass(frozen=True)
 class Shelf:
     """A document in an archive of its own.
@@ -73,17 +62,15 @@ class Shelf:
     entry: Entry
     bytes: int
 
-    def session(self, model: Model, given: Sequence[Passage] | None = None) -> Session:
+    def session(self, model: Model) -> Session:
         """A session that looks up in it as if it were read.
 
         Args:
             model (Model): whose window bounds the passages.
-            given (list): what every search finds.
         """
-        archive = self.archive if given is None else _Given(self.archive, given)
         state = states.new(model)
         state.open_document(self.entry.key, 0)
-        return Session(model, archive.tokenizer, state, archive=archive)
+        return Session(model, self.archive.tokenizer, state, archive=self.archive)
 
 
 class Shelves:
@@ -155,13 +142,17 @@ class Finder:
         lookups[ELSEWHERE] = self._look_up(self._sessions[1], question)
         return Asked(question, lookups)
 
-    def _look_up(self, session: Session, question: Planted) -> Lookup:
-        lookup = session.look_up(question.text, self.most, max_tokens=ANSWER)
+    def _look_up(
+        self, session: Session, question: Planted, search: Search | None = None
+    ) -> Lookup:
+        lookup = session.look_up(
+            question.text, self.most, max_tokens=ANSWER, search=search
+        )
         assert lookup is not None  # there is an archive, and a document in it
         return lookup
 
     def _given(self, passages: Sequence[Passage], question: Planted) -> Lookup:
-        return self._look_up(self.book.session(self.model, passages), question)
+        return self._look_up(self._sessions[0], question, lambda *_: list(passages))
 
     def _right(self, question: Planted) -> list[Passage]:
         """The passages that hold the statements, the deciding one first."""

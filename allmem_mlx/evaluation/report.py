@@ -148,18 +148,19 @@ def lookup_panel(summary: dict[str, Any]) -> Panel:
 
 def suite(summary: dict[str, Any]) -> str:
     """The table of :func:`run.summary`: mean scores in percent."""
+    names = list(summary["rows"][0]["score"])
     rows = [
         [
             row["subset"],
             str(row["examples"]),
             *(
                 f"{row['score'][name]['value']:.2f}" + ("*" if row["cut"][name] else "")
-                for name in NAMES
+                for name in names
             ),
         ]
         for row in summary["rows"]
     ]
-    text = "Mean score (%)\n" + table(["subset", "examples", *NAMES], rows)
+    text = "Mean score (%)\n" + table(["subset", "examples", *names], rows)
     if any(any(row["cut"].values()) for row in summary["rows"]):
         text += "\n* with prompts that were cut in the middle"
     return text

@@ -34,6 +34,7 @@ def _example(name: str, record: Record) -> Example:
         most=MOST,
         chat=False,
         score=best(METRICS[name], record["answer"]),
+        question=question,
     )
 
 

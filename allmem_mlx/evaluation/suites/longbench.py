@@ -86,6 +86,7 @@ def _example(name: str, record: Record) -> Example:
         most=subset.most,
         chat=not subset.few_shot,
         score=score,
+        question=record["input"],
     )
 
 

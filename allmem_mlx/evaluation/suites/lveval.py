@@ -151,6 +151,7 @@ def _example(name: str, record: Record) -> Example:
         most=subset.most,
         chat=True,
         score=lambda said: subset.metric(said, truth, keywords),
+        question=record["input"],
     )
 
 

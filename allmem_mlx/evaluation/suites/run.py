@@ -9,10 +9,12 @@ from ...conversation import Template
 from ...errors import AllMemError
 from ...model import Model
 from ..intervals import ratio
+from ..lookups import Shelves
 from ..systems import Reader, System, systems
 from .infinitebench import INFINITEBENCH
 from .longbench import LONGBENCH
 from .lveval import LVEVAL
+from .passages import Passages
 from .ruler import RULER
 from .suite import Example, read
 
@@ -106,6 +108,7 @@ def run(
     examples: Sequence[Example],
     longest: int | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
+    passages: int | None = None,
 ) -> list[dict[str, Any]]:
     """Asks every system for every example.
 
@@ -115,29 +118,37 @@ def run(
         examples (list): of :func:`load`.
         longest (int): see :class:`Prompts`.
         progress: called with the tokens of each prompt that was read.
+        passages (int): how many are looked up for columns of their own; none if
+            ``None``.
 
     Returns:
         list: JSON, an object for each response: the example, the system, what was
         said, its score and whether the prompt was cut.
     """
     prompts, compared = Prompts(tokenizer, longest), systems(model)
+    named = {system.name: system for system in compared}
     answers = []
-    for example, other in zip(examples, neighbours(examples), strict=True):
-        lent, _ = prompts.tokens(other, None)
-        for system in compared:
-            said, length, cut = _answer(model, prompts, system, example, lent)
-            answers.append(
-                {
-                    "subset": example.subset,
-                    "system": system.name,
-                    "tokens": length,
-                    "cut": cut,
-                    "expected": example.answers,
-                    "said": said,
-                    "score": example.score(said),
-                }
-            )
-            progress(length)
+    with Shelves(tokenizer) as shelves:
+        finder = Passages(model, tokenizer, passages, shelves) if passages else None
+        for example, other in zip(examples, neighbours(examples), strict=True):
+            lent, _ = prompts.tokens(other, None)
+            asked = {name: (name, example) for name in named}
+            if finder is not None:
+                asked |= finder.examples(example)
+            for name, (system, x) in asked.items():
+                said, length, cut = _answer(model, prompts, named[system], x, lent)
+                answers.append(
+                    {
+                        "subset": example.subset,
+                        "system": name,
+                        "tokens": length,
+                        "cut": cut,
+                        "expected": example.answers,
+                        "said": said,
+                        "score": example.score(said),
+                    }
+                )
+                progress(length)
     return answers
 
 

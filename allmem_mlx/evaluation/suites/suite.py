@@ -23,6 +23,7 @@ class Example:
         most (int): tokens to generate at most.
         chat (bool): whether the prompt is a message in the chat template.
         score (callable): a response's score, from 0 to 1.
+        question (str): what passages are looked up with; empty if that is not known.
     """
 
     subset: str
@@ -32,6 +33,7 @@ class Example:
     most: int
     chat: bool
     score: Callable[[str], float]
+    question: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""A ranking of passages that also finds other words: by the model's own embeddings.
+
+Each word of a question looks for the word of a passage that is most like it (MaxSim,
+ColBERT, arXiv 2004.12832), without context:
+
+    score(p) = sum over q of idf(q)^2 · max over t of s(q, t)
+    s(q, t)  = 1 if q = t, else 0.7 · clip(cos(v_q, v_t) / 0.4, 0, 1)
+
+q and t are the words of the question and of the passage p, v_w is the mean embedding of
+the tokens of " w", less the mean of all words and their two principal components. The
+limit at a cosine of 0.4 makes a synonym count nearly as much as the word itself.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .terms import terms
+
+MOST = 2000  # passages; with more, BM25 is as good and does not need to hold them
+OTHER = 0.7  # the most that another word counts
+ENOUGH = 0.4  # cosine of two words that mean the same
+COMPONENTS = 2  # principal components that are left away
+ITERATIONS = 8
+PART = 2048  # words that are held in single precision
+
+Embed = Callable[[Sequence[int]], np.ndarray]
+
+
+class Similarity:
+    """A ranking of some passages.
+
+    Args:
+        passages: their texts, at most :data:`MOST`.
+        tokenizer: of the model.
+        embed: the embeddings of token ids, float32 ``[T, width]``.
+    """
+
+    def __init__(self, passages: Iterable[str], tokenizer: Any, embed: Embed):
+        self._tokenizer, self._embed = tokenizer, embed
+        self._numbers: dict[str, int] = {}
+        flat: list[int] = []
+        starts: list[int] = []
+        for text in passages:
+            starts.append(len(flat))
+            words = dict.fromkeys(terms(text)) or [""]
+            flat += (self._numbers.setdefault(x, len(self._numbers)) for x in words)
+        self._flat, self._starts = np.array(flat), np.array(starts)
+        self._seen = np.bincount(self._flat, minlength=len(self._numbers))
+        words = list(self._numbers)
+        self._mean: Any = np.float32(0)
+        # In half precision, and a part at a time: an embedding may be wide.
+        self._words = np.concatenate(
+            [
+                self._vectors(words[i : i + PART]).astype(np.float16)
+                for i in range(0, len(words), PART)
+            ]
+        )
+        self._mean = self._words.mean(0, dtype=np.float32)
+        self._main = self._principal(COMPONENTS)
+        for part in self._parts():
+            part[:] = self._unit(part)
+
+    def best(self, question: str, k: int) -> list[int]:
+        """The best passages for a question, in order.
+
+        Args:
+            question (str): in any words.
+            k (int): how many at most.
+
+        Returns:
+            list: their numbers, in the order in which they were given.
+        """
+        words = list(dict.fromkeys(terms(question)))
+        if not words:
+            return []
+        wanted = self._unit(self._vectors(words))
+        count = len(self._starts)
+        score = np.zeros(count)
+        for word, vector in zip(words, wanted, strict=True):
+            cosine = np.concatenate([part @ vector for part in self._parts()])
+            same = OTHER * np.clip(cosine / ENOUGH, 0, 1)
+            seen = 0
+            if (known := self._numbers.get(word)) is not None:
+                same[known], seen = 1, self._seen[known]
+            weight = np.log(1 + (count - seen + 0.5) / (seen + 0.5)) ** 2
+            score += weight * np.maximum.reduceat(same[self._flat], self._starts)
+        return np.argsort(-score, kind="stable")[:k].tolist()
+
+    def _vectors(self, words: list[str]) -> np.ndarray:
+        """The mean embedding of each word's tokens."""
+        ids = [self._tokens(word) for word in words]
+        sizes = np.array([len(x) for x in ids])
+        flat = [token for x in ids for token in x]
+        known, places = np.unique(flat, return_inverse=True)
+        rows = self._embed(known.tolist())
+        begins = np.cumsum(sizes) - sizes
+        return np.add.reduceat(rows[places], begins) / sizes[:, None]
+
+    def _parts(self) -> list[np.ndarray]:
+        return [self._words[i : i + PART] for i in range(0, len(self._words), PART)]
+
+    def _principal(self, count: int) -> np.ndarray:
+        """The first principal components of all words, by orthogonal iteration."""
+        rng = np.random.default_rng(0)
+        found = rng.standard_normal((self._words.shape[1], count), np.float32)
+        for _ in range(ITERATIONS):
+            images = [
+                (x - self._mean).T @ ((x - self._mean) @ found) for x in self._parts()
+            ]
+            found = np.linalg.qr(sum(images))[0]
+        return found
+
+    def _tokens(self, word: str) -> list[int]:
+        """A word as it stands after a space; some tokenizers add that themselves."""
+        forms = [
+            self._tokenizer.encode(text, add_special_tokens=False)
+            for text in (f" {word}", word)
+        ]
+        return min(forms, key=len) or forms[0] or [0]
+
+    def _unit(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors of length 1, without what all words have in common."""
+        vectors = vectors - self._mean
+        vectors -= (vectors @ self._main) @ self._main.T
+        return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
