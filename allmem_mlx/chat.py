@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import shell
+from .archive.citations import printable, printable_line
 from .archive.flags import (
     add_archive,
     archive_beside,
@@ -201,7 +202,7 @@ class Chat:
         if self.answer.finish_reason == "length":
             tokens = self.answer.generation_tokens
             note(f"stopped after {tokens} tokens (--max-tokens)")
-        print_sources(lookup, text, answer)
+        print_sources(lookup, text, answer, self.session.archive)
 
     @contextmanager
     def _undoable(self, text: str | None) -> Iterator[None]:
@@ -260,12 +261,21 @@ class Chat:
         asked about meanwhile, once it is in the archive."""
         session, trusted, key = self.session, self.allow_special_tokens, None
         pieces: Any = document.pieces(session.tokenizer, trusted)
+
+        def indexed(done: int) -> None:
+            progress.indexed(done)
+            if stop:
+                raise KeyboardInterrupt
+
         with closing(Progress(document)) as progress:
             if session.archive is not None:
                 from .archive.reading import Reading
 
                 reading = Reading(session.archive, document, (), trusted)
-                reading.index(progress)
+                try:
+                    reading.index(indexed)
+                except KeyboardInterrupt:
+                    return  # nothing of it is kept
                 key, pieces = reading.key, reading.pieces()
                 self.in_a_document = True
                 if sys.stdin.isatty():
@@ -370,7 +380,8 @@ class Chat:
 
     def sources(self) -> None:
         """sources: what your last answer rests on"""
-        print_sources(*self._last_lookup())
+        lookup, text, answer = self._last_lookup()
+        print_sources(lookup, text, answer, self.session.archive)
 
     def quote(self, number: str) -> None:
         """quote N: a passage of the last answer, word for word"""
@@ -381,7 +392,8 @@ class Chat:
             raise SettingError(
                 f"there is no passage {number}, but: {numbers or 'none'}"
             )
-        print(f"{found[0].passage.where}\n{found[0].passage.text}")
+        passage = found[0].passage
+        print(f"{printable_line(passage.where)}\n{printable(passage.text)}")
 
     def _last_lookup(self) -> Any:
         if self.lookup is None:

@@ -150,7 +150,6 @@ def check_args(args: argparse.Namespace) -> None:
     }.items():
         if getattr(args, flag[2:].replace("-", "_")) is not None:
             raise SettingError(f"{flag} is not supported: {reason}")
-    check_archive(args)
     asked = args.prompt is not None or args.questions is not None
     if args.index_only:
         check_index_only(args, asked)
@@ -178,6 +177,7 @@ def check_args(args: argparse.Namespace) -> None:
         ):
             raise SettingError(f"{args.save_state!r} exists already; name another file")
     check_state_files(args)
+    check_archive(args)
     if args.checkpoint_every is not None and args.checkpoint_every < 1:
         raise SettingError("--checkpoint-every must be at least 1")
     check_counts(args)
@@ -338,7 +338,7 @@ def generate(args: argparse.Namespace) -> None:
             print(response.text, end="", flush=True)
         print()
         if args.verbose:
-            print_sources(response.lookup, question, answer)
+            print_sources(response.lookup, question, answer, archive)
             print("=" * 10)
         tell(response, args, answer)
 
@@ -358,7 +358,7 @@ def index(reading: Any) -> None:
     """Adds a document to its archive."""
     progress = Progress(reading.document)
     try:
-        reading.index(progress)
+        reading.index(progress.indexed)
     finally:
         with suppress(OSError):  # the terminal is closed
             progress.close()

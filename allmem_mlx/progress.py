@@ -38,6 +38,12 @@ class Progress:
             self.bar.n = self.document.bytes_read
         self.bar.refresh()
 
+    def indexed(self, tokens: int) -> None:
+        """As a call, while a document is indexed, not read."""
+        self.bar.set_description_str(f"{tokens} tokens indexed ", refresh=False)
+        self.bar.n = self.document.bytes_read
+        self.bar.refresh()
+
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         self.bar.write(f"[{text}]", file=sys.stderr)

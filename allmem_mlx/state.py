@@ -91,11 +91,11 @@ class State:
 
     @property
     def documents(self) -> dict[str, int]:
-        """How many tokens the model has read of each document, by its key in an
-        archive. While it is read, tokens after it may be counted too."""
+        """How many tokens of each document the state has, by its key in an archive,
+        those that wait included. While one is read, tokens after it may be counted."""
         counts: dict[str, int] = {}
         for key, start, stop in self.notes.get("documents", []):
-            end = self.read if stop is None else min(stop, self.read)
+            end = self.tokens if stop is None else min(stop, self.tokens)
             counts[key] = max(counts.get(key, 0), end - start)
         return counts
 

@@ -99,8 +99,11 @@ def check_args(args: argparse.Namespace) -> None:
             f"there is no archive{state}: {str(place)!r} does not exist; name it with "
             "--archive, or give the document itself"
         )
-    elif not os.access(place.parent, os.W_OK):
-        raise AllMemError(f"{str(place)!r} cannot be written; choose another place")
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise AllMemError(
+            f"{str(place)!r} cannot be written, where summaries are kept; copy it, or "
+            "choose another place"
+        )
 
 
 def archive_place(args: argparse.Namespace) -> Path | None:

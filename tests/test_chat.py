@@ -424,7 +424,8 @@ class TestPiped:
         assert expected in piped(folder, f"/load {file}", TURNS[2])[0]
 
     def test_a_document_is_a_part_of_the_message(self, folder, tiny, document):
-        out, _ = piped(folder, f"/read {document}", "HOW?")
+        lines = (f"/read {document}", "HOW?")
+        out, _ = piped(folder, *lines, flags=["--no-archive"])
         answers, _ = fresh(tiny, f"{TEXT}\n\nHOW?")
         assert out.endswith(f"{answers[0]}\n") and out.startswith("read 2")
 
@@ -677,7 +678,7 @@ class TestCommands:
         chat.take("/help")
         assert listed == capsys.readouterr().out
         lines = [line.split() for line in listed.splitlines()]
-        assert len(lines) == 12 and len({words[0] for words in lines}) == 12
+        assert len(lines) == 17 and len({words[0] for words in lines}) == 17
         for first, also in [
             ("/quit ", "(also /exit, /bye)"),
             ("/reset ", "(also /clear)"),

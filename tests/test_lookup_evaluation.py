@@ -135,6 +135,13 @@ class TestPassages:
         assert ours != theirs
         assert len(set(map(tuple, ours))) > 1  # and the question
 
+    def test_any_passage_without_the_statements_may_be_random(self, finder, asked):
+        for x in asked:
+            drawn = {p.number for p in finder._drawn(x.question, 1000)}
+            right = {p.number for p in finder._right(x.question)}
+            assert drawn | right == {p.number for p in finder.passages}
+            assert not drawn & right
+
     def test_they_are_those_of_the_command(self, tiny, stack, asked):
         """A session that has read the document looks up the same."""
         state = states.new(tiny[0])
@@ -484,7 +491,6 @@ def test_search_only_at_a_large_size(folder, tmp_path):
     ]
     assert found["rows"][0]["hits"][FOUND] >= 2
     for row in found["rows"]:
-        assert row["hits"][FOUND] >= row["questions"] // 2
         assert row["hits"][RIGHT] == row["questions"]
         assert row["hits"][DRAWN] == row["hits"][ELSEWHERE] == 0
         assert "right" not in row

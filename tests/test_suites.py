@@ -380,8 +380,8 @@ class TestRun:
 
     def test_passages(self, tmp_path):
         """After the context, or in its place; all else is the publisher's prompt."""
-        model, tokenizer = load(active_folder(tmp_path, chunk=64, window=1600))
-        contexts = [made_up_text(i, 3000) + "Ann was the one." for i in range(2)]
+        model, tokenizer = load(active_folder(tmp_path, chunk=64, window=1200))
+        contexts = [made_up_text(i, 1200) + "Ann was the one." for i in range(2)]
         records = [{**QA, "input": "Ann?", "context": x} for x in contexts]
         write(tmp_path / "hotpotqa.jsonl", *records)
         examples = run.load("longbench", [tmp_path / "hotpotqa.jsonl"])

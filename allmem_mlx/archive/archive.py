@@ -458,6 +458,7 @@ class _Adding:
 
     def piece(self, ids: list[int], ends: list[int], cuts: list[Cut]) -> None:
         """Tokens, the characters that they end at, and the passages that end there."""
+        self._count(len(ids))
         self.block += ids
         self.ends += ends
         while len(self.block) >= BLOCK:
@@ -465,18 +466,24 @@ class _Adding:
             self.block = self.block[BLOCK:]
             self.blocks += 1
         self._write(self.block)
-        before, self.tokens = self.tokens, self.tokens + len(ids)
-        cursor = self.connection.execute(
-            "UPDATE documents SET tokens = MAX(tokens, ?) WHERE id = ? AND tokens >= ?",
-            (self.tokens, self.id, before),
-        )
-        if not cursor.rowcount:  # a rollback took it
+        for cut in cuts:
+            self._passage(cut)
+
+    def _count(self, tokens: int) -> None:
+        row = self._one("SELECT tokens, complete FROM documents WHERE id = ?", self.id)
+        known, complete = row or (0, False)
+        if known < self.tokens:  # a rollback took them
             raise database.ArchiveError(
                 "a part of the document was lost, as the archive could not be written; "
                 "read it again"
             )
-        for cut in cuts:
-            self._passage(cut)
+        self.tokens += tokens
+        if complete and self.tokens > known:
+            raise _changed()
+        self.connection.execute(
+            "UPDATE documents SET tokens = ? WHERE id = ?",
+            (max(self.tokens, known), self.id),
+        )
 
     def _write(self, ids: list[int]) -> None:
         select = "SELECT ids FROM blocks WHERE document = ? AND number = ?"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _POLITE = r"(?:please|and|now|then|(?:can|could|would|will) you|i want you to)"
 _ASKS = re.compile(
-    r"\bhow (?:many|often|frequently)\b|\b(?:the|total) number of\b"
+    r"\bhow (?:many|often|frequently)\b|\b(?:total number of|number of times)\b"
     r"|\b(?:a|the) (?:total )?(?-i:count) of\b"  # but not the Count of ...
     rf"|(?:^|[.!?,;:]\s*)(?:{_POLITE},? )*"
     r"(?:count(?: up)? (?:the|all|every|each|how|up)|enumerate"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AllMemError, SettingError
-from .citations import check, describe, quoted_sentence
+from .citations import check, describe, printable_line, quoted_sentence
+from .counting import counting_note
 
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
@@ -144,17 +145,20 @@ def working_archive(state_file: str | None, tokenizer: Any, state: Any) -> Any:
     return archive
 
 
-def print_sources(lookup: Any, question: str | None, answer: str) -> None:
+def print_sources(lookup: Any, question: str | None, answer: str, archive: Any) -> None:
     """What an answer rests on: places and sentences, and what of it stands there."""
-    if lookup is None:
+    if lookup is None or question is None:
         return
     print()
     for source in lookup.sources:
         passage = source.passage
-        sentence = quoted_sentence(passage.text, question or "", answer)
+        sentence = quoted_sentence(passage.text, question, answer)
         unread = " (not read yet)" if lookup.read and not source.read else ""
-        print(f"[{source.number}] {passage.where}{unread}: {sentence}")
-    if line := describe(check(answer, texts(lookup))):
+        where = printable_line(passage.where)
+        print(f"[{source.number}] {where}{unread}: {sentence}")
+    if lookup.sources and (line := describe(check(answer, texts(lookup)))):
+        print(line)
+    if line := counting_note(archive, lookup, question, lookup.documents):
         print(line)
     print(lookup.summary)
 
@@ -163,7 +167,8 @@ def print_passages(archive: Any, words: str, k: int = 5) -> None:
     """The passages that have some words, the best first."""
     found = archive.search(words, k)
     for passage in found:
-        print(f"{passage.where}: {quoted_sentence(passage.text, words, '')}")
+        sentence = quoted_sentence(passage.text, words, "")
+        print(f"{printable_line(passage.where)}: {sentence}")
     if not found:
         print("no passage has any of these words")
 

@@ -58,6 +58,7 @@ class Lookup:
         searched (int): passages that were searched.
         read (int): tokens of the documents that the model has read ...
         tokens (int): ... of so many.
+        documents (list): numbers of the documents.
     """
 
     sources: Sequence[Source]
@@ -65,6 +66,7 @@ class Lookup:
     searched: int
     read: int
     tokens: int
+    documents: Sequence[int] = ()
 
     def message(self, question: str) -> str:
         """The question, with what was found before it, the best passage last."""
@@ -90,11 +92,9 @@ def belongs(archive: Archive, state: State) -> dict[str, Entry]:
         AllMemError: if the archive lacks what was read.
     """
     entries = {entry.key: entry for entry in archive.documents()}
-    for key, start, stop in state.notes.get("documents", []):
+    for key, count in state.documents.items():
         known = entries.get(key)
-        most = state.read if stop is None else min(stop, state.read)
-        complete = known is not None and known.complete
-        if known is None or not complete and known.tokens < most - start:
+        if known is None or not known.complete and known.tokens < count:
             raise AllMemError(
                 f"{archive.name} does not belong to the state: it lacks a document "
                 "that was read; name its own with --archive, or use --no-archive"
@@ -128,7 +128,10 @@ def look_up(
     entries = belongs(archive, state)
     counts = state.documents
     known = {entries[key].id: entries[key] for key in counts}
-    read = {entries[key].id: count for key, count in counts.items()}
+    read = {
+        entries[key].id: _read(entries[key], count, state)
+        for key, count in counts.items()
+    }
     found = merged(search(question, most, list(known)))
     room -= length(INTRODUCTION)
     sources: list[Source] = []
@@ -148,7 +151,14 @@ def look_up(
         archive.count(list(known)),
         sum(min(read[i], entry.tokens) for i, entry in known.items()),
         tokens,
+        list(known),
     )
+
+
+def _read(entry: Entry, count: int, state: State) -> int:
+    """Tokens of a document that the model will have read when it is asked: what waits
+    to be read in the middle of one is left out."""
+    return count if count >= entry.tokens else max(0, count - len(state.waiting))
 
 
 def merged(found: Sequence[Passage]) -> list[Passage]:

@@ -20,6 +20,7 @@ from .terms import terms
 
 MOST = 2000  # passages; with more, BM25 is as good and does not need to hold them
 OTHER = 0.7  # the most that another word counts
+NEAR = 0.8  # of the best score; what is further off distracts a small model
 ENOUGH = 0.4  # cosine of two words that mean the same
 COMPONENTS = 2  # principal components that are left away
 ITERATIONS = 8
@@ -70,7 +71,8 @@ class Similarity:
             k (int): how many at most.
 
         Returns:
-            list: their numbers, in the order in which they were given.
+            list: their numbers, in the order in which they were given; none that has
+            less than 0.8 of the best one's score.
         """
         words = list(dict.fromkeys(terms(question)))
         if not words:
@@ -86,7 +88,8 @@ class Similarity:
                 same[known], seen = 1, self._seen[known]
             weight = np.log(1 + (count - seen + 0.5) / (seen + 0.5)) ** 2
             score += weight * np.maximum.reduceat(same[self._flat], self._starts)
-        return np.argsort(-score, kind="stable")[:k].tolist()
+        best = np.argsort(-score, kind="stable")[:k]
+        return best[score[best] >= NEAR * score[best[0]]].tolist()
 
     def _vectors(self, words: list[str]) -> np.ndarray:
         """The mean embedding of each word's tokens."""

@@ -38,6 +38,8 @@ class Passages:
         What the prompt has after the context has its place in the window beside them.
         """
         context = example.context
+        if not context.strip():
+            return ""
         if context not in self._known:
             path = self._shelves.path("context.txt")
             path.write_bytes(context.encode(errors="replace"))
