@@ -15,6 +15,7 @@ from test_tokens import (
     ALL,
     CHINESE,
     PROSE,
+    WITHOUT_WORDS,
     anything,
     blocks,
     build,
@@ -124,7 +125,8 @@ def test_what_is_no_end_of_a_sentence():
 
 def test_paragraphs_stay_whole():
     text = "\n\n".join(
-        "One sentence. Another one." + " word" * n for n in range(60, 90)
+        ["One sentence. Another one." + " word" * n for n in range(60, 90)]
+        + ["x" * 300 + ". " + "x" * (LONGEST - 303) + "."] * 2
     )
     assert [cut.text for cut in passages(parts(text))] == text.split("\n\n")
 
@@ -244,6 +246,16 @@ def test_ends_of_parts_that_are_encoded_apart(make):
         assert ids == part
         at = end
     assert at == len(text)
+
+
+def test_ends_where_there_is_no_place_to_cut():
+    """Parts of it are encoded apart, among others that are not."""
+    text, changes = "some words " + WITHOUT_WORDS["emoji"] + " and more", []
+    pieces = tokenize_with_ends(
+        [text], build(t5), longest=4096, on_change=lambda: changes.append(1)
+    )
+    ends = [end for _, ends in pieces for end in ends]
+    assert changes and ends == sorted(ends) and ends[-1] == len(text)
 
 
 def test_ends_after_a_cut_that_changed_tokens():
@@ -723,7 +735,7 @@ SCRIPTS = {
     "Vietnamese": ("Người thợ thủy tinh", "nguoi tho thuy", "thủy"),
     "full width": ("ＡＢＣ１２３４ 番の鍵", "abc1234", "ａｂｃ１２３４", "鍵"),
     "emoji": ("The sign has a 🦉 and a ❤️", "where is the 🦉?", "❤"),
-    "ligatures": ("The ﬁrst oﬃce", "first", "office"),
+    "ligatures": ("The ﬁrst oﬃce with a ℡", "first", "office", "tel"),
     "soft hyphens": (
         "An extra\u00adordinary photo\u00adgraph",
         "extraordinary",
@@ -821,6 +833,13 @@ def test_the_best_come_first(archive, add):
     found = archive.search("Where are the glassblower's tools, which locker?", k=3)
     assert found[0].text == FACT
     assert [len(archive.search("the locker", k)) for k in (0, 1, 2)] == [0, 1, 2]
+
+
+def test_neighbours_count_where_there_are_no_spaces(archive, add):
+    """Else every text with both characters would be as good."""
+    add("海上有一条船。", "上海有一条船。")
+    for question in ("上海", "海上"):
+        assert archive.search(question)[0].text.startswith(question)
 
 
 def test_equal_passages_come_in_order(archive, add):

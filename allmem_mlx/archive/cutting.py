@@ -103,7 +103,7 @@ def _size(text: str) -> int:
         return most
     sentence, paragraph = _ends()
     for pattern, least in ((paragraph, most // 2), (sentence, 0)):
-        found = takewhile(lambda match: match.start() < most, pattern.finditer(text))
+        found = takewhile(lambda match: match.start() <= most, pattern.finditer(text))
         ends = [match.end() for match in found]
         ends = [end for end in ends if least < len(text[:end].rstrip()) <= most]
         if ends:

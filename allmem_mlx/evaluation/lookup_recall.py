@@ -18,7 +18,11 @@ from .columns import COLUMNS, Answering, Column, Kept
 from .lookups import Asked, Finder, Shelf, Shelves
 from .planting import BETWEEN, SETS, PlantedBook, plant
 from .recall_tasks import BEFORE
+from .systems import ALLMEM_PASSAGES, CLOSED, ORACLE, PASSAGES_ONLY
 from .texts import file_record, whole_text
+
+# Columns that answer other questions than facts; an answer takes seconds.
+OF_OTHER_SETS = (ALLMEM_PASSAGES, PASSAGES_ONLY, ORACLE, CLOSED)
 
 DISTANCES = (2048, 8192, 32768, 131072)
 SAMPLES = 24
@@ -188,6 +192,8 @@ def _tail(planted: PlantedBook, tokenizer: Any, group: Sequence[Asked]) -> int:
 
 
 def _is_asked(column: Column, asked: Asked) -> bool:
+    if asked.question.kind != "facts" and column.name not in OF_OTHER_SETS:
+        return False
     return column.passages is None or column.passages in asked.lookups
 
 
