@@ -20,7 +20,6 @@ from helpers import (
 
 from allmem_mlx import load
 from allmem_mlx import state as states
-from allmem_mlx.archive.lookup import INTRODUCTION
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import lookup_recall, lookup_summary, report
 from allmem_mlx.evaluation.columns import COLUMNS, SAVE, Answering, Kept
@@ -179,9 +178,10 @@ class TestColumns:
             for column in COLUMNS:
                 if column.passages in (None, *x.lookups):
                     text = lookup_recall.message(column, x)
-                    assert text.endswith(x.question.text)
-                    passages = column.passages is not None
-                    assert text.startswith(INTRODUCTION) == passages
+                    asked_with = column.passages is not None
+                    assert text.startswith("[") == asked_with
+                    end = f"Question: {x.question.text}\nAnswer:"
+                    assert text.endswith(end) if asked_with else text == x.question.text
         (closed,) = (column for column in COLUMNS if column.name == CLOSED)
         assert not closed.reads and closed.passages is None
 

@@ -54,12 +54,14 @@ class Lookup:
     tokens: int
     documents: Sequence[int] = ()
 
+    @property
+    def quoted(self) -> str:
+        """What was found, the best passage last: a small model answers from that."""
+        return "".join(source.quoted for source in reversed(self.sources))
+
     def message(self, question: str) -> str:
-        """The question, with what was found before it, the best passage last."""
-        if not self.sources:
-            return question
-        passages = "".join(source.quoted for source in reversed(self.sources))
-        return f"{passages}{framed(question)}"
+        """The question, with what was found before it."""
+        return self.quoted + framed(question) if self.sources else question
 
     @property
     def summary(self) -> str:
@@ -69,6 +71,14 @@ class Lookup:
             looked += f" ({self.left_out} more found, for which there is no room)"
         share = 100 * self.read / self.tokens if self.tokens else 0
         return f"{looked}; {share:.0f} % of the document has been read"
+
+
+def quoted(number: int, where: str, text: str) -> str:
+    """A text with its number and place, within a fence that is not in the text."""
+    longest = max(map(len, re.findall('"+', text)), default=0)
+    fence = '"' * max(3, longest + 1)
+    where = " ".join(where.split())  # a name may have line breaks
+    return f"[{number}] {where}\n{fence}\n{text}\n{fence}\n\n"
 
 
 def framed(question: str) -> str:

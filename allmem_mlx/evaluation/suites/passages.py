@@ -52,7 +52,7 @@ class Passages:
             return ""
         session = self._known[context].session(self.model)
         lookup = session.look_up(example.question, self.most, room, example.most)
-        return lookup.message("").rstrip("\n") if lookup else ""
+        return lookup.quoted.rstrip("\n") if lookup else ""
 
     def examples(self, example: Example) -> dict[str, tuple[str, Example]]:
         """By column who answers, and what is asked: the publisher's prompt with the
