@@ -336,7 +336,7 @@ class Session:
 
         Args:
             question (str): what is asked.
-            passages (int): passages at most.
+            passages (int): passages at most; 0 to look up nothing.
             passage_tokens (int): tokens for them. Default: what the window has beside
                 the question and the answer, which is taken for no more than a quarter
                 of it.
@@ -344,13 +344,13 @@ class Session:
             search: finds passages. Default: the archive's; see :class:`Finder`.
 
         Returns:
-            Lookup: ``None`` without an archive, or documents.
+            Lookup: ``None`` if nothing is looked up, for want of documents for one.
 
         Raises:
             AllMemError: if the archive does not belong to what was read.
             SettingError: if the window has no room for ``passage_tokens``.
         """
-        if self.archive is None or not self.state.documents:
+        if self.archive is None or not self.state.documents or passages == 0:
             return None
 
         def length(text: str) -> int:

@@ -40,7 +40,7 @@ class Passage:
         document (int): the document's number in the archive.
         number (int): of the passage in the document, from 0.
         first, last (int): its tokens, counted from the start of the document.
-        place (float): share of the document before it, 0 to 1.
+        place (float): share of its file before it, 0 to 1.
         count (int): neighbouring passages that it is made of.
     """
 
@@ -99,6 +99,8 @@ class Archive:
 
     def __init__(self, connection: sqlite3.Connection, tokenizer: Any, name: str):
         self._connection, self.tokenizer, self.name = connection, tokenizer, name
+        # Tokens of a file in a document: the first and the last.
+        self._spans: dict[tuple[int, str, int], tuple[int, int]] = {}
 
     @classmethod
     def open(
@@ -324,7 +326,7 @@ class Archive:
             CROSS JOIN documents ON documents.id = passages.document
             WHERE terms MATCH ? {chosen} ORDER BY rank, terms.rowid LIMIT ?
         """
-        return [_passage(row) for row in self._rows(select, match, k)]
+        return [self._passage(row) for row in self._rows(select, match, k)]
 
     def count(self, documents: Iterable[int] | None = None) -> int:
         """How many passages there are.
@@ -412,7 +414,7 @@ class Archive:
             WHERE document = ? AND number BETWEEN ? AND ? ORDER BY number
         """
         while rows := self._rows(select, entry.id, first, first + 99):
-            yield from map(_passage, rows)
+            yield from map(self._passage, rows)
             first += 100
 
     def bodies(self, documents: Iterable[int]) -> Iterator[tuple[int, str]]:
@@ -433,7 +435,22 @@ class Archive:
             SELECT passages.*, documents.tokens FROM passages
             JOIN documents ON documents.id = passages.document WHERE passages.id = ?
         """
-        return [_passage(self._rows(select, number)[0]) for number in ids]
+        return [self._passage(self._rows(select, number)[0]) for number in ids]
+
+    def _passage(self, row: Any) -> Passage:
+        _, document, number, first, last, source, page, section, offset, body, all_ = (
+            row
+        )
+        if (key := (document, source, all_)) not in self._spans:
+            select = """
+                SELECT MIN(first), MAX(last) FROM passages
+                WHERE document = ? AND source = ?
+            """
+            self._spans[key] = self._rows(select, document, source)[0]
+        start, end = self._spans[key]
+        mark = Mark(source, page, section, offset)
+        place = (first - start) / max(1, end - start + 1)
+        return Passage(body, mark, document, number, first, last, place)
 
     def _rows(self, select: str, *values: Any) -> list[Any]:
         with database.errors(self.name):
@@ -542,12 +559,6 @@ def _changed() -> AllMemError:
         "the document has changed since a part of it was read; name another file for "
         "the state"
     )
-
-
-def _passage(row: Any) -> Passage:
-    _, document, number, first, last, source, page, section, offset, body, all_ = row
-    mark = Mark(source, page, section, offset)
-    return Passage(body, mark, document, number, first, last, first / max(1, all_))
 
 
 def _checksum(*row: Any) -> str:

@@ -148,7 +148,8 @@ def look_up(
     tokens = sum(entry.tokens for entry in known.values())
     return Lookup(
         sources,
-        len(found) - len(sources),
+        sum(passage.count for passage in found)
+        - sum(source.passage.count for source in sources),
         archive.count(list(known)),
         sum(min(read[i], entry.tokens) for i, entry in known.items()),
         tokens,
@@ -198,7 +199,7 @@ def _shortened(
 
     def part(first: int, last: int) -> Source:
         shown = text[spans[first][0] : spans[last][1]].strip()
-        return replace(source, passage=replace(source.passage, text=shown))
+        return replace(source, passage=replace(source.passage, text=shown, count=1))
 
     wanted = set(terms(question))
     common = [len(wanted & set(terms(text[start:end]))) for start, end in spans]

@@ -18,11 +18,14 @@ from .columns import COLUMNS, Answering, Column, Kept
 from .lookups import Asked, Finder, Shelf, Shelves
 from .planting import BETWEEN, SETS, PlantedBook, plant
 from .recall_tasks import BEFORE
-from .systems import ALLMEM_PASSAGES, CLOSED, ORACLE, PASSAGES_ONLY
+from .systems import ALLMEM_PASSAGES, CLOSED, ORACLE, OTHERS, RANDOM
 from .texts import file_record, whole_text
 
-# Columns that answer other questions than facts; an answer takes seconds.
-OF_OTHER_SETS = (ALLMEM_PASSAGES, PASSAGES_ONLY, ORACLE, CLOSED)
+# An answer takes seconds. Other sets than facts are for these columns only; and what
+# has read nothing, and gets nothing of the document, has no distance: it is asked about
+# the nearest facts.
+OF_OTHER_SETS = (ALLMEM_PASSAGES, ORACLE)
+WITHOUT_DISTANCE = (RANDOM, OTHERS, CLOSED)
 
 DISTANCES = (2048, 8192, 32768, 131072)
 SAMPLES = 24
@@ -161,18 +164,19 @@ def ask(
         not asked.
     """
     answering = Answering(model, tokenizer, planted.tokens, kept, bar)
+    nearest = min(x.question.distance for group in asked for x in group)
     answers: list[dict[str, str | None]] = [{} for group in asked for _ in group]
     with bar(len(answers) * len(COLUMNS), "answers") as done:
         start = 0
         for group in asked:
             tokens = _tail(planted, tokenizer, group)
             for column in COLUMNS:
-                known = [x for x in group if _is_asked(column, x)]
+                known = [x for x in group if _is_asked(column, x, nearest)]
                 messages = [message(column, x) for x in known]
                 tail = answering.tail(tokens, messages) if known else None
                 for i, x in enumerate(group, start):
                     said = None
-                    if _is_asked(column, x):
+                    if _is_asked(column, x, nearest):
                         said = answering.say(column, message(column, x), tail)
                     answers[i][column.name] = said
                     done(1)
@@ -191,8 +195,11 @@ def _tail(planted: PlantedBook, tokenizer: Any, group: Sequence[Asked]) -> int:
     return planted.places[first] + length + BEFORE
 
 
-def _is_asked(column: Column, asked: Asked) -> bool:
-    if asked.question.kind != "facts" and column.name not in OF_OTHER_SETS:
+def _is_asked(column: Column, asked: Asked, nearest: int) -> bool:
+    if asked.question.kind != "facts":
+        if column.name not in OF_OTHER_SETS:
+            return False
+    elif column.name in WITHOUT_DISTANCE and asked.question.distance != nearest:
         return False
     return column.passages is None or column.passages in asked.lookups
 
