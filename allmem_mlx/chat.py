@@ -271,7 +271,7 @@ class Chat:
             if session.archive is not None:
                 from .archive.reading import Reading
 
-                reading = Reading(session.archive, document, (), trusted)
+                reading = Reading(session.archive, document, None, trusted)
                 try:
                     reading.index(indexed)
                 except KeyboardInterrupt:

@@ -285,7 +285,8 @@ def generate(args: argparse.Namespace) -> None:
         opening = template.start + encode(tokenizer, template.parts, trusted)
         pieces: Iterable[list[int]] = document.pieces(tokenizer, trusted)
         if archive is not None:
-            reading = Reading(archive, document, [*state.documents], trusted)
+            begun = next(iter(state.documents), None)
+            reading = Reading(archive, document, begun, trusted)
             index(reading)
             pieces = reading.pieces()
             if args.index_only:

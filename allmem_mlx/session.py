@@ -173,12 +173,8 @@ class Session:
 
     def _archived(self, pieces: Pieces) -> Iterator[list[int]]:
         """The tokens of a document, which the archive has then."""
-        reading = Reading(
-            cast(Archive, self.archive),
-            pieces.document,
-            [*self.state.documents],
-            pieces.allow_special_tokens,
-        )
+        archive, trusted = cast(Archive, self.archive), pieces.allow_special_tokens
+        reading = Reading(archive, pieces.document, None, trusted)
         reading.index()
         state = self.state.fork()
         state.close_documents()

@@ -119,4 +119,5 @@ def test_asked_while_it_is_read(folder, tmp_path):
     chat.until("tokens-per-sec")
     chat.interrupt("stopped after")
     chat.until(">> ")
+    os.write(chat.main, b"/quit\n")
     chat.end()

@@ -347,7 +347,9 @@ class TestCommand:
         }
         assert set(theirs) - set(ours) == elsewhere
         changed = {flag for flag in theirs if theirs[flag] != ours.get(flag)}
-        assert changed - elsewhere == {"--prompt", "-p", "--prefill-step-size"}
+        sampled = {"--temp", "--top-p"}  # other defaults where a text is written on
+        expected = {"--prompt", "-p", "--prefill-step-size"} | sampled
+        assert changed - elsewhere == expected
 
 
 class TestTerminal:

@@ -69,8 +69,8 @@ class Lookup:
         looked = f"{len(self.sources)} of {self.searched} passages looked up"
         if self.left_out:
             looked += f" ({self.left_out} more found, for which there is no room)"
-        share = 100 * self.read / self.tokens if self.tokens else 0
-        return f"{looked}; {share:.0f} % of the document has been read"
+        share = 100 * self.read // self.tokens if self.tokens else 0
+        return f"{looked}; {share} % of the document has been read"
 
 
 def quoted(number: int, where: str, text: str) -> str:

@@ -1,6 +1,6 @@
 """A document on its way from its files into an archive and to a model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..document import Document
@@ -18,7 +18,8 @@ class Reading:
     Args:
         archive (Archive): where it is added.
         document (Document): what is read.
-        known (list): keys of the documents that were begun before.
+        begun (str): the key of a pipe of which a state has read the beginning, and
+            that comes again; ``None`` for what is new.
         allow_special_tokens (bool): as for ``Document.pieces``.
 
     Attributes:
@@ -30,16 +31,15 @@ class Reading:
         self,
         archive: Archive,
         document: Document,
-        known: Sequence[str] = (),
+        begun: str | None = None,
         allow_special_tokens: bool = False,
     ):
         self.archive, self.document = archive, document
         self._trusted = allow_special_tokens
         self.ahead = document.size is not None
         self.key = key_of(document, allow_special_tokens)
-        if not self.ahead:  # what comes through a pipe goes on where one was begun
-            begun = [key for key in known if archive.entry(key) is not None]
-            self.key = [self.key, *begun][-1]
+        if not self.ahead and begun is not None and archive.entry(begun) is not None:
+            self.key = begun
         self._failure: AllMemError | None = None
 
     def index(self, progress: Callable[[int], Any] = lambda tokens: None) -> None:
