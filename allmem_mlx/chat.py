@@ -197,7 +197,7 @@ class Chat:
         print()
         self.lookup = lookup and (lookup, text, answer)
         if stopped:
-            note("stopped; /retry answers again")
+            note("stopped" if self.in_a_document else "stopped; /retry answers again")
             return
         if self.answer.finish_reason == "length":
             tokens = self.answer.generation_tokens
@@ -291,13 +291,13 @@ class Chat:
     def _take_aside(self, stop: list[bool]) -> None:
         """Does what a line asks for that is typed while a document is read."""
         try:
-            line = input()
-            if line.startswith("/"):
-                self.take(line)
+            line = sys.stdin.readline()  # the terminal has shown it
+            if not line:
+                stop.append(True)
+            elif line.startswith("/"):
+                self.take(line.rstrip("\n"))
             elif line.strip():
-                self._say_aside(incoming(line, "the message"))
-        except EOFError:
-            stop.append(True)
+                self._say_aside(incoming(line.rstrip("\n"), "the message"))
         except AllMemError as error:
             print(f"error: {error}", file=sys.stderr)
 
@@ -327,6 +327,11 @@ class Chat:
 
         archive = self.session.archive
         if archive is not None and archive.documents():
+            if archive_beside(name).exists() and not os.path.exists(name):
+                raise AllMemError(
+                    f"{str(archive_beside(name))!r} exists already, and belongs to "
+                    "another state; name another file"
+                )
             kept = Archive.open(archive_beside(name), archive.tokenizer, create=True)
             archive.copy(kept)
             kept.close()
@@ -339,10 +344,12 @@ class Chat:
             session.model, session.tokenizer, state, snapshots=True, archive=archive
         )
         self.asked[self.name] = []
+        self.lookup = None
 
     def undo(self) -> None:
         """undo: forget your last message and its answer, or the last document"""
         self.session.undo()
+        self.lookup = None
         self.asked[self.name].pop()
         print(f"{self.session.state.tokens} tokens remain")
 
@@ -369,7 +376,7 @@ class Chat:
         if name not in self.sessions:
             names = ", ".join(self.sessions)
             raise SettingError(f"there is no branch {name}, but: {names}")
-        self.name = name
+        self.name, self.lookup = name, None
         print(f"in {name}, with {self.session.state.tokens} tokens")
 
     def reset(self) -> None:
@@ -479,7 +486,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *("stats", "help", "quit"),
     )
 }
-WHILE_READING = (Chat.sources, Chat.quote, Chat.search, Chat.passages, Chat.stats)
+WHILE_READING = tuple(
+    getattr(Chat, name)
+    for name in ("sources", "quote", "search", "passages", "stats", "help", "quit")
+)
 # Other names of them.
 COMMANDS |= {"clear": Chat.reset, "?": Chat.help, "exit": Chat.quit, "bye": Chat.quit}
 

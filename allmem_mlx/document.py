@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,11 @@ class Document:
                 self._add_folder(Path(path))
             else:
                 self._add(path, os.path.basename(os.fspath(path)))
+        titles = Counter(title for title, _ in self._sources)
+        self._sources = [
+            (title if titles[title] == 1 else source.path, source)
+            for title, source in self._sources
+        ]
         first = "standard input" if paths[0] == "-" else repr(os.fspath(paths[0]))
         more = len(paths) - 1
         self.name = f"{first} and {more} more" if more else first

@@ -12,12 +12,14 @@ from typing import Any
 
 from .archive.flags import (
     add_archive,
+    archive_beside,
     check_archive,
     looking_up,
     open_archive,
     print_sources,
     record,
     wants_archive,
+    warn_of_lost,
 )
 from .command import (
     ENDS,
@@ -278,7 +280,12 @@ def generate(args: argparse.Namespace) -> None:
     else:
         refuse_template_flags(args, "the model's tokenizer has none")
         template = Template.plain(tokenizer)
+    window = model.allmem.window
+    if (args.passage_tokens or 0) > window:
+        raise SettingError(f"--passage-tokens must be below the window, {window}")
     archive = open_archive(args, tokenizer, state) if wants_archive(args) else None
+    if archive is None and args.load_state is not None and not args.no_archive:
+        warn_of_lost(archive_beside(args.load_state), state)
     session = Session(model, tokenizer, state, archive=archive)
     if document is not None:
         trusted = args.allow_special_tokens
@@ -287,8 +294,15 @@ def generate(args: argparse.Namespace) -> None:
         if archive is not None:
             begun = next(iter(state.documents), None)
             reading = Reading(archive, document, begun, trusted)
+            if state.tokens and reading.ahead and archive.entry(reading.key) is None:
+                # Refused before it is added, if the state has read something else.
+                again = Document(args.prompt_file).pieces(tokenizer, trusted)
+                next(states.unread(itertools.chain([opening], again), state), None)
             index(reading)
             pieces = reading.pieces()
+            if args.index_only and not reading.ahead:
+                for _ in pieces:  # what comes through a pipe is added as it comes
+                    pass
             if args.index_only:
                 state.add_document(reading.key)
             else:

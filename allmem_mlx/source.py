@@ -56,6 +56,11 @@ class Source:
         self._closing = ExitStack()
         self._open()
 
+    @property
+    def path(self) -> str:
+        """Its path, as text."""
+        return os.fsencode(self._path).decode(errors="replace")
+
     def parts(self) -> Iterator[Part]:
         """Yields pieces of the text, and where they are from."""
         if self._parts is None:

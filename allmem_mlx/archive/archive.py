@@ -26,6 +26,7 @@ from .cutting import Cut, passages
 from .terms import query, terms
 
 BLOCK = 4096  # tokens in a row
+LONGEST_NAME = 80  # characters of a file or section in a place
 CUTTING = 1  # changes with the rules of cutting.py and terms.py
 
 
@@ -57,11 +58,11 @@ class Passage:
     def where(self) -> str:
         """Name and place, for people: page, section, or else a percentage."""
         mark = self.mark
-        parts = [mark.source]
+        parts = [_short(mark.source)]
         if mark.page is not None:
             parts.append(f"page {mark.page}")
         if mark.section is not None:
-            parts.append(mark.section)
+            parts.append(_short(mark.section))
         if len(parts) == 1:
             parts.append(f"at {100 * self.place:.0f} %")
         return ", ".join(parts)
@@ -552,6 +553,10 @@ class _Adding:
 
     def _one(self, select: str, *values: Any) -> Any:
         return self.connection.execute(select, values).fetchone()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 4] + " ..."
 
 
 def _changed() -> AllMemError:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..command import warn
 from ..errors import AllMemError, SettingError
 from .citations import check, describe, printable_line, quoted_sentence
 from .counting import counting_note
@@ -56,13 +57,27 @@ def check_archive(args: argparse.Namespace) -> None:
 
     place = archive_place(args)
     if place is None:
+        lost = args.load_state is not None and not args.no_archive
+        if lost and (args.passages or args.passage_tokens):
+            raise AllMemError(
+                f"{str(archive_beside(args.load_state))!r} does not exist: what the "
+                "state has read cannot be looked up"
+            )
         return
-    if place.exists():
+    for state in (getattr(args, "save_state", None), args.load_state):
+        if state is not None and os.path.realpath(state) == os.path.realpath(place):
+            raise SettingError(f"{state!r} cannot be both a state and an archive")
+    if place.exists() and not (makes_archive(args) and is_empty(place)):
         Archive.open(place).close()
     elif not makes_archive(args):
         raise AllMemError(f"{str(place)!r} does not exist; check the name")
     elif not os.access(place.parent, os.W_OK):
         raise AllMemError(f"{str(place)!r} cannot be written; choose another place")
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file has nothing in it, as one that found no room on the disk."""
+    return path.is_file() and path.stat().st_size == 0
 
 
 def archive_beside(state: str) -> Path:
@@ -72,21 +87,24 @@ def archive_beside(state: str) -> Path:
 
 def archive_place(args: argparse.Namespace) -> Path | None:
     """Where the archive is; ``None`` if nothing says where."""
-    state = getattr(args, "save_state", None) or args.load_state
     if args.archive is not None:
         return Path(args.archive)
-    if args.no_archive or state is None:
+    if args.no_archive:
         return None
-    beside = archive_beside(state)
-    return beside if makes_archive(args) or beside.exists() else None
+    if getattr(args, "save_state", None) is not None:
+        beside = archive_beside(args.save_state)
+        return beside if args.prompt_file is not None or beside.exists() else None
+    if args.load_state is not None:
+        beside = archive_beside(args.load_state)
+        return beside if beside.exists() else None
+    return None
 
 
 def makes_archive(args: argparse.Namespace) -> bool:
     """Whether documents are added to it."""
     if not hasattr(args, "prompt_file"):  # a chat reads what it is told to
         return args.archive is not None
-    kept = args.archive is not None or args.save_state is not None
-    return args.prompt_file is not None and kept
+    return args.prompt_file is not None and archive_place(args) is not None
 
 
 def wants_archive(args: argparse.Namespace) -> bool:
@@ -137,12 +155,22 @@ def working_archive(state_file: str | None, tokenizer: Any, state: Any) -> Any:
     from .lookup import belongs
 
     archive = Archive.temporary(tokenizer)
-    if state_file is not None and (beside := archive_beside(state_file)).exists():
+    if state_file is None:
+        return archive
+    if (beside := archive_beside(state_file)).exists():
         kept = Archive.open(beside, tokenizer)
         kept.copy(archive)
         kept.close()
         belongs(archive, state)
+    else:
+        warn_of_lost(beside, state)
     return archive
+
+
+def warn_of_lost(beside: Path, state: Any) -> None:
+    """Says that documents of a state cannot be looked up, and forgets them."""
+    if state.notes.pop("documents", None):
+        warn(f"{str(beside)!r} does not exist: what was read cannot be looked up")
 
 
 def print_sources(lookup: Any, question: str | None, answer: str, archive: Any) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import AllMemError
 from ..state import State
@@ -69,7 +70,9 @@ class Lookup:
         looked = f"{len(self.sources)} of {self.searched} passages looked up"
         if self.left_out:
             looked += f" ({self.left_out} more found, for which there is no room)"
-        share = 100 * self.read // self.tokens if self.tokens else 0
+        if not self.read:
+            return looked
+        share = 100 * self.read // self.tokens
         return f"{looked}; {share} % of the document has been read"
 
 
@@ -164,17 +167,16 @@ def _read(entry: Entry, count: int, state: State) -> int:
 
 
 def merged(found: Sequence[Passage]) -> list[Passage]:
-    """Passages of which neighbours are one, in the place of the better one."""
+    """Passages of which neighbours on a page, or in a section, are one, in the place of
+    the better one."""
     kept: list[Passage] = []
     for passage in found:
         for i, other in enumerate(kept):
             first, second = sorted((passage, other), key=lambda x: x.number)
-            same = (first.document, first.mark.source, first.mark.page) == (
-                second.document,
-                second.mark.source,
-                second.mark.page,
-            )
-            if same and second.number == first.number + first.count:
+            if (
+                _place(first) == _place(second)
+                and second.number == first.number + first.count
+            ):
                 kept[i] = replace(
                     first,
                     text=f"{first.text}\n{second.text}",
@@ -185,6 +187,11 @@ def merged(found: Sequence[Passage]) -> list[Passage]:
         else:
             kept.append(passage)
     return kept
+
+
+def _place(passage: Passage) -> tuple[Any, ...]:
+    mark = passage.mark
+    return passage.document, mark.source, mark.page, mark.section
 
 
 def _shortened(

@@ -79,7 +79,7 @@ class Similarity:
             return []
         wanted = self._unit(self._vectors(words))
         count = len(self._starts)
-        score = np.zeros(count)
+        score, nearest = np.zeros(count), np.zeros(count)
         for word, vector in zip(words, wanted, strict=True):
             cosine = np.concatenate([part @ vector for part in self._parts()])
             same = OTHER * np.clip(cosine / ENOUGH, 0, 1)
@@ -87,9 +87,12 @@ class Similarity:
             if (known := self._numbers.get(word)) is not None:
                 same[known], seen = 1, self._seen[known]
             weight = np.log(1 + (count - seen + 0.5) / (seen + 0.5)) ** 2
-            score += weight * np.maximum.reduceat(same[self._flat], self._starts)
+            found = np.maximum.reduceat(same[self._flat], self._starts)
+            score += weight * found
+            nearest = np.maximum(nearest, found)
+        score[nearest < OTHER] = 0  # nothing in it is like any word
         best = np.argsort(-score, kind="stable")[:k]
-        return best[score[best] >= NEAR * score[best[0]]].tolist()
+        return best[score[best] >= max(NEAR * score[best[0]], 1e-9)].tolist()
 
     def _vectors(self, words: list[str]) -> np.ndarray:
         """The mean embedding of each word's tokens."""
