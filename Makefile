@@ -10,8 +10,8 @@ demo: .venv/installed $(BOOK)
 	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK) \
 	    --save-state .demo/alice.allmem \
 	    --prompt "What was written on the label of the bottle?" \
-	    --prompt "What is the name of Alice's cat?" \
-	    --prompt "Which prize did the Dodo give to Alice?"
+	    --prompt "What did Alice find under the table?" \
+	    --prompt "How high was the door behind the curtain?"
 
 test: .venv/tested lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
