@@ -285,7 +285,8 @@ def test_a_link_is_followed(command, model, document, tmp_path):
         command.answer("--prompt-file", document, "--save-state", link)
         assert link.is_symlink()
         assert len(text) < states.load(file, model).tokens < len(text) + 30
-    assert sorted(tmp_path.iterdir()) == sorted([document, link, file])
+    archive = tmp_path / "link.archive"
+    assert sorted(tmp_path.iterdir()) == sorted([document, link, file, archive])
 
 
 def test_a_closed_terminal(folder, model, tmp_path):

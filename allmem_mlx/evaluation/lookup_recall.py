@@ -164,7 +164,8 @@ def ask(
         not asked.
     """
     answering = Answering(model, tokenizer, planted.tokens, kept, bar)
-    nearest = min(x.question.distance for group in asked for x in group)
+    questions = [x.question for group in asked for x in group]
+    nearest = min((x.distance for x in questions if x.kind == "facts"), default=0)
     answers: list[dict[str, str | None]] = [{} for group in asked for _ in group]
     with bar(len(answers) * len(COLUMNS), "answers") as done:
         start = 0
