@@ -8,10 +8,10 @@ BOOK := .demo/alice.txt
 
 demo: .venv/installed $(BOOK)
 	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK) \
-	    --save-state .demo/alice.allmem \
-	    --prompt "What was written on the label of the bottle?" \
-	    --prompt "What did Alice find under the table?" \
-	    --prompt "How high was the door behind the curtain?"
+	    --save-state .demo/alice.allmem --max-tokens 30 \
+	    --prompt "What was written on the bottle?" \
+	    --prompt "What words were marked on the cake?" \
+	    --prompt "What did the White Rabbit drop?"
 
 test: .venv/tested lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
