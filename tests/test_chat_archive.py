@@ -94,7 +94,7 @@ def test_refused(chat, tmp_path):
     (tmp_path / "b.archive").write_text("mine")
     (tmp_path / "prose.txt").write_text(prose())
     chat.take(f"/read {tmp_path / 'prose.txt'}")
-    with pytest.raises(AllMemError, match="not an archive"):
+    with pytest.raises(AllMemError, match="exists already"):
         chat.take(f"/save {tmp_path / 'b.allmem'}")
     assert (tmp_path / "b.archive").read_text() == "mine"
     assert not (tmp_path / "b.allmem").exists()
