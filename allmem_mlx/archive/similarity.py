@@ -18,7 +18,7 @@ import numpy as np
 
 from .terms import terms
 
-MOST = 2000  # passages; with more, BM25 is as good and does not need to hold them
+MOST = 2000  # passages that are held; of many more it finds hardly more than BM25
 OTHER = 0.7  # the most that another word counts
 NEAR = 0.8  # of the best score; what is further off distracts a small model
 ENOUGH = 0.4  # cosine of two words that mean the same
