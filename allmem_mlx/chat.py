@@ -13,12 +13,13 @@ from typing import Any
 from . import shell
 from .archive.citations import printable, printable_line
 from .archive.flags import (
+    NOTHING_FOUND,
     add_archive,
     archive_beside,
     check_archive,
+    found_line,
     looking_up,
     open_archive,
-    print_passages,
     print_sources,
     working_archive,
 )
@@ -411,7 +412,11 @@ class Chat:
         """search WORDS: passages that have them, the best first"""
         if self.session.archive is None:
             raise SettingError("there is no archive: --no-archive")
-        print_passages(self.session.archive, words)
+        found = self.session.archive.search(words)
+        for passage in found:
+            print(found_line(passage, words))
+        if not found:
+            print(NOTHING_FOUND)
 
     def passages(self, number: str) -> None:
         """passages N: how many to look up for a message; 0 for none"""

@@ -55,6 +55,11 @@ class Template:
         return cls("", "", PARAGRAPH, tokenizer.encode(""))
 
     @classmethod
+    def of(cls, tokenizer: Any) -> "Template":
+        """The tokenizer's chat template, or none if it has none."""
+        return (cls.of_chat if tokenizer.has_chat_template else cls.plain)(tokenizer)
+
+    @classmethod
     def of_chat(
         cls,
         tokenizer: Any,
@@ -94,7 +99,7 @@ class Template:
 
         opening, closing = _around(render(("user", USER)), USER)
         if prefill is not None:
-            if prefill.lstrip().startswith(_think(tokenizer)[0]):
+            if prefill.lstrip().startswith(thought_marks(tokenizer)[0]):
                 closing = _without_thought(closing, tokenizer) + prefill
             else:
                 said = ("user", USER), ("assistant", prefill)
@@ -139,14 +144,14 @@ def _around(rendered: str, mark: str) -> tuple[str, str]:
     return before, after
 
 
-def _think(tokenizer: Any) -> tuple[str, str]:
+def thought_marks(tokenizer: Any) -> tuple[str, str]:
     """What opens and closes a thought."""
     return tokenizer.think_start or "<think>", tokenizer.think_end or "</think>"
 
 
 def _without_thought(closing: str, tokenizer: Any) -> str:
     """What leads to a response, without a thought that it opens, or closes at once."""
-    start, end = map(re.escape, _think(tokenizer))
+    start, end = map(re.escape, thought_marks(tokenizer))
     return re.sub(rf"{start}\s*({end}\s*)?\Z", "", closing)
 
 

@@ -300,10 +300,10 @@ def generate(args: argparse.Namespace) -> None:
                 next(states.unread(itertools.chain([opening], again), state), None)
             index(reading)
             pieces = reading.pieces()
-            if args.index_only and not reading.ahead:
-                for _ in pieces:  # what comes through a pipe is added as it comes
-                    pass
             if args.index_only:
+                if not reading.ahead:  # a pipe is added as it comes
+                    for _ in pieces:
+                        pass
                 state.add_document(reading.key)
             else:
                 state.open_document(reading.key, len(opening))

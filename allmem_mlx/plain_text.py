@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from .errors import AllMemError
+from .tokens import token_ids
 
 Part = tuple[str, bool]  # a text, and whether it comes from outside
 
@@ -121,8 +122,7 @@ def encode(
         parts = [(text, False) for text, _ in parts]
 
     def ids(text: str, by: Any = tokenizer) -> list[int]:
-        # Silences the warning that the text is longer than the model can read.
-        return by.encode(text, add_special_tokens=False, verbose=False)
+        return token_ids(by, text)
 
     from_outside = [set(ids(text)) for text, outside in parts if outside]
     control = set(control_tokens(tokenizer).values()) if from_outside else set()

@@ -5,10 +5,9 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from .archive.citations import printable, printable_line, quoted_sentence
-from .archive.flags import archive_beside
+from .archive.flags import NOTHING_FOUND, archive_beside, found_line
 from .command import ArgumentParser, incoming, run
 from .errors import AllMemError, SettingError
 
@@ -80,29 +79,18 @@ def search(args: argparse.Namespace) -> None:
     archive = Archive.open(archive_of(args.file))
     found = archive.search(words, args.limit)
     if not found:
-        print("no passage has any of these words", file=sys.stderr)
+        print(NOTHING_FOUND, file=sys.stderr)
         sys.exit(1)
     for number, passage in enumerate(found):
-        sentence = quoted_sentence(passage.text, words, "")
         if args.json:
-            print(json.dumps(record(passage, sentence)))
+            sentence = quoted_sentence(passage.text, words, "")
+            more = {"where": passage.where, "sentence": sentence}
+            print(json.dumps(passage.record | more))
         elif args.full:
             print("\n" * (number > 0) + printable_line(passage.where))
             print(printable(passage.text))
         else:
-            print(f"{printable_line(passage.where)}: {sentence}")
-
-
-def record(passage: Any, sentence: str) -> dict[str, Any]:
-    """A passage, for JSON."""
-    return {
-        **vars(passage.mark),
-        "where": passage.where,
-        "first": passage.first,
-        "last": passage.last,
-        "sentence": sentence,
-        "text": passage.text,
-    }
+            print(found_line(passage, words))
 
 
 def main() -> None:

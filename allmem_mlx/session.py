@@ -29,6 +29,7 @@ from .streaming import (
     stop_at,
     stream_generate,
 )
+from .tokens import token_ids
 
 TURNS = 4  # snapshots where turns begin
 CHUNKS = 2  # snapshots at the last ends of chunks
@@ -103,6 +104,20 @@ def _without_waiting(state: State) -> State:
     state = state.fork()
     state.waiting, state.logprobs = [], None
     return state
+
+
+def room_beside(tokens: int, model: Model, max_tokens: int) -> int:
+    """Tokens that a window has left beside a text, a chat template and an answer, which
+    is taken for a quarter of the window at most.
+
+    Args:
+        tokens (int): of the text.
+        model (Model): whose window it is.
+        max_tokens (int): tokens of the answer; -1 for no limit.
+    """
+    window = model.allmem.window
+    answer = window // 4 if max_tokens < 0 else min(max_tokens, window // 4)
+    return window - tokens - FRAME - answer
 
 
 class Session:
@@ -313,8 +328,7 @@ class Session:
         if self._in_a_document():
             fork.restore(_without_waiting(fork.state))
         if template is None:
-            chat = self.tokenizer.has_chat_template
-            template = (Template.of_chat if chat else Template.plain)(self.tokenizer)
+            template = Template.of(self.tokenizer)
         talk = Conversation(fork, template, allow_special_tokens)
         message = lookup.message(question) if lookup else question
         for response in talk.ask(message, max_tokens=max_tokens, **options):
@@ -350,13 +364,12 @@ class Session:
             return None
 
         def length(text: str) -> int:
-            ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-            return len(ids)
+            return len(token_ids(self.tokenizer, text))
 
-        window = self.model.allmem.window
-        most = window - length(question) - FRAME
-        room = most - (window // 4 if max_tokens < 0 else min(max_tokens, window // 4))
+        tokens, window = length(question), self.model.allmem.window
+        room = room_beside(tokens, self.model, max_tokens)
         if passage_tokens is not None:
+            most = room_beside(tokens, self.model, 0)
             if passage_tokens > most:
                 raise SettingError(
                     f"{passage_tokens} tokens of passages have no room: beside the "

@@ -196,7 +196,7 @@ def documents(
 
     if document is not None:
         with closing(Progress(document)) as progress:
-            yield archive.add(document, args.allow_special_tokens, progress)
+            yield archive.add(document, args.allow_special_tokens, progress.indexed)
         return
     keys = None
     if args.load_state is not None:

@@ -191,7 +191,7 @@ def _apart(
 
 def _whole(tokenizer: Any, text: str, end: int) -> Encoded:
     """The tokens of a part that is encoded by itself, and ends there."""
-    ids = _ids(tokenizer, text)
+    ids = token_ids(tokenizer, text)
     return ids, [end] * len(ids)
 
 
@@ -218,7 +218,7 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
 
     Tokens before it end no later, and tokens after it begin no earlier.
     """
-    ids = _ids(tokenizer, text)
+    ids = token_ids(tokenizer, text)
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     if encoding.ids != ids:
         # The tokenizer changes the text before it encodes it: nowhere to cut.
@@ -230,8 +230,9 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
     return ids, [*zip(reversed(starts), accumulate(ends, max), strict=True)]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    # Silences the warning that the text is longer than the model can read.
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text's tokens, and no others. Unlike the tokenizer's own ``encode``
+    it does not warn that the text is longer than the model can read."""
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 

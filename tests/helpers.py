@@ -226,6 +226,21 @@ def active_folder(folder: Path, **options) -> Path:
     return folder / "model"
 
 
+WORDS = "RING TURNS QUICK BROWN LAZY HOUSE RIVER STONE NIGHT GREEN".split()
+PLACES = ["OSLO", "QUITO", "PARIS", "CAIRO", "DELHI", "LIMA"]
+
+
+def prose(places=PLACES) -> str:
+    """Sentences of a few words, of which one in a hundred tells something."""
+    lines = []
+    for i in range(100 * len(places)):
+        words = [WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(6)]
+        lines.append(f"THE {' '.join(words)}.")
+        if i % 100 == 50:
+            lines.append(f"THE CUP OF KING{i // 100} IS IN {places[i // 100]}.")
+    return " ".join(lines)
+
+
 # Runs each command line of stdin in a child of its own, once what it imports is loaded.
 NURSERY = """
 import os, sys

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from helpers import Nursery, active_folder, assert_refused, run
+from helpers import PLACES, Nursery, active_folder, assert_refused, prose, run
 
 from allmem_mlx import load
 from allmem_mlx import state as states
@@ -21,20 +21,6 @@ from allmem_mlx.document import Document, Mark
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.plain_text import control_tokens, encode
 from allmem_mlx.session import Session
-
-WORDS = "RING TURNS QUICK BROWN LAZY HOUSE RIVER STONE NIGHT GREEN".split()
-PLACES = ["OSLO", "QUITO", "PARIS", "CAIRO", "DELHI", "LIMA"]
-
-
-def prose(places=PLACES) -> str:
-    """Sentences of a few words, of which one in a hundred tells something."""
-    lines = []
-    for i in range(100 * len(places)):
-        words = [WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(6)]
-        lines.append(f"THE {' '.join(words)}.")
-        if i % 100 == 50:
-            lines.append(f"THE CUP OF KING{i // 100} IS IN {places[i // 100]}.")
-    return " ".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +285,23 @@ class TestGenerate:
         command.answer("--prompt-file", document, "--index-only", "--archive", other)
         result = command("--load-state", state, "--archive", other, *self.QUESTION)
         assert_refused(result, 1, "does not belong to the state", "--no-archive")
+
+    def test_a_state_that_is_saved_again_keeps_its_documents(
+        self, command, document, tmp_path
+    ):
+        """Looked up beside the state that it comes from; nothing is said to be lost."""
+        state, again = tmp_path / "a.allmem", tmp_path / "b.allmem"
+        command.answer("--prompt-file", document, "--save-state", state)
+        flags = ["--load-state", state, "--save-state", again]
+        result = command(*flags, *self.QUESTION)
+        assert result.returncode == 0 and not result.stderr, result.stderr
+        assert "KING2 IS IN PARIS" in result.stdout.decode()
+        assert states.describe(again)["notes"]["documents"]
+        (tmp_path / "a.archive").unlink()
+        third = tmp_path / "c.allmem"
+        lost = command("--load-state", state, "--save-state", third)
+        assert lost.returncode == 0 and b"cannot be looked up" in lost.stderr
+        assert states.describe(third)["notes"]["documents"]
 
     def test_a_lost_archive_is_made_again(self, command, document, tmp_path):
         state = tmp_path / "a.allmem"

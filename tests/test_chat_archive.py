@@ -3,8 +3,7 @@
 import os
 
 import pytest
-from helpers import active_folder
-from test_asking import prose
+from helpers import active_folder, prose
 from test_chat import Terminal, piped
 
 from allmem_mlx import load

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from helpers import ROOT, active_folder, assert_refused, run
 
-from allmem_mlx import load
+from allmem_mlx import load, session
 from allmem_mlx import state as states
 from allmem_mlx.archive import summaries
 from allmem_mlx.archive.archive import Archive
@@ -219,7 +219,7 @@ class TestSummaries:
         for number, (message, read) in enumerate(said):
             if read:
                 continue
-            size = len(tokenizer.encode(message)) + summaries.FRAME + 8
+            size = len(tokenizer.encode(message)) + session.FRAME + 8
             assert size <= 1024
             inside = [int(x) - 1 for x in re.findall(r"^SAID (\d+)\.", message, re.M)]
             assert len(inside) > 1
@@ -248,7 +248,7 @@ class TestSummaries:
     def test_a_part_fits_into_the_window(self, tiny, archive):
         model, tokenizer = tiny
         room = summariser(tiny, archive, max_tokens=100).part_tokens
-        assert room == 1024 - 100 - summaries.FRAME - len(tokenizer.encode(OF_A_PART))
+        assert room == 1024 - 100 - session.FRAME - len(tokenizer.encode(OF_A_PART))
         endless = summariser(tiny, archive, max_tokens=-1).part_tokens
         assert endless == room + 100 - 256
 

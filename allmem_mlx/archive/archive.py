@@ -27,6 +27,11 @@ from .terms import query, terms
 
 BLOCK = 4096  # tokens in a row
 LONGEST_NAME = 80  # characters of a file or section in a place
+# Their rows, as Archive._passage takes them.
+PASSAGES = """
+    SELECT passages.*, documents.tokens FROM passages
+    JOIN documents ON documents.id = passages.document
+"""
 CUTTING = 1  # changes with the rules of cutting.py and terms.py
 
 
@@ -53,6 +58,12 @@ class Passage:
     last: int
     place: float
     count: int = 1
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Where it is from, its tokens and its text, for JSON."""
+        tokens = {"first": self.first, "last": self.last}
+        return {**vars(self.mark), **tokens, "text": self.text}
 
     @property
     def where(self) -> str:
@@ -318,14 +329,12 @@ class Archive:
         """
         if not (match := query(text)):
             return []
-        chosen = ""
-        if documents is not None:
-            chosen = f"AND document IN ({', '.join(str(int(x)) for x in documents)})"
         select = f"""
             SELECT passages.*, documents.tokens FROM terms
             CROSS JOIN passages ON passages.id = terms.rowid
             CROSS JOIN documents ON documents.id = passages.document
-            WHERE terms MATCH ? {chosen} ORDER BY rank, terms.rowid LIMIT ?
+            WHERE terms MATCH ? AND {_among(documents)}
+            ORDER BY rank, terms.rowid LIMIT ?
         """
         return [self._passage(row) for row in self._rows(select, match, k)]
 
@@ -335,10 +344,7 @@ class Archive:
         Args:
             documents (list): numbers of the documents that count; all if ``None``.
         """
-        select = "SELECT COUNT(*) FROM passages"
-        if documents is not None:
-            chosen = ", ".join(str(int(x)) for x in documents)
-            select += f" WHERE document IN ({chosen})"
+        select = f"SELECT COUNT(*) FROM passages WHERE {_among(documents)}"
         return self._rows(select)[0][0]
 
     def matches(self, text: str, documents: Iterable[int] | None = None) -> int:
@@ -351,13 +357,10 @@ class Archive:
         words = dict.fromkeys(terms(text))
         if not words:
             return 0
-        select = """
+        select = f"""
             SELECT COUNT(*) FROM terms JOIN passages ON passages.id = terms.rowid
-            WHERE terms MATCH ?
+            WHERE terms MATCH ? AND {_among(documents)}
         """
-        if documents is not None:
-            chosen = ", ".join(str(int(x)) for x in documents)
-            select += f" AND document IN ({chosen})"
         return self._rows(select, " AND ".join(f'"{word}"' for word in words))[0][0]
 
     def summary(self, document: int, first: int, last: int, maker: str) -> str | None:
@@ -409,21 +412,18 @@ class Archive:
             entry (Entry): the document.
             first (int): number of the first one.
         """
-        select = """
-            SELECT passages.*, documents.tokens FROM passages
-            JOIN documents ON documents.id = passages.document
-            WHERE document = ? AND number BETWEEN ? AND ? ORDER BY number
-        """
+        select = (
+            f"{PASSAGES} WHERE document = ? AND number BETWEEN ? AND ? ORDER BY number"
+        )
         while rows := self._rows(select, entry.id, first, first + 99):
             yield from map(self._passage, rows)
             first += 100
 
     def bodies(self, documents: Iterable[int]) -> Iterator[tuple[int, str]]:
         """The ids and texts of all passages of some documents."""
-        chosen = ", ".join(str(int(x)) for x in documents)
         select = f"""
             SELECT id, body FROM passages
-            WHERE document IN ({chosen}) AND id > ? ORDER BY id LIMIT 100
+            WHERE {_among(documents)} AND id > ? ORDER BY id LIMIT 100
         """
         last = 0
         while rows := self._rows(select, last):
@@ -432,10 +432,7 @@ class Archive:
 
     def get(self, ids: Iterable[int]) -> list[Passage]:
         """Passages by their ids."""
-        select = """
-            SELECT passages.*, documents.tokens FROM passages
-            JOIN documents ON documents.id = passages.document WHERE passages.id = ?
-        """
+        select = f"{PASSAGES} WHERE passages.id = ?"
         return [self._passage(self._rows(select, number)[0]) for number in ids]
 
     def _passage(self, row: Any) -> Passage:
@@ -553,6 +550,13 @@ class _Adding:
 
     def _one(self, select: str, *values: Any) -> Any:
         return self.connection.execute(select, values).fetchone()
+
+
+def _among(documents: Iterable[int] | None) -> str:
+    """A condition for passages of some documents; all if ``None``."""
+    if documents is None:
+        return "TRUE"
+    return f"document IN ({', '.join(str(int(x)) for x in documents)})"
 
 
 def _short(name: str) -> str:

@@ -10,6 +10,8 @@ from ..errors import AllMemError, SettingError
 from .citations import check, describe, printable_line, quoted_sentence
 from .counting import counting_note
 
+NOTHING_FOUND = "no passage has any of these words"
+
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for looking up."""
@@ -93,7 +95,8 @@ def archive_place(args: argparse.Namespace) -> Path | None:
         return None
     if getattr(args, "save_state", None) is not None:
         beside = archive_beside(args.save_state)
-        return beside if args.prompt_file is not None or beside.exists() else None
+        if args.prompt_file is not None or beside.exists():
+            return beside
     if args.load_state is not None:
         beside = archive_beside(args.load_state)
         return beside if beside.exists() else None
@@ -164,12 +167,13 @@ def working_archive(state_file: str | None, tokenizer: Any, state: Any) -> Any:
         belongs(archive, state)
     else:
         warn_of_lost(beside, state)
+        state.notes.pop("documents", None)
     return archive
 
 
 def warn_of_lost(beside: Path, state: Any) -> None:
-    """Says that documents of a state cannot be looked up, and forgets them."""
-    if state.notes.pop("documents", None):
+    """Says that what a state has read cannot be looked up."""
+    if state.documents:
         warn(f"{str(beside)!r} does not exist: what was read cannot be looked up")
 
 
@@ -191,14 +195,10 @@ def print_sources(lookup: Any, question: str | None, answer: str, archive: Any) 
     print(lookup.summary)
 
 
-def print_passages(archive: Any, words: str, k: int = 5) -> None:
-    """The passages that have some words, the best first."""
-    found = archive.search(words, k)
-    for passage in found:
-        sentence = quoted_sentence(passage.text, words, "")
-        print(f"{printable_line(passage.where)}: {sentence}")
-    if not found:
-        print("no passage has any of these words")
+def found_line(passage: Any, words: str) -> str:
+    """A passage that was searched for, in a line: its place and a sentence."""
+    sentence = quoted_sentence(passage.text, words, "")
+    return f"{printable_line(passage.where)}: {sentence}"
 
 
 def texts(lookup: Any) -> list[str]:
@@ -211,14 +211,7 @@ def record(lookup: Any, answer: str) -> dict[str, Any]:
     if lookup is None:
         return {}
     sources = [
-        {
-            "number": source.number,
-            "read": source.read,
-            **vars(source.passage.mark),
-            "first": source.passage.first,
-            "last": source.passage.last,
-            "text": source.passage.text,
-        }
+        {"number": source.number, "read": source.read, **source.passage.record}
         for source in lookup.sources
     ]
     claims = [

@@ -4,7 +4,7 @@ else, and then of the summaries, in as many rounds as the window needs."""
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import mlx.core as mx
 
 from .. import state as states
-from ..conversation import Conversation, Template
+from ..conversation import Conversation, Template, thought_marks
 from ..document import Mark
 from ..errors import AllMemError
 from ..model import Model
-from ..session import FRAME, Session
+from ..session import Session, room_beside
+from ..tokens import token_ids
 from .archive import Archive, Entry, Passage
 from .citations import check
 from .cutting import sentences
@@ -111,44 +112,40 @@ def parts(archive: Archive, entry: Entry, size: int = PART) -> Iterator[Part]:
         size (int): tokens of a part, about.
     """
     short = size // SHORT
-    part: Part | None = None
-    for other in _sections(archive, entry, size):
-        if part is None:
-            part = other
-            continue
+
+    def in_a_section(part: Part, other: Part) -> bool:
+        return _same_section(part, other) and part.through(other).tokens <= size
+
+    def short_ones(part: Part, other: Part) -> bool:
         # The short end of a long section stays with it, a heading with what follows.
-        same = _section(part.end) == _section(other.start) and other.tokens < short
-        joined = part.through(other)
-        if (same or part.tokens < short) and joined.tokens <= size + short:
-            part = joined
+        end = _same_section(part, other) and other.tokens < short
+        fits = part.through(other).tokens <= size + short
+        return (end or part.tokens < short) and fits
+
+    passages = (Part.of(passage, entry) for passage in archive.passages(entry))
+    return _joined(_joined(passages, in_a_section), short_ones)
+
+
+def _joined(
+    parts: Iterable[Part], belong: Callable[[Part, Part], bool]
+) -> Iterator[Part]:
+    """Parts that follow each other, those that belong together as one."""
+    joined: Part | None = None
+    for part in parts:
+        if joined is None:
+            joined = part
+        elif belong(joined, part):
+            joined = joined.through(part)
         else:
-            yield part
-            part = other
-    if part is not None:
-        yield part
+            yield joined
+            joined = part
+    if joined is not None:
+        yield joined
 
 
-def _sections(archive: Archive, entry: Entry, size: int) -> Iterator[Part]:
-    """The sections of a document, those that are too long in several parts."""
-    part: Part | None = None
-    for passage in archive.passages(entry):
-        other = Part.of(passage, entry)
-        if part is None:
-            part = other
-        elif (
-            _section(part.end) == _section(other.start)
-            and (joined := part.through(other)).tokens <= size
-        ):
-            part = joined
-        else:
-            yield part
-            part = other
-    if part is not None:
-        yield part
-
-
-def _section(mark: Mark) -> tuple[str, str | None]:
-    return mark.source, mark.section
+def _same_section(part: Part, other: Part) -> bool:
+    end, start = part.end, other.start
+    return (end.source, end.section) == (start.source, start.section)
 
 
 @dataclass(frozen=True)
@@ -272,10 +269,8 @@ class Summariser:
 
     def _room(self, message: str) -> int:
         """Tokens that the window has left beside a message and a summary."""
-        window, most = self.model.allmem.window, self.options["max_tokens"]
-        answer = window // 4 if most < 0 else min(most, window // 4)
-        ids = self.tokenizer.encode(message, add_special_tokens=False, verbose=False)
-        return window - len(ids) - FRAME - answer
+        tokens = len(token_ids(self.tokenizer, message))
+        return room_beside(tokens, self.model, self.options["max_tokens"])
 
     def _of_summaries(self, group: list[Summary]) -> Summary:
         return self._summary(group[0].part.through(group[-1].part), _message(group))
@@ -322,8 +317,7 @@ class Summariser:
         Raises:
             AllMemError: if nothing was.
         """
-        start = self.tokenizer.think_start or "<think>"
-        end = self.tokenizer.think_end or "</think>"
+        start, end = thought_marks(self.tokenizer)
         _, ended, said = text.rpartition(end)
         if not ended and (
             text.lstrip().startswith(start)

@@ -11,11 +11,10 @@ from typing import Any
 from .. import state as states
 from ..archive.archive import Archive, Entry, Passage
 from ..archive.lookup import Lookup, Search
-from ..command import warn
-from ..document import Document
 from ..model import Model
 from ..session import Session
 from .planting import Planted
+from .texts import opened
 
 ANSWER = 24  # tokens of an answer at most
 
@@ -100,12 +99,9 @@ class Shelves:
 
     def add(self, file: Path) -> Shelf:
         """Puts a document on a shelf of its own."""
-        document = Document(file)
-        for line in document.notes:
-            warn(line)
         place = Path(self._folder.name) / f"{len(self._shelves)}.archive"
         archive = Archive.open(place, self.tokenizer, create=True)
-        shelf = Shelf(archive, archive.add(document), place.stat().st_size)
+        shelf = Shelf(archive, archive.add(opened(file)), place.stat().st_size)
         self._shelves.append(shelf)
         return shelf
 

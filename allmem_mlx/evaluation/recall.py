@@ -104,9 +104,7 @@ class Asking:
     """
 
     def __init__(self, tokenizer: Any):
-        chat = tokenizer.has_chat_template
-        template = (Template.of_chat if chat else Template.plain)(tokenizer)
-        self.tokenizer, self.template = tokenizer, template
+        self.tokenizer, self.template = tokenizer, Template.of(tokenizer)
         self.encode = encoder(tokenizer)
         self.stops = set(tokenizer.eos_token_ids)
 

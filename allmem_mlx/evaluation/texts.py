@@ -55,8 +55,8 @@ def text_files(paths: Sequence[str]) -> list[Path]:
     return files
 
 
-def whole_text(file: Path) -> str:
-    """The text of a document.
+def opened(file: Path) -> Document:
+    """A document, of which what is to be said is said.
 
     Raises:
         AllMemError: if it cannot be read.
@@ -64,7 +64,16 @@ def whole_text(file: Path) -> str:
     document = Document(file)
     for line in document.notes:
         warn(line)
-    return "".join(document.text())
+    return document
+
+
+def whole_text(file: Path) -> str:
+    """The text of a document.
+
+    Raises:
+        AllMemError: if it cannot be read.
+    """
+    return "".join(opened(file).text())
 
 
 def read_text(file: Path, tokenizer: Any, most: int | None = None) -> Text:
@@ -74,9 +83,7 @@ def read_text(file: Path, tokenizer: Any, most: int | None = None) -> Text:
         AllMemError: if it cannot be read.
     """
     texts: list[str] = []
-    document = Document(file)
-    for line in document.notes:
-        warn(line)
+    document = opened(file)
 
     def pieces() -> Iterator[str]:
         for text in document.text():

@@ -5,7 +5,8 @@ from typing import Any
 
 from ...conversation import PARAGRAPH
 from ...model import Model
-from ...session import FRAME
+from ...session import room_beside
+from ...tokens import token_ids
 from ..lookups import Shelf, Shelves
 from ..systems import ALLMEM, ALLMEM_PASSAGES, PASSAGES_ONLY, WINDOW, WINDOW_PASSAGES
 from .suite import Example
@@ -45,9 +46,8 @@ class Passages:
             path.write_bytes(context.encode(errors="replace"))
             self._known[context] = self._shelves.add(path)
         _, rest = _around(example)
-        length = len(self.tokenizer.encode(rest, add_special_tokens=False))
-        window = self.model.allmem.window
-        room = window - length - FRAME - min(example.most, window // 4)
+        tokens = len(token_ids(self.tokenizer, rest))
+        room = room_beside(tokens, self.model, example.most)
         if room < 1:
             return ""
         session = self._known[context].session(self.model)
