@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BOOK := .demo/alice.txt
 
-.PHONY: demo test lint kernels families clean
+.PHONY: demo test lint lowest kernels families clean
 
 demo: .venv/installed $(BOOK)
 	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK) \
@@ -20,6 +20,11 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The lowest versions that pyproject.toml allows, for `make test` to try.
+lowest: .venv/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    $$(sed -nE 's/^  "([a-z0-9-]+([[]cpu])?)>=([0-9.]+).*/\1==\3/p' pyproject.toml)
 
 kernels: .venv/tested
 	$(BIN)/python tests/kernel_account.py

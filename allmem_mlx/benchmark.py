@@ -116,8 +116,8 @@ def speed(args: argparse.Namespace, model: "Model", title: str) -> None:
     vocabulary = model.base_config["vocab_size"]
     tokens: Any = mx.random.randint(0, vocabulary, (max(lengths),)).tolist()
     print(f"{title}\nRunning warmup..")
-    chunk = model.allmem.chunk
-    list(measure(compared, (tokens * chunk)[:chunk], [chunk], 2))
+    block = model.allmem.block
+    list(measure(compared, (tokens * block)[:block], [block], 2))
     count = args.generation_tokens
     print(f"Timing with prompt_tokens={lengths}, generation_tokens={count}.")
     trials: list[list[Measured]] = []
@@ -191,7 +191,7 @@ def fluency(
 def soak(args: argparse.Namespace, model: "Model", tokenizer: Any, title: str) -> None:
     from .benchmarking import soak as long
 
-    least = 2 * long.LOOKED_AT * model.allmem.chunk
+    least = 2 * long.LOOKED_AT * model.allmem.block
     if args.soak < least:
         raise SettingError(f"--soak must be at least {least}")
     if args.text:

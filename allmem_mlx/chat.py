@@ -456,9 +456,10 @@ class Chat:
         kept = session.snapshots
         number = len(kept.turns) + len(kept.chunks)
         beyond = now.tokens_read - now.tokens_in_window
+        rest = "in memory only" if now.memory_bytes else "forgotten; memory: none"
         print(
             f"Tokens: {now.tokens_read}, {now.tokens_in_window} in the window, "
-            f"{beyond} in memory only"
+            f"{beyond} {rest}"
         )
         print(f"State: {now.state_bytes / 1e6:.1f} MB")
         print(f"Snapshots: {number}, {kept.nbytes / 1e6:.1f} MB")

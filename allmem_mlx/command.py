@@ -80,7 +80,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--prefill-step-size",
         type=int,
         metavar="N",
-        help="Tokens evaluated at once while reading. Default: the chunk",
+        help="Tokens evaluated at once while reading. Default: a block of about 512",
     )
     add(
         "--allow-special-tokens",

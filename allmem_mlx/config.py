@@ -1,5 +1,6 @@
 """Every size and switch of the hybrid layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -7,6 +8,7 @@ from .errors import SettingError
 
 POSITIONS = ("bounded", "absolute")
 VALUES = ("hidden", "token")
+BLOCK = 512  # tokens that go through a layer at once, at most, if a chunk is smaller
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,31 @@ class AllMemConfig:
                 f"{len(candidates)} that can have a memory in the base model"
             )
         return chosen
+
+    @property
+    def block(self) -> int:
+        """Tokens that go through a layer at once while a text is read: whole chunks,
+        no more than the window has, as many as fit into 512."""
+        return self.chunk * max(1, min(self.window, BLOCK) // self.chunk)
+
+    def cuts(self, token: int, tokens: int) -> Iterator[int]:
+        """Cuts what is read next into what goes through the layers at once: blocks of
+        the absolute grid, and chunks where no whole block is left.
+
+        Args:
+            token (int): tokens read before.
+            tokens (int): tokens to cut.
+
+        Yields:
+            int: sizes, ``tokens`` in all.
+        """
+        end = token + tokens
+        while token < end:
+            whole = token % self.block == 0 and token + self.block <= end
+            size = self.block if whole else self.chunk - token % self.chunk
+            size = min(size, end - token)
+            yield size
+            token += size
 
     def shift(self, token: int) -> int:
         """How far the positions of the chunk that holds ``token`` are moved down."""

@@ -35,7 +35,7 @@ from .distillation.recipe import (
 from .distillation.stage2 import collect, collected
 from .errors import AllMemError, SettingError, reason
 from .evaluation import likelihood
-from .evaluation.systems import Reader, System, memory_is_off, systems
+from .evaluation.systems import Reader, System, systems
 from .families import largest_window
 from .files import replacing
 from .loading import load
@@ -91,7 +91,7 @@ class Run:
             recipe.data, recipe.held_out, recipe.validation, self.tokenizer, recipe.seed
         )
         self.base = base_model(self.model)
-        fresh = memory_is_off(self.model)
+        fresh = self.model.memory_is_off
         student.make_trainable(self.model)
         self.step, self.scored = 0, 0
         try:

@@ -300,10 +300,10 @@ def evaluate(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from . import state as states
-    from .evaluation.systems import matched_window, memory_is_off
+    from .evaluation.systems import matched_window
     from .version import __version__
 
-    config, matched, off = model.allmem, matched_window(model), memory_is_off(model)
+    config, matched, off = model.allmem, matched_window(model), model.memory_is_off
     sizes_text = (
         f"window {config.window}, sinks {config.sinks}, chunk {config.chunk}, matched "
         f"window {matched}"

@@ -101,22 +101,30 @@ def gradient(
     )
 
 
-def clip(grads: FastWeights, max_norm: float) -> FastWeights:
-    """Limits the Frobenius norm: ``G min(1, Theta / ||G||)``, for each matrix alone."""
+def squared_norms(grads: FastWeights) -> mx.array:
+    """Squares of the Frobenius norms of gate, up and down, ``[..., 3]``."""
+    return mx.stack([mx.square(g).sum((-2, -1)) for g in grads], axis=-1)
 
-    def clip_one(grad: mx.array) -> mx.array:
-        squared = mx.square(grad).sum((-2, -1), keepdims=True)
-        # The derivative of a square root is infinite at 0.
-        norm = mx.sqrt(mx.maximum(squared, NORM_FLOOR**2))
-        return grad * mx.minimum(1, max_norm / norm)
 
-    return FastWeights(*(clip_one(g) for g in grads))
+def clip(grads: FastWeights, squares: mx.array, max_norm: float) -> FastWeights:
+    """Limits the Frobenius norm: ``G min(1, Theta / ||G||)``, for each matrix alone.
+
+    Args:
+        grads (FastWeights): G.
+        squares (mx.array): the :func:`squared_norms` of G.
+        max_norm (float): Theta.
+    """
+    # The derivative of a square root is infinite at 0.
+    norms = mx.sqrt(mx.maximum(squares, NORM_FLOOR**2))
+    factors = mx.split(mx.minimum(1, max_norm / norms)[..., None], 3, axis=-2)
+    return FastWeights(*(g * f for g, f in zip(grads, factors, strict=True)))
 
 
 def write(
     weights: FastWeights,
     momentum: FastWeights,
     grads: FastWeights,
+    squares: mx.array,
     decay: mx.array,
     max_norm: float,
 ) -> tuple[FastWeights, FastWeights]:
@@ -126,6 +134,7 @@ def write(
         weights (FastWeights): U, the normalised weights.
         momentum (FastWeights): M of the chunk before.
         grads (FastWeights): G, the chunk's summed :func:`gradient`.
+        squares (mx.array): the :func:`squared_norms` of G, ``[..., 3]``.
         decay (mx.array): mu, the chunk's mean momentum decay, ``[...]``.
         max_norm (float): Theta.
 
@@ -133,8 +142,9 @@ def write(
         tuple: the new W and M.
     """
     decay = decay[..., None, None]
+    clipped = clip(grads, squares, max_norm)
     momentum = FastWeights(
-        *(decay * m - g for m, g in zip(momentum, clip(grads, max_norm), strict=True))
+        *(decay * m - g for m, g in zip(momentum, clipped, strict=True))
     )
     return (
         FastWeights(*(u + m for u, m in zip(weights, momentum, strict=True))),

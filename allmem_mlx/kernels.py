@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from . import memory_ops
+from . import kernel_check, memory_ops
 from .config import AllMemConfig
 from .fast_weights import FastWeights
 
 HEAD_DIMS = (32, 64, 96, 128)
 MAX_EXPANSION = 4  # hidden units for each channel of a head
 MAX_TAPS = 8
-SEGMENT = 64  # tokens a simdgroup of memory_inputs walks through
-MAX_UNITS = 128  # hidden units of a threadgroup of memory_fold, 8 a simdgroup
+SEGMENT = 32  # tokens a simdgroup of memory_inputs walks through
+FOLD_TOKENS = 64  # tokens for which memory_fold goes through G once
 THREADGROUP_BYTES = 32768
 
 WEIGHTS = ("gate", "up", "down")
@@ -36,12 +36,14 @@ class Operations(NamedTuple):
     memory_write: Callable
 
 
-def operations(config: AllMemConfig, training: bool) -> Operations:
-    """The operations to use now.
+def operations(
+    config: AllMemConfig, training: bool, dtype: mx.Dtype | None = None
+) -> Operations:
+    """The operations to use now, for activations of a type, float32 if none is given.
 
     The kernels need an Apple GPU and the head widths they are written for, and have no
-    gradient. ``ALLMEM_KERNELS=0`` turns them off, to compare, or to get on with work
-    where one of them should fail.
+    gradient. ``ALLMEM_KERNELS=0`` turns them off, to compare. Where one of them fails,
+    or computes something else than the reference, the reference is used.
     """
     if (
         training
@@ -54,7 +56,19 @@ def operations(config: AllMemConfig, training: bool) -> Operations:
         or not 2 <= config.conv_kernel <= MAX_TAPS
     ):
         return REFERENCE
-    return METAL
+    sizes = config.head_dim, config.hidden_dim, config.conv_kernel
+    return METAL if _work(*sizes, dtype or mx.float32) else REFERENCE
+
+
+@cache
+def _work(p: int, h: int, taps: int, dtype: mx.Dtype) -> bool:
+    """Whether the kernels do here what they should; if not, says so, once."""
+    fault = kernel_check.fault(METAL, REFERENCE, p, h, taps, dtype)
+    if fault:
+        from .command import warn  # which imports this
+
+        warn(f"the memory runs without its Metal kernels, and more slowly: {fault}")
+    return not fault
 
 
 @cache
@@ -71,13 +85,19 @@ def _text(name: str) -> str:
 
 
 @cache
-def _kernel(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+def _kernel(
+    name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], strided: bool = False
+) -> Any:
+    """``strided`` inputs come as they are, and the kernel goes by the strides of what
+    may be a part of something larger; the others go through ``mx.contiguous``, which
+    launches nothing for what is contiguous."""
     return mx.fast.metal_kernel(
         name=f"allmem_{name}",
         input_names=inputs,
         output_names=outputs,
         source=_text(f"{name}.metal"),
         header=_text("memory.h"),
+        ensure_row_contiguous=not strided,
         # IEEE arithmetic: what a state becomes must not depend on what a compiler
         # takes for fast enough.
         compile_options={"math_mode": "safe"},
@@ -88,16 +108,26 @@ def _names(prefix: str, suffix: str = "") -> tuple[str, ...]:
     return tuple(f"{prefix}_{part}{suffix}" for part in WEIGHTS)
 
 
-def _like(*arrays: mx.array) -> dict[str, list]:
-    return {
-        "output_shapes": [x.shape for x in arrays],
-        "output_dtypes": [x.dtype for x in arrays],
-    }
-
-
 @cache
-def _scalar(value: float) -> mx.array:
-    return mx.array(value, mx.float32)
+def _constant(*values: float) -> mx.array:
+    return mx.array(values, mx.float32)
+
+
+def tokens_of_read(tokens: int, p: int, h: int) -> int:
+    """Tokens that a threadgroup of ``memory_read`` reads: each loads W once, so as many
+    as leave the GPU enough threadgroups and fit into a threadgroup's memory."""
+
+    def suits(size: int) -> bool:
+        room = 4 * (size * (p + 4 + h + 4) + p)
+        return tokens > 5 * size and room <= THREADGROUP_BYTES
+
+    return next((size for size in (32, 16) if suits(size)), 8)
+
+
+def units_of_fold(h: int) -> int:
+    """Hidden units of a threadgroup of ``memory_fold``, 8 to a simdgroup: an eighth of
+    them, so that 3 heads give a GPU work."""
+    return max(u for u in range(8, max(h // 8, 8) + 1, 8) if h % u == 0)
 
 
 def memory_inputs(
@@ -125,7 +155,7 @@ def memory_inputs(
         ),
         ("queries", "rows", "gates", "new_tail"),
     )
-    offset = _scalar(memory_ops.rate_offset(learning_rate))
+    offset = _constant(memory_ops.rate_offset(learning_rate))
     segments = -(-T // SEGMENT)
     return tuple(
         kernel(
@@ -159,20 +189,21 @@ def memory_read(
         "memory_read",
         (*_names("w"), "queries", "gates", "norm_weight", "eps"),
         ("out",),
+        strided=True,
     )
-    # Two rows of 4 bytes for each token of a tile, each padded by 4 tokens.
-    fits = 4 * (p + h) * (16 + 4) <= THREADGROUP_BYTES
-    simdgroups = 16 if p <= 64 else p // 8
+    tokens = tokens_of_read(T, p, h)
+    threads = 256 if p == 128 else 4 * p
     return kernel(
-        inputs=[*weights, queries, gates, norm, _scalar(eps)],
-        template=[
-            ("InT", dtype),
-            ("P", p),
-            ("H", h),
-            ("TOKENS", 16 if T > 8 and fits else 8),
+        inputs=[
+            *map(mx.contiguous, weights),
+            queries,
+            gates,
+            mx.contiguous(norm),
+            _constant(eps),
         ],
-        grid=(32 * simdgroups, B * n, 1),
-        threadgroup=(32 * simdgroups, 1, 1),
+        template=[("InT", dtype), ("P", p), ("H", h), ("TOKENS", tokens)],
+        grid=(threads, B * n, -(-T // tokens)),
+        threadgroup=(threads, 1, 1),
         output_shapes=[(B, T, n * p)],
         output_dtypes=[dtype],
     )[0]
@@ -185,27 +216,25 @@ def memory_fold(
     grads: FastWeights,
     decay: mx.array,
     rows: mx.array,
-) -> tuple[FastWeights, mx.array]:
+) -> tuple[FastWeights, mx.array, mx.array]:
     B, n, h, p = weights.gate.shape
     kernel = _kernel(
         "memory_fold",
         (*_names("w"), *_names("s"), *_names("g"), "decay", "rows"),
-        ("gate_out", "up_out", "down_out", "decay_out"),
+        ("gate_out", "up_out", "down_out", "decay_out", "squares"),
+        strided=True,
     )
-    units = max(u for u in range(8, MAX_UNITS + 1, 8) if h % u == 0)
-    *grads, decay = kernel(
-        inputs=[*weights, *scales, *grads, decay, rows],
-        template=[
-            ("P", p),
-            ("H", h),
-            ("UNITS", units),
-            ("TOKENS", 64 if p <= 96 else 32),
-        ],
+    units = units_of_fold(h)
+    whole = map(mx.contiguous, (*weights, *scales, *grads, decay))
+    *new, decay, squares = kernel(
+        inputs=[*whole, rows],
+        template=[("P", p), ("H", h), ("UNITS", units), ("TOKENS", FOLD_TOKENS)],
         grid=(4 * h, B * n, 1),
         threadgroup=(4 * units, 1, 1),
-        **_like(*weights, decay),
+        output_shapes=[*(w.shape for w in weights), (B, n), (B, n, 3, h // 8)],
+        output_dtypes=[mx.float32] * 5,
     )
-    return FastWeights(*grads), decay
+    return FastWeights(*new), decay, squares
 
 
 def memory_write(
@@ -214,10 +243,12 @@ def memory_write(
     scales: FastWeights,
     momentum: FastWeights,
     grads: FastWeights,
+    squares: mx.array,
     decay: mx.array,
+    tokens: int,
     norms: FastWeights,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights]:
+) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights, mx.array]:
     B, n, h, p = weights.gate.shape
     kernel = _kernel(
         "memory_write",
@@ -226,29 +257,24 @@ def memory_write(
             *_names("s"),
             *_names("m"),
             *_names("g"),
-            "mu",
+            "squares",
+            "decay",
             *_names("n"),
-            "max_norm",
+            "limits",
         ),
-        tuple(name for kind in "wsmg" for name in _names(kind, "_out")),
+        (*(name for kind in "wsmg" for name in _names(kind, "_out")), "decay_out"),
     )
+    state = (*weights, *scales, *momentum, *grads)
     outputs = kernel(
-        inputs=[
-            *weights,
-            *scales,
-            *momentum,
-            *grads,
-            decay,
-            *norms,
-            _scalar(max_norm),
-        ],
-        template=[("P", p), ("H", h)],
-        grid=(3 * 512, B * n, 1),
-        threadgroup=(512, 1, 1),
-        **_like(*weights, *scales, *momentum, *grads),
+        inputs=[*state, squares, decay, *norms, _constant(max_norm, tokens)],
+        template=[("P", p), ("H", h), ("PARTS", squares.shape[-1])],
+        grid=(32 * p, 3 * n, B),
+        threadgroup=(256, 1, 1),
+        output_shapes=[x.shape for x in (*state, decay)],
+        output_dtypes=[mx.float32] * 13,
     )
     new = [FastWeights(*outputs[i : i + 3]) for i in range(0, 12, 3)]
-    return new[0], new[1], new[2], new[3]
+    return new[0], new[1], new[2], new[3], outputs[12]
 
 
 METAL = Operations(memory_inputs, memory_read, memory_fold, memory_write)

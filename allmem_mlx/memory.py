@@ -95,7 +95,7 @@ class Memory(nn.Module):
         config (AllMemConfig): sizes of the memory.
 
     Shape:
-        - input: ``[B, T, D]``, T tokens of one chunk.
+        - input: ``[B, T, D]``, a part of one chunk or whole chunks.
         - output: ``[B, T, D]``.
     """
 
@@ -179,31 +179,6 @@ class Memory(nn.Module):
             self._norms = own, norms
         return norms
 
-    def _fold(
-        self, ops: kernels.Operations, state: MemoryState, rows: mx.array, token: int
-    ) -> MemoryState:
-        """Adds the gradient of every completed block of ``fold`` tokens to G."""
-        fold = self.config.fold
-        T, waiting = rows.shape[2], token % fold
-        if waiting + T < fold:
-            block = state.block[...]  # the old state stays as it was
-            block[:, :, waiting : waiting + T] = rows
-            return state._replace(block=block)
-
-        if waiting:
-            rows = mx.concatenate([state.block[:, :, :waiting], rows], axis=2)
-        full = rows.shape[2] // fold * fold
-        grads, decay = ops.memory_fold(
-            weights=state.weights,
-            scales=state.scales,
-            grads=state.grads,
-            decay=state.decay,
-            rows=rows[:, :, :full],
-        )
-        left = rows[:, :, full:]
-        block = mx.pad(left, [(0, 0), (0, 0), (0, fold - left.shape[2]), (0, 0)])
-        return state._replace(grads=grads, decay=decay, block=block)
-
     def _projected(self, u: mx.array, embedded: Any) -> mx.array:
         """x of :func:`memory_ops.memory_inputs`, ``[B, T, 3np + 5n]``."""
         projected = self.in_proj(u)
@@ -217,18 +192,18 @@ class Memory(nn.Module):
     def __call__(
         self, u: mx.array, cache: Any, token: int, embedded: mx.array | None = None
     ) -> mx.array:
-        """Reads the memory for T tokens, then learns them.
+        """Reads the memory for T tokens, chunk by chunk, and learns each.
 
         Args:
-            u (mx.array): the layer's normed input, ``[B, T, D]``.
+            u (mx.array): the layer's normed input, ``[B, T, D]``: a part of one chunk,
+                or whole chunks.
             cache (ArraysCache): the layer's :class:`MemoryState`, updated in place.
-            token (int): number of tokens read before. The T tokens must not cross a
-                chunk boundary.
+            token (int): number of tokens read before.
             embedded (mx.array): the normed embeddings of the tokens, ``[B, T, D]``,
                 where values are made of them.
         """
         c = self.config
-        ops = kernels.operations(c, self.training)
+        ops = kernels.operations(c, self.training, u.dtype)
         B, T, _ = u.shape
         if cache.empty():
             state = self.initial_state(B, u.dtype)
@@ -244,31 +219,77 @@ class Memory(nn.Module):
             k_norm=self.k_norm.weight,
             learning_rate=c.learning_rate,
         )
-        y = ops.memory_read(
-            weights=state.weights,
-            queries=queries,
-            gates=gates,
-            norm=self.o_norm.weight,
-            eps=c.output_eps,
-            dtype=u.dtype,
-        )
-        state = self._fold(ops, state._replace(tail=tail), rows, token)
-        if (token + T) % c.chunk == 0:
-            weights, scales, momentum, grads = ops.memory_write(
-                weights=state.weights,
-                scales=state.scales,
-                momentum=state.momentum,
-                grads=state.grads,
-                decay=state.decay / c.chunk,
-                norms=self.initial_norms,
-                max_norm=c.max_update_norm,
+        state = state._replace(tail=tail)
+        recalled = []
+        for start in range(0, T, c.chunk):
+            chunk = slice(start, min(start + c.chunk, T))
+            recalled.append(
+                ops.memory_read(
+                    weights=state.weights,
+                    queries=queries[:, :, chunk],
+                    gates=gates[:, :, chunk],
+                    norm=self.o_norm.weight,
+                    eps=c.output_eps,
+                    dtype=u.dtype,
+                )
             )
-            state = state._replace(
-                weights=weights,
-                scales=scales,
-                momentum=momentum,
-                grads=grads,
-                decay=mx.zeros_like(state.decay),
-            )
+            state = self.learn(ops, state, rows[:, :, chunk], token + start)
         cache.cache = state.arrays()
+        y = recalled[0] if len(recalled) == 1 else mx.concatenate(recalled, axis=1)
         return self.o_proj(y)
+
+    def learn(
+        self, ops: kernels.Operations, state: MemoryState, rows: mx.array, token: int
+    ) -> MemoryState:
+        """Learns T tokens of one chunk: adds the gradient of every completed block of
+        ``fold`` tokens to G, and writes W where the chunk ends.
+
+        Args:
+            ops (Operations): to use.
+            state (MemoryState): before.
+            rows (mx.array): of :func:`memory_ops.memory_inputs`, ``[B, n, T, 2p + 4]``.
+            token (int): number of tokens read before.
+        """
+        c = self.config
+        T, waiting = rows.shape[2], token % c.fold
+        if waiting + T < c.fold:
+            block = state.block[...]  # the old state stays as it was
+            block[:, :, waiting : waiting + T] = rows
+            return state._replace(block=block)
+
+        if waiting:
+            rows = mx.concatenate([state.block[:, :, :waiting], rows], axis=2)
+        full = rows.shape[2] // c.fold * c.fold
+        grads, decay, squares = ops.memory_fold(
+            weights=state.weights,
+            scales=state.scales,
+            grads=state.grads,
+            decay=state.decay,
+            rows=rows[:, :, :full],
+        )
+        state = state._replace(grads=grads, decay=decay)
+        left = rows[:, :, full:]
+        if waiting or left.shape[2]:  # else no token waited, and none does
+            padding = [(0, 0), (0, 0), (0, c.fold - left.shape[2]), (0, 0)]
+            state = state._replace(block=mx.pad(left, padding))
+        if (token + T) % c.chunk:
+            return state
+
+        weights, scales, momentum, grads, decay = ops.memory_write(
+            weights=state.weights,
+            scales=state.scales,
+            momentum=state.momentum,
+            grads=state.grads,
+            squares=squares,
+            decay=state.decay,
+            tokens=c.chunk,
+            norms=self.initial_norms,
+            max_norm=c.max_update_norm,
+        )
+        return state._replace(
+            weights=weights,
+            scales=scales,
+            momentum=momentum,
+            grads=grads,
+            decay=decay,
+        )

@@ -66,7 +66,8 @@ def memory_inputs(
     taps = conv_weight.shape[1]
     qkv, rates = mx.split(projected, [3 * n * p], axis=-1)
     qkv = mx.concatenate([tail, qkv], axis=1)
-    tail = qkv[:, T:]
+    # A copy: a slice would keep all of it.
+    tail = mx.take(qkv, mx.arange(T, T + taps - 1), axis=1)
 
     qkv, taps_of = qkv.astype(mx.float32), conv_weight.astype(mx.float32)
     mixed = sum(taps_of[:, i] * qkv[:, i : i + T] for i in range(taps))
@@ -114,6 +115,21 @@ def memory_read(
 
 
 @mx.compile
+def _fold(
+    weights: FastWeights,
+    scales: FastWeights,
+    grads: FastWeights,
+    decay: mx.array,
+    rows: mx.array,
+) -> tuple[FastWeights, mx.array]:
+    p = weights.gate.shape[-1]
+    keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
+    unified = fast_weights.normalize(weights, scales)
+    added = fast_weights.gradient(unified, keys, values, rates)
+    grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
+    return grads, decay + decays.sum((-2, -1))
+
+
 def memory_fold(
     *,
     weights: FastWeights,
@@ -121,7 +137,7 @@ def memory_fold(
     grads: FastWeights,
     decay: mx.array,
     rows: mx.array,
-) -> tuple[FastWeights, mx.array]:
+) -> tuple[FastWeights, mx.array, mx.array]:
     """Adds the gradient of T tokens to G, and their m to the sum of decays.
 
     Args:
@@ -132,14 +148,12 @@ def memory_fold(
         rows (mx.array): ``[B, n, T, 2p + 4]``.
 
     Returns:
-        tuple: the new G and sum.
+        tuple: the new G; the new sum; and the sums of squares of the new G for gate, up
+        and down, in parts, ``[B, n, 3, parts]``, which a write that follows needs.
     """
-    p = weights.gate.shape[-1]
-    keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
-    unified = fast_weights.normalize(weights, scales)
-    added = fast_weights.gradient(unified, keys, values, rates)
-    grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
-    return grads, decay + decays.sum((-2, -1))
+    grads, decay = _fold(weights, scales, grads, decay, rows)
+    # Not compiled with the rest, so that only a write computes them.
+    return grads, decay, fast_weights.squared_norms(grads)[..., None]
 
 
 def memory_write(
@@ -148,10 +162,12 @@ def memory_write(
     scales: FastWeights,
     momentum: FastWeights,
     grads: FastWeights,
+    squares: mx.array,
     decay: mx.array,
+    tokens: int,
     norms: FastWeights,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights]:
+) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights, mx.array]:
     """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``, ``G <- 0``.
 
     Args:
@@ -159,15 +175,20 @@ def memory_write(
         scales (FastWeights): what makes U of it.
         momentum (FastWeights): M of the chunk before.
         grads (FastWeights): G of the whole chunk.
-        decay (mx.array): mu, the chunk's mean m, ``[B, n]``.
+        squares (mx.array): of G, as the last :func:`memory_fold` left them.
+        decay (mx.array): the chunk's sum of m, ``[B, n]``; mu is their mean.
+        tokens (int): number of tokens of the chunk.
         norms (FastWeights): N, :func:`fast_weights.row_norms` of the initial weights,
             ``[n, rows, 1]``.
         max_norm (float): Theta.
 
     Returns:
-        tuple: the new W, its scales, M and G.
+        tuple: the new W, its scales, M, G and the sum of m.
     """
     unified = fast_weights.normalize(weights, scales)
-    weights, momentum = fast_weights.write(unified, momentum, grads, decay, max_norm)
+    weights, momentum = fast_weights.write(
+        unified, momentum, grads, squares.sum(-1), decay / tokens, max_norm
+    )
     grads = FastWeights(*(mx.zeros_like(g) for g in grads))
-    return weights, fast_weights.row_scales(weights, norms), momentum, grads
+    scales = fast_weights.row_scales(weights, norms)
+    return weights, scales, momentum, grads, mx.zeros_like(decay)

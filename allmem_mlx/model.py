@@ -86,7 +86,7 @@ class ModelArgs(BaseModelArgs):
 
 class HybridCache(CacheList):
     """State of one layer: the attention ring and the arrays of :class:`MemoryState`,
-    or the ring alone where the base's own layer slides.
+    or the ring alone where the layer has no memory or the memory is off.
 
     A ``CacheList`` of stock parts, and called so in files, because mlx-lm looks the
     classes of a saved prompt cache up by name among its own, before it loads the
@@ -163,7 +163,8 @@ class HybridAttention(WindowAttention):
         self.alpha = mx.zeros((dims,))
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        """Mixes T tokens of one chunk.
+        """Mixes T tokens, a part of one chunk or whole chunks. A state without a memory
+        leaves window + sinks.
 
         Args:
             x (mx.array): the input of the base's attention, ``[B, T, D]``: normed, or
@@ -171,10 +172,13 @@ class HybridAttention(WindowAttention):
             mask: not used; the layer makes its own.
             cache (HybridCache): the layer's state, updated in place.
         """
+        token, attended = cache[0].offset, super().__call__(x, cache[0])
+        if len(cache.caches) == 1:
+            return attended
         u = x if self.family.normed else mx.fast.rms_norm(x, None, RMS_EPS)
         embedded = getattr(cache, "embedded", None)  # a cache of mlx-lm's file has none
-        recalled = self.memory(u, cache[1], cache[0].offset, embedded)
-        return _mix(super().__call__(x, cache[0]), self.alpha, recalled)
+        recalled = self.memory(u, cache[1], token, embedded)
+        return _mix(attended, self.alpha, recalled)
 
 
 def _new_base(config: dict[str, Any]) -> nn.Module:
@@ -254,14 +258,23 @@ class Model(nn.Module):
         for layer in cache:
             layer.embedded = x
 
+    @property
+    def memory_is_off(self) -> bool:
+        """Whether alpha is 0 in every layer, as after a conversion: whatever the memories
+        recalled would be lost, so that they have no state and cost nothing."""
+        alphas = [
+            layer.self_attn.alpha for layer in self.layers if "memory" in layer.self_attn
+        ]
+        return not any(mx.any(x).item() for x in alphas)
+
     def make_cache(self) -> list[HybridCache]:
         """A state that has read nothing."""
-        caches = []
+        caches, off = [], self.memory_is_off and not self.training
         for layer in self.layers:
             config = layer.self_attn.config
             size = config.sinks + config.window
             parts: list[Any] = [RotatingKVCache(max_size=size, keep=config.sinks)]
-            if "memory" in layer.self_attn:
+            if "memory" in layer.self_attn and not off:
                 parts.append(ArraysCache(MemoryState.size()))
             caches.append(HybridCache(*parts))
         return caches
@@ -272,7 +285,7 @@ class Model(nn.Module):
         cache: list[Any] | None = None,
         input_embeddings: mx.array | None = None,
     ) -> mx.array:
-        """Reads tokens, in cuts of any size.
+        """Reads tokens, any number at once.
 
         Args:
             inputs (mx.array): token ids, ``[B, T]``.
@@ -286,10 +299,8 @@ class Model(nn.Module):
         """
         cache = cache or self.make_cache()
         logits, start = [], 0
-        while start < inputs.shape[1]:
-            # A layer never sees a block that crosses the chunk grid.
-            chunk = self.allmem.chunk
-            block = slice(start, start + chunk - cache[0][0].offset % chunk)
+        for size in self.allmem.cuts(cache[0][0].offset, inputs.shape[1]):
+            block = slice(start, start + size)
             embeddings: Any = []  # not every base takes them
             if input_embeddings is not None:
                 embeddings = [input_embeddings[:, block]]

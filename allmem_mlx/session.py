@@ -7,7 +7,6 @@ session, Ctrl-C for one, its state is that after some number of tokens.
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, cast
 
 import mlx.core as mx
@@ -25,7 +24,8 @@ from .state import State
 from .streaming import (
     GenerationResponse,
     check_tokens,
-    read_block,
+    memory_bytes,
+    reading,
     stop_at,
     stream_generate,
 )
@@ -83,7 +83,7 @@ class Snapshots:
 
     def at(self, tokens: int) -> State:
         """The state after ``tokens`` tokens, of which at least one waits, for the model
-        to answer, and at most a chunk.
+        to answer, and at most a block.
 
         Raises:
             AllMemError: if that is further back than the snapshots go.
@@ -151,32 +151,29 @@ class Session:
     ) -> Iterator[int]:
         """Reads token ids; whoever iterates may stop after any block.
 
-        Only whole blocks are read, and the last token of all waits, so that the result
-        does not depend on where reading stopped and went on.
+        Whole blocks are read while more may come, and whole chunks at the end; the last
+        token of all waits. So the result does not depend on where reading stopped and
+        went on, and no more than a chunk waits to be read again for every question.
 
         With an archive, the pieces of a document are added to it; a file as a whole,
         before the first block is read.
 
         Args:
             pieces: lists of token ids, of any size; ``Document.pieces`` for one.
-            step (int): blocks end at multiples of it. Default: the model's chunk.
+            step (int): blocks end at multiples of it. Default: the model's block.
 
         Yields:
             int: the tokens read since ``read`` was called, after each block.
         """
-        step = step or self.model.allmem.chunk
         began = time.perf_counter()
         done = 0
         if self.archive is not None and isinstance(pieces, Pieces):
             pieces = self._archived(pieces)
-        # What waits may be more than a block, where reading was stopped.
-        for piece in chain([[]], pieces):
-            if piece:
-                self._take(piece)
-            while len(self.state.waiting) > (size := step - self.state.read % step):
+        with reading(self.model) as read:
+            for size in self._due(pieces, step or self.model.allmem.block):
                 state = self.state.fork()
                 block, state.waiting = state.waiting[:size], state.waiting[size:]
-                read_block(self.model, block, state.cache)
+                read(block, state.cache)
                 state.count(block)
                 self.state = state
                 self._snapshot(state)
@@ -185,6 +182,19 @@ class Session:
                 self._seconds += time.perf_counter() - began
                 yield done
                 began = time.perf_counter()
+
+    def _due(self, pieces: Iterable[Sequence[int]], step: int) -> Iterator[int]:
+        """Takes pieces, and says how many of the tokens that wait are to be read."""
+
+        def due(step: int) -> Iterator[int]:
+            while len(self.state.waiting) > (size := step - self.state.read % step):
+                yield size
+
+        yield from due(step)  # more than a block waits, where reading was stopped
+        for piece in filter(None, pieces):
+            self._take(piece)
+            yield from due(step)
+        yield from due(min(step, self.model.allmem.chunk))
 
     def _archived(self, pieces: Pieces) -> Iterator[list[int]]:
         """The tokens of a document, which the archive has then."""
@@ -441,6 +451,7 @@ class Session:
             "state_bytes": self.state.nbytes,
             "tokens_read": read,
             "tokens_in_window": min(read, config.sinks + config.window),
+            "memory_bytes": memory_bytes(self.state.cache),
         }
         return GenerationResponse(**{**defaults, **numbers})
 
@@ -458,7 +469,7 @@ class Session:
         """Forgets all but the first tokens of what was read.
 
         Args:
-            tokens (int): how many to keep; at most a chunk of them is read again.
+            tokens (int): how many to keep; at most a block of them is read again.
 
         Raises:
             AllMemError: if that is further back than the snapshots go.

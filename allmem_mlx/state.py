@@ -28,7 +28,7 @@ from .memory import MemoryState
 from .model import HybridCache, Model
 
 FORMAT = "allmem-state"
-VERSION = 1
+VERSION = 2
 RECENT = 64  # last tokens that a file tells
 UNSIGNED = "0" * 64  # stands for the checksum while it is computed
 START = hashlib.sha256(FORMAT.encode()).hexdigest()
@@ -225,6 +225,7 @@ def save(
         "allmem": json.dumps(asdict(model.allmem)),
         "dtype": str(model.dtype),
         "half_window": json.dumps(half_window),
+        "memory": json.dumps(any(layer.memory for layer in state.cache)),
         "read": str(state.read),
         "digest": state.digest,
         "waiting": json.dumps(state.waiting),
@@ -296,8 +297,8 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Returns:
         dict: ``version``, ``fingerprint``, ``allmem`` (settings), ``dtype``,
-        ``half_window``, ``read``, ``digest``, ``waiting``, ``recent``, ``notes`` and
-        ``bytes``, the size of the file.
+        ``half_window``, ``memory`` (whether there is one), ``read``, ``digest``,
+        ``waiting``, ``recent``, ``notes`` and ``bytes``, the size of the file.
 
     Raises:
         AllMemError: if it is not a state file, is damaged or from a newer version.
@@ -314,6 +315,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         size = os.fstat(file.fileno()).st_size
     texts = ("fingerprint", "dtype", "digest")
     return {
+        "memory": True,  # version 1 does not say
         **{name: metadata[name] for name in texts},
         **{
             name: json.loads(value)

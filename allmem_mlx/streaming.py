@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +13,8 @@ from .errors import AllMemError, SettingError
 
 if TYPE_CHECKING:
     from .archive.lookup import Lookup, Source
+
+CLEAR_EVERY = 2048  # tokens; mlx-lm's own step
 
 Prompt = str | mx.array | Sequence[int] | Iterable[Sequence[int]]
 
@@ -35,6 +37,7 @@ class GenerationResponse:
         state_bytes (int): size of the model's state, in bytes.
         tokens_read (int): all tokens that went into the state.
         tokens_in_window (int): those that attention still sees, sinks included.
+        memory_bytes (int): the memory's share of the state; 0 where it is off.
         lookup (Lookup): what was looked up in an archive; ``None`` without one.
     """
 
@@ -51,6 +54,7 @@ class GenerationResponse:
     state_bytes: int
     tokens_read: int
     tokens_in_window: int
+    memory_bytes: int
     lookup: "Lookup | None" = None
 
     @property
@@ -67,6 +71,11 @@ def tokens_read(cache: list[Any]) -> int:
 def state_bytes(cache: list[Any]) -> int:
     """Size of a state in bytes."""
     return sum(layer.nbytes for layer in cache)
+
+
+def memory_bytes(cache: list[Any]) -> int:
+    """Size of what the memories hold of a state, in bytes."""
+    return sum(part.nbytes for layer in cache for part in layer.caches[1:])
 
 
 def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
@@ -165,24 +174,43 @@ def _blocks(
     yield waiting[-1:]
 
 
-def read_block(model: nn.Module, block: list[int], cache: list[Any]) -> None:
-    """Reads tokens into a state and evaluates it.
+@contextmanager
+def reading(model: nn.Module) -> Iterator[Callable[[list[int], list[Any]], None]]:
+    """For as long as a text is read: as mlx-lm, wires the weights once, and clears
+    MLX's cache of buffers every 2,048 tokens.
 
     Args:
         model (nn.Module): a model of :func:`allmem_mlx.load`.
-        block (list): token ids.
-        cache (list): the state, updated in place.
 
-    Raises:
-        AllMemError: if a token has no row in the embedding.
+    Yields:
+        Callable: reads a list of token ids into a state, updated in place, and
+        evaluates it. It raises :class:`AllMemError` if a token has no row in the
+        embedding.
     """
     from mlx_lm.generate import generation_stream, wired_limit
 
-    check_tokens(block, model)
+    uncleared = 0
+
+    def read(block: list[int], cache: list[Any]) -> None:
+        nonlocal uncleared
+        check_tokens(block, model)
+        with mx.stream(generation_stream):
+            model(mx.array(block)[None], cache=cache)
+            if mx.default_device() == mx.gpu:
+                mx.eval([c.state for c in cache])
+            else:
+                # Far ahead of what it computes, MLX allocates memory on a CPU. And in
+                # between Ctrl-C is heard.
+                for layer in cache:
+                    mx.eval(layer.state)
+        uncleared += len(block)
+        if uncleared >= CLEAR_EVERY:
+            mx.clear_cache()
+            uncleared = 0
+
     streams: Any = [generation_stream]
-    with wired_limit(model, streams), mx.stream(generation_stream):
-        model(mx.array(block)[None], cache=cache)
-        mx.eval([c.state for c in cache])
+    with wired_limit(model, streams):
+        yield read
     mx.clear_cache()
 
 
@@ -207,8 +235,9 @@ def stream_generate(
         max_tokens (int): tokens to generate; -1 for no limit.
         prompt_cache (list): a state of ``model.make_cache()`` to go on from, updated
             in place.
-        prefill_step_size (int): tokens evaluated at once while reading. It does not
-            change the result. Default: the model's chunk.
+        prefill_step_size (int): tokens evaluated at once while reading. The result is
+            the same to the bit for multiples of the model's block, which is the
+            default, and to rounding for others.
         prompt_progress_callback: called with the number of prompt tokens read so far.
         kwargs: ``sampler`` and ``logits_processors``, as in mlx-lm.
 
@@ -228,17 +257,18 @@ def stream_generate(
     config = model.allmem
     cache = model.make_cache() if prompt_cache is None else prompt_cache
     progress = prompt_progress_callback or (lambda tokens: None)
-    step = prefill_step_size or config.chunk
+    step = prefill_step_size or config.block
 
     start = time.perf_counter()
     prompt_tokens = 0
     blocks = _blocks(_pieces(tokenizer, prompt), step, tokens_read(cache))
     block = next(blocks)
-    for following in blocks:
-        read_block(model, block, cache)
-        prompt_tokens += len(block)
-        progress(prompt_tokens)
-        block = following
+    with reading(model) as read:
+        for following in blocks:
+            read(block, cache)
+            prompt_tokens += len(block)
+            progress(prompt_tokens)
+            block = following
     prompt_tokens += len(block)
     check_tokens(block, model)
 
@@ -248,15 +278,16 @@ def stream_generate(
     ):
         if prompt_tps is None:
             prompt_tps = prompt_tokens / (time.perf_counter() - start)
-        read = tokens_read(cache)
+        total = tokens_read(cache)
         yield GenerationResponse(
             **{
                 **vars(response),
                 "prompt_tokens": prompt_tokens,
                 "prompt_tps": prompt_tps,
                 "state_bytes": state_bytes(cache),
-                "tokens_read": read,
-                "tokens_in_window": min(read, config.sinks + config.window),
+                "tokens_read": total,
+                "tokens_in_window": min(total, config.sinks + config.window),
+                "memory_bytes": memory_bytes(cache),
             }
         )
 
@@ -273,9 +304,10 @@ def print_statistics(response: GenerationResponse) -> None:
             f"{response.generation_tps:.3f} tokens-per-sec"
         )
     print(f"Peak memory: {response.peak_memory:.3f} GB")
+    rest = "in memory" if response.memory_bytes else "forgotten; memory: none"
     print(
         f"State: {response.state_bytes / 1e6:.1f} MB, {response.tokens_read} tokens "
-        f"read ({response.tokens_in_window} in the window, the rest in memory)"
+        f"read ({response.tokens_in_window} in the window, the rest {rest})"
     )
 
 

@@ -32,8 +32,7 @@ Converted by allmem_mlx {version}:
 | weights | {weights} |
 | window, sinks | {config.window}, {config.sinks} tokens |
 | memory updated every | {config.chunk} tokens |
-| memory | {heads} |
-| memory weights | {memory} |
+| memory | {memory} |
 
 ## Use
 
@@ -62,9 +61,9 @@ model class from the installed package. allmem_mlx itself runs no code of the fo
 - What the base model cannot do, or does wrong, stays so.
 """
 FRESH = """\
-- The memory is fresh (alpha = 0): **nothing beyond the window and the sinks is
-  remembered** until the memory is distilled. Up to that length it computes what the
-  base model computes."""
+- Memory: none (alpha = 0). **Nothing beyond the window and the sinks is remembered**
+  until the memory is distilled, and it costs nothing until then. Up to that length it
+  computes what the base model computes."""
 IMPORTED = """\
 - What has left the window is remembered by the memory only, and not word for word."""
 
@@ -94,6 +93,9 @@ def write(
         library_name="mlx", pipeline_tag="text-generation", tags=list(tags), **data
     )
     allmem = AllMemConfig.from_dict(config["allmem"])
+    heads = (
+        f"{allmem.heads} heads, {allmem.head_dim} wide, {allmem.hidden_dim} hidden units"
+    )
     details = f", commit `{commit}`" if commit else ""
     if repo is not None and source.is_file():
         details = f", `{source.name}`{details}"
@@ -107,9 +109,7 @@ def write(
         family=config["base_model_type"],
         weights=_weights(config),
         config=allmem,
-        heads=f"{allmem.heads} heads, {allmem.head_dim} wide, {allmem.hidden_dim} "
-        "hidden units",
-        memory=memory or "fresh: alpha is 0",
+        memory=f"{heads}; {memory}" if memory else f"none: alpha is 0, for {heads}",
         limits=IMPORTED if memory else FRESH,
     )
     ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}").save(folder / CARD)

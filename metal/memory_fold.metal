@@ -7,14 +7,16 @@
 //
 //   w_gate, w_up, g_gate, g_up [B, n, H, P]  s_gate, s_up [B, n, H]
 //   w_down, g_down [B, n, P, H]  s_down [B, n, P]  rows (k, v, eta, m) [B, n, T, 2P + 4]
+//   squares [B, n, 3, H / 8]: sums of squares of the new G, for each 8 hidden units
 //
-// A threadgroup owns UNITS hidden units of one head: its parts of the three gradients
-// need its parts of the three matrices only. A simdgroup owns 8 units, for which it
-// holds Hg, Hi and GA of TOKENS tokens, transposed, in registers. K does not fit beside
-// V, and is loaded twice. A sum runs over the tokens in order, whatever T is, so that it
-// does not depend on how the document was cut.
-constexpr int ROW = 2 * P + 4;
-constexpr int LD = P + (P == 128 ? 0 : 4); // rows of a tile start in different banks
+// rows may be part of a larger array. A threadgroup owns UNITS hidden units of one head:
+// its parts of the three gradients need its parts of the three matrices only. A
+// simdgroup owns 8 units, for which it holds Hg, Hi and GA of TOKENS tokens, transposed,
+// in registers. K does not fit beside V, nor all of either if they are wide: COLUMNS of
+// one are loaded at a time. A sum runs over the tokens in order, whatever T is, so that
+// it does not depend on how the document was cut.
+constexpr int COLUMNS = P == 128 ? 64 : P;
+constexpr int LD = COLUMNS + 4; // rows of a tile start in different banks
 constexpr int TILES = TOKENS / 8;
 constexpr int THREADS = 4 * UNITS;
 
@@ -23,6 +25,9 @@ threadgroup float rates[TOKENS * 4];
 threadgroup float down_scales[P];
 
 const int T = rows_shape[2];
+const int heads = rows_shape[1];
+const long stride = rows_strides[2];
+const long step = rows_strides[3];
 const int index = threadgroup_position_in_grid.y;
 const int thread_index = thread_index_in_threadgroup;
 const int lane = thread_index_in_simdgroup;
@@ -41,58 +46,72 @@ for (int i = thread_index; i < P; i += THREADS) {
 }
 const bool counts = threadgroup_position_in_grid.x == 0 && thread_index == 0;
 float decay_sum = counts ? decay[index] : 0.0f;
+float gate_squared, up_squared, down_squared;
 
 for (int start = 0; start < T; start += TOKENS) {
-  const device float* block = rows + (index * T + start) * ROW;
+  const device float* keys = rows + index / heads * rows_strides[0] +
+      index % heads * rows_strides[1] + start * stride;
+  const device float* values = keys + P * step;
   const int valid = min(TOKENS, T - start);
-  // Of device memory too: a tile reads the gradients that the one before it wrote.
-  threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
-  allmem::stage<TOKENS, P, ROW, LD>(tile, block, valid, thread_index, THREADS);
-  allmem::stage<TOKENS, 4, ROW, 4>(rates, block + 2 * P, valid, thread_index, THREADS);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  // A tile reads the gradients that the one before it wrote.
+  threadgroup_barrier(mem_flags::mem_device);
+  allmem::load_rows<TOKENS, 4, 4>(
+      rates, keys + 2 * P * step, stride, step, valid, thread_index, THREADS);
 
-  if (counts) {
-    for (int t = 0; t < valid; t++) {
-      decay_sum += rates[4 * t + 3];
-    }
-  }
   simdgroup_float8x8 gate[TILES];
   simdgroup_float8x8 up[TILES];
   simdgroup_float8x8 down[TILES];
+#pragma clang loop unroll(full)
   for (int j = 0; j < TILES; j++) {
     gate[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
     up[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
     down[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
   }
-  for (int i = 0; i < P; i += 8) {
-    simdgroup_float8x8 gate_weight, up_weight;
-    simdgroup_load(gate_weight, w_gate + by_unit + i, P);
-    simdgroup_load(up_weight, w_up + by_unit + i, P);
-    for (int j = 0; j < TILES; j++) {
-      simdgroup_float8x8 key;
-      simdgroup_load(key, tile + 8 * j * LD + i, LD, ulong2(0, 0), true);
-      simdgroup_multiply_accumulate(gate[j], gate_weight, key, gate[j]);
-      simdgroup_multiply_accumulate(up[j], up_weight, key, up[j]);
+  for (int first = 0; first < P; first += COLUMNS) {
+    allmem::replace_rows<TOKENS, COLUMNS, LD>(
+        tile, keys + first * step, stride, step, valid, thread_index, THREADS);
+    for (int i = 0; i < COLUMNS; i += 8) {
+      simdgroup_float8x8 gate_weight, up_weight;
+      simdgroup_load(gate_weight, w_gate + by_unit + first + i, P);
+      simdgroup_load(up_weight, w_up + by_unit + first + i, P);
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TILES; j++) {
+        simdgroup_float8x8 key;
+        simdgroup_load(key, tile + 8 * j * LD + i, LD, ulong2(0, 0), true);
+        simdgroup_multiply_accumulate(gate[j], gate_weight, key, gate[j]);
+        simdgroup_multiply_accumulate(up[j], up_weight, key, up[j]);
+      }
+    }
+  }
+  if (counts) {
+    for (int t = 0; t < valid; t++) {
+      decay_sum += rates[4 * t + 3];
     }
   }
 
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  allmem::stage<TOKENS, P, ROW, LD>(tile, block + P, valid, thread_index, THREADS);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (int i = 0; i < P; i += 8) {
-    simdgroup_float8x8 weight;
-    simdgroup_load(weight, w_down + by_column + i * H, H, ulong2(0, 0), true);
-    for (int e = 0; e < 2; e++) {
-      weight.thread_elements()[e] *= down_scales[i + own_token + e];
-    }
-    for (int j = 0; j < TILES; j++) {
-      simdgroup_float8x8 value;
-      simdgroup_load(value, tile + 8 * j * LD + i, LD, ulong2(0, 0), true);
-      simdgroup_multiply_accumulate(down[j], weight, value, down[j]);
+  for (int first = 0; first < P; first += COLUMNS) {
+    allmem::replace_rows<TOKENS, COLUMNS, LD>(
+        tile, values + first * step, stride, step, valid, thread_index, THREADS);
+    for (int i = 0; i < COLUMNS; i += 8) {
+      simdgroup_float8x8 weight;
+      simdgroup_load(
+          weight, w_down + by_column + (first + i) * H, H, ulong2(0, 0), true);
+#pragma clang loop unroll(full)
+      for (int e = 0; e < 2; e++) {
+        weight.thread_elements()[e] *= down_scales[first + i + own_token + e];
+      }
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TILES; j++) {
+        simdgroup_float8x8 value;
+        simdgroup_load(value, tile + 8 * j * LD + i, LD, ulong2(0, 0), true);
+        simdgroup_multiply_accumulate(down[j], weight, value, down[j]);
+      }
     }
   }
 
+#pragma clang loop unroll(full)
   for (int j = 0; j < TILES; j++) {
+#pragma clang loop unroll(full)
     for (int e = 0; e < 2; e++) {
       const threadgroup float* rate = rates + 4 * (8 * j + own_token + e);
       const float x = gate[j].thread_elements()[e] * gate_scale;
@@ -105,36 +124,61 @@ for (int start = 0; start < T; start += TOKENS) {
     }
   }
 
-  const device float* from = start == 0 ? g_down : down_out;
-  for (int i = 0; i < P; i += 8) {
-    simdgroup_float8x8 sum;
-    simdgroup_load(sum, from + by_column + i * H, H, ulong2(0, 0), true);
-    for (int j = 0; j < TILES; j++) {
-      simdgroup_float8x8 value;
-      simdgroup_load(value, tile + 8 * j * LD + i, LD);
-      simdgroup_multiply_accumulate(sum, down[j], value, sum);
+  gate_squared = up_squared = down_squared = 0; // those of the last tile count
+  const device float* down_from = start == 0 ? g_down : down_out;
+  for (int first = P - COLUMNS; first >= 0; first -= COLUMNS) {
+    if (first < P - COLUMNS) { // the last columns are still there
+      allmem::replace_rows<TOKENS, COLUMNS, LD>(
+          tile, values + first * step, stride, step, valid, thread_index, THREADS);
     }
-    simdgroup_store(sum, down_out + by_column + i * H, H, ulong2(0, 0), true);
+    for (int i = 0; i < COLUMNS; i += 8) {
+      const int at = by_column + (first + i) * H;
+      simdgroup_float8x8 sum;
+      simdgroup_load(sum, down_from + at, H, ulong2(0, 0), true);
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TILES; j++) {
+        simdgroup_float8x8 value;
+        simdgroup_load(value, tile + 8 * j * LD + i, LD);
+        simdgroup_multiply_accumulate(sum, down[j], value, sum);
+      }
+      simdgroup_store(sum, down_out + at, H, ulong2(0, 0), true);
+      down_squared += allmem::squared(sum);
+    }
   }
 
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  allmem::stage<TOKENS, P, ROW, LD>(tile, block, valid, thread_index, THREADS);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
   const device float* gate_from = start == 0 ? g_gate : gate_out;
   const device float* up_from = start == 0 ? g_up : up_out;
-  for (int i = 0; i < P; i += 8) {
-    simdgroup_float8x8 gate_sum, up_sum;
-    simdgroup_load(gate_sum, gate_from + by_unit + i, P);
-    simdgroup_load(up_sum, up_from + by_unit + i, P);
-    for (int j = 0; j < TILES; j++) {
-      simdgroup_float8x8 key;
-      simdgroup_load(key, tile + 8 * j * LD + i, LD);
-      simdgroup_multiply_accumulate(gate_sum, gate[j], key, gate_sum);
-      simdgroup_multiply_accumulate(up_sum, up[j], key, up_sum);
+  for (int first = 0; first < P; first += COLUMNS) {
+    allmem::replace_rows<TOKENS, COLUMNS, LD>(
+        tile, keys + first * step, stride, step, valid, thread_index, THREADS);
+    for (int i = 0; i < COLUMNS; i += 8) {
+      const int at = by_unit + first + i;
+      simdgroup_float8x8 gate_sum, up_sum;
+      simdgroup_load(gate_sum, gate_from + at, P);
+      simdgroup_load(up_sum, up_from + at, P);
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TILES; j++) {
+        simdgroup_float8x8 key;
+        simdgroup_load(key, tile + 8 * j * LD + i, LD);
+        simdgroup_multiply_accumulate(gate_sum, gate[j], key, gate_sum);
+        simdgroup_multiply_accumulate(up_sum, up[j], key, up_sum);
+      }
+      simdgroup_store(gate_sum, gate_out + at, P);
+      simdgroup_store(up_sum, up_out + at, P);
+      gate_squared += allmem::squared(gate_sum);
+      up_squared += allmem::squared(up_sum);
     }
-    simdgroup_store(gate_sum, gate_out + by_unit + i, P);
-    simdgroup_store(up_sum, up_out + by_unit + i, P);
   }
+}
+
+gate_squared = simd_sum(gate_squared);
+up_squared = simd_sum(up_squared);
+down_squared = simd_sum(down_squared);
+if (lane == 0) {
+  device float* own = squares + 3 * index * (H / 8) + unit / 8;
+  own[0] = gate_squared;
+  own[H / 8] = up_squared;
+  own[2 * (H / 8)] = down_squared;
 }
 if (counts) {
   decay_out[index] = decay_sum;

@@ -79,7 +79,7 @@ for (int t = start; t < end; t++) {
     const float x = float(projected[first + t * width + 3 * heads * P + i]) +
         float(rate_bias[i]);
     if (lane < 3) {
-      rows[token * (2 * P + 4) + 2 * P + lane] = allmem::softplus(x + rate_offset);
+      rows[token * (2 * P + 4) + 2 * P + lane] = allmem::softplus(x + rate_offset[0]);
     } else if (lane == 3) {
       rows[token * (2 * P + 4) + 2 * P + 3] = allmem::sigmoid(x);
     } else {

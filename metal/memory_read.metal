@@ -3,137 +3,129 @@
 //   w_gate, w_up [B, n, H, P]  w_down [B, n, P, H]  queries [B, n, T, P]
 //   gates [B, n, T]  norm_weight [P]  eps  out [B, T, nP]
 //
-// One threadgroup for each head of each document. It goes through the tokens in tiles
-// of TOKENS; everything stands transposed, [unit, token]. A simdgroup owns 8 hidden
-// units at a time, and then 8 rows of w_down, of which SPLITS simdgroups take a part of
-// the columns each. Its parts of the weights stay in registers if they fit.
-constexpr int SPLITS = P == 32 ? 4 : P == 64 ? 2 : 1;
-constexpr int SIMDGROUPS = P / 8 * SPLITS;
-constexpr int SLICES = (H / 8 + SIMDGROUPS - 1) / SIMDGROUPS;
-constexpr int COLUMNS = H / SPLITS;
-constexpr bool RESIDENT = SLICES == 1 && P <= 96;
-constexpr int LD = TOKENS + 4; // rows of a tile start in different banks
+// queries and gates may be parts of larger arrays. A threadgroup reads TOKENS tokens
+// for one head. In turn, a simdgroup owns 8 hidden units, then 8 rows of w_down: what it
+// multiplies with stands transposed, [unit, token]. A token's sums are the same
+// whichever tokens it shares a threadgroup with.
+constexpr int SIMDGROUPS = P == 128 ? 8 : P / 8;
+constexpr int THREADS = 32 * SIMDGROUPS;
+constexpr int TILES = TOKENS / 8;
+constexpr int LD = P + 4; // rows of a tile start in different banks
+constexpr int LD_HIDDEN = H + 4;
 
-threadgroup float values[P * LD]; // Q^T, then what is read
-threadgroup float hidden[H * LD];
+threadgroup float values[TOKENS * LD]; // Q, then what is read
+threadgroup float hidden[TOKENS * LD_HIDDEN];
+threadgroup float norm[P];
 
 const int T = queries_shape[2];
 const int heads = queries_shape[1];
 const int index = threadgroup_position_in_grid.y;
 const int batch = index / heads;
 const int head = index % heads;
+const int start = threadgroup_position_in_grid.z * TOKENS;
+const int tokens = min(TOKENS, T - start);
 const int thread_index = thread_index_in_threadgroup;
 const int simd = simdgroup_index_in_threadgroup;
 const int lane = thread_index_in_simdgroup;
-
 const device float* gate_rows = w_gate + index * H * P;
 const device float* up_rows = w_up + index * H * P;
-const int row = simd % (P / 8) * 8;
-const int split = simd / (P / 8);
-const device float* down_rows =
-    w_down + index * H * P + row * H + split * COLUMNS;
+const device float* down_rows = w_down + index * H * P;
 
-simdgroup_float8x8 gate_tiles[RESIDENT ? P / 8 : 1];
-simdgroup_float8x8 up_tiles[RESIDENT ? P / 8 : 1];
-simdgroup_float8x8 down_tiles[RESIDENT ? COLUMNS / 8 : 1];
-const float epsilon = eps; // loaded once
-float norm[P / 32];
-if (simd < T) {
-  for (int i = 0; i < P / 32; i++) {
-    norm[i] = float(norm_weight[lane + 32 * i]);
+allmem::load_rows<TOKENS, P, LD>(
+    values,
+    queries + batch * queries_strides[0] + head * queries_strides[1] +
+        start * queries_strides[2],
+    queries_strides[2],
+    queries_strides[3],
+    tokens,
+    thread_index,
+    THREADS);
+for (int i = thread_index; i < P; i += THREADS) {
+  norm[i] = float(norm_weight[i]);
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+
+for (int unit = 8 * simd; unit < H; unit += 8 * SIMDGROUPS) {
+  simdgroup_float8x8 gate[TILES];
+  simdgroup_float8x8 up[TILES];
+#pragma clang loop unroll(full)
+  for (int j = 0; j < TILES; j++) {
+    gate[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
+    up[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
+  }
+  for (int i = 0; i < P; i += 8) {
+    simdgroup_float8x8 gate_weight, up_weight;
+    simdgroup_load(gate_weight, gate_rows + unit * P + i, P);
+    simdgroup_load(up_weight, up_rows + unit * P + i, P);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < TILES; j++) {
+      simdgroup_float8x8 query;
+      simdgroup_load(query, values + 8 * j * LD + i, LD, ulong2(0, 0), true);
+      simdgroup_multiply_accumulate(gate[j], gate_weight, query, gate[j]);
+      simdgroup_multiply_accumulate(up[j], up_weight, query, up[j]);
+    }
+  }
+#pragma clang loop unroll(full)
+  for (int j = 0; j < TILES; j++) {
+#pragma clang loop unroll(full)
+    for (int e = 0; e < 2; e++) {
+      const float x = gate[j].thread_elements()[e];
+      gate[j].thread_elements()[e] =
+          x * allmem::sigmoid(x) * up[j].thread_elements()[e];
+    }
+    simdgroup_store(
+        gate[j], hidden + 8 * j * LD_HIDDEN + unit, LD_HIDDEN, ulong2(0, 0), true);
   }
 }
+threadgroup_barrier(mem_flags::mem_threadgroup);
 
-for (int start = 0; start < T; start += TOKENS) {
-  const int tokens = min(TOKENS, T - start);
-  for (int i = thread_index; i < TOKENS * P; i += 32 * SIMDGROUPS) {
-    const int t = i / P;
-    const int c = i % P;
-    values[c * LD + t] =
-        t < tokens ? queries[(index * T + start + t) * P + c] : 0.0f;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-
-  for (int slice = 0; slice < SLICES; slice++) {
-    const int unit = 8 * (simd + slice * SIMDGROUPS);
-    if (unit < H) {
-      simdgroup_float8x8 gate[TOKENS / 8];
-      simdgroup_float8x8 up[TOKENS / 8];
-      for (int j = 0; j < TOKENS / 8; j++) {
-        gate[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
-        up[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
-      }
-      for (int i = 0; i < P / 8; i++) {
-        const int kept = RESIDENT ? i : 0;
-        if (!RESIDENT || start == 0) {
-          simdgroup_load(gate_tiles[kept], gate_rows + unit * P + 8 * i, P);
-          simdgroup_load(up_tiles[kept], up_rows + unit * P + 8 * i, P);
-        }
-        for (int j = 0; j < TOKENS / 8; j++) {
-          simdgroup_float8x8 query;
-          simdgroup_load(query, values + 8 * i * LD + 8 * j, LD);
-          simdgroup_multiply_accumulate(gate[j], gate_tiles[kept], query, gate[j]);
-          simdgroup_multiply_accumulate(up[j], up_tiles[kept], query, up[j]);
-        }
-      }
-      for (int j = 0; j < TOKENS / 8; j++) {
-        for (int e = 0; e < 2; e++) {
-          const float x = gate[j].thread_elements()[e];
-          gate[j].thread_elements()[e] =
-              x * allmem::sigmoid(x) * up[j].thread_elements()[e];
-        }
-        simdgroup_store(gate[j], hidden + unit * LD + 8 * j, LD);
-      }
-    }
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-
-  simdgroup_float8x8 sums[TOKENS / 8];
-  for (int j = 0; j < TOKENS / 8; j++) {
+for (int row = 8 * simd; row < P; row += 8 * SIMDGROUPS) {
+  simdgroup_float8x8 sums[TILES];
+#pragma clang loop unroll(full)
+  for (int j = 0; j < TILES; j++) {
     sums[j] = make_filled_simdgroup_matrix<float, 8>(0.0f);
   }
-  for (int i = 0; i < COLUMNS / 8; i++) {
-    const int kept = RESIDENT ? i : 0;
-    if (!RESIDENT || start == 0) {
-      simdgroup_load(down_tiles[kept], down_rows + 8 * i, H);
-    }
-    for (int j = 0; j < TOKENS / 8; j++) {
+  for (int i = 0; i < H; i += 8) {
+    simdgroup_float8x8 weight;
+    simdgroup_load(weight, down_rows + row * H + i, H);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < TILES; j++) {
       simdgroup_float8x8 unit;
-      simdgroup_load(unit, hidden + (split * COLUMNS + 8 * i) * LD + 8 * j, LD);
-      simdgroup_multiply_accumulate(sums[j], down_tiles[kept], unit, sums[j]);
+      simdgroup_load(
+          unit, hidden + 8 * j * LD_HIDDEN + i, LD_HIDDEN, ulong2(0, 0), true);
+      simdgroup_multiply_accumulate(sums[j], weight, unit, sums[j]);
     }
   }
-  for (int turn = 0; turn < SPLITS; turn++) {
-    if (turn == split) {
-      for (int j = 0; j < TOKENS / 8; j++) {
-        simdgroup_float8x8 value;
-        simdgroup_load(value, values + row * LD + 8 * j, LD);
-        for (int e = 0; e < 2; e++) {
-          value.thread_elements()[e] += sums[j].thread_elements()[e];
-        }
-        simdgroup_store(value, values + row * LD + 8 * j, LD);
-      }
+#pragma clang loop unroll(full)
+  for (int j = 0; j < TILES; j++) {
+    simdgroup_float8x8 value;
+    simdgroup_load(value, values + 8 * j * LD + row, LD, ulong2(0, 0), true);
+#pragma clang loop unroll(full)
+    for (int e = 0; e < 2; e++) {
+      value.thread_elements()[e] += sums[j].thread_elements()[e];
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    simdgroup_store(value, values + 8 * j * LD + row, LD, ulong2(0, 0), true);
   }
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  for (int t = simd; t < tokens; t += SIMDGROUPS) {
-    float squared = 0;
-    for (int i = 0; i < P / 32; i++) {
-      const float x = values[(lane + 32 * i) * LD + t];
-      squared += x * x;
-    }
-    float gate = 0;
-    if (lane == 0) {
-      gate = gates[index * T + start + t];
-    }
-    const float scale = simd_broadcast(gate, 0) *
-        metal::precise::rsqrt(simd_sum(squared) / P + epsilon);
-    for (int i = 0; i < P / 32; i++) {
-      const int c = lane + 32 * i;
-      out[((batch * T + start + t) * heads + head) * P + c] =
-          static_cast<InT>(scale * values[c * LD + t] * norm[i]);
-    }
+const float epsilon = eps[0];
+for (int t = simd; t < tokens; t += SIMDGROUPS) {
+  const threadgroup float* value = values + t * LD;
+  float squared = 0;
+  for (int i = lane; i < P; i += 32) {
+    squared += value[i] * value[i];
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  float gate = 0;
+  if (lane == 0) {
+    gate = gates
+        [batch * gates_strides[0] + head * gates_strides[1] +
+         (start + t) * gates_strides[2]];
+  }
+  const float scale = simd_broadcast(gate, 0) *
+      metal::precise::rsqrt(simd_sum(squared) / P + epsilon);
+  for (int i = lane; i < P; i += 32) {
+    out[((batch * T + start + t) * heads + head) * P + i] =
+        static_cast<InT>(scale * value[i] * norm[i]);
+  }
 }

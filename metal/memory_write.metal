@@ -1,28 +1,26 @@
-// Ends a chunk, for one of the three matrices of one head:
+// Ends a chunk, mu being the mean of its m:
 //
-//   M = mu M - G min(1, max_norm / ||G||),  W = scale * W + M,  G = 0
+//   M = mu M - G min(1, max_norm / ||G||),  W = scale * W + M,  G = 0,  decay = 0
 //   scale[r] = norm[r] / (||W[r]|| + 1e-5)
 //
-//   gate, up [B, n, H, P]  down [B, n, P, H]  mu [B, n]
+//   gate, up [B, n, H, P]  down [B, n, P, H]  decay [B, n]
 //   scales: s_gate, s_up [B, n, H]  s_down [B, n, P]; norms n_...: the same without B
+//   squares [B, n, 3, PARTS]: ||G||^2 in parts  limits: max_norm, number of tokens
 //
-// A simdgroup goes through whole rows, 32 elements at a time. G is needed twice: its
-// elements stay in registers if they fit.
-constexpr int SIMDGROUPS = 16;
-constexpr int PIECES = H * P / (32 * SIMDGROUPS); // of 32 elements, of a simdgroup
-constexpr bool RESIDENT = PIECES <= 32;
+// A simdgroup goes through whole rows, 32 elements at a time, H elements in all: one row
+// of down, or H / P rows of gate or up.
+constexpr int SIMDGROUPS = 8;
 
-threadgroup float partial[SIMDGROUPS];
-
-const int heads = mu_shape[1];
-const int index = threadgroup_position_in_grid.y;
-const int head = index % heads;
-const int which = threadgroup_position_in_grid.x; // gate, up, down
-const int simd = simdgroup_index_in_threadgroup;
+const int heads = threadgroups_per_grid.y / 3;
+const int head = threadgroup_position_in_grid.y % heads;
+const int which = threadgroup_position_in_grid.y / heads; // gate, up, down
+const int index = threadgroup_position_in_grid.z * heads + head;
+const int part = threadgroup_position_in_grid.x * SIMDGROUPS +
+    simdgroup_index_in_threadgroup;
 const int lane = thread_index_in_simdgroup;
 
-const int rows = which == 2 ? P : H;
 const int columns = which == 2 ? H : P;
+const int rows = H * P / columns;
 const int matrix = index * H * P;
 const device float* w = (which == 0 ? w_gate : which == 1 ? w_up : w_down) + matrix;
 const device float* m = (which == 0 ? m_gate : which == 1 ? m_up : m_down) + matrix;
@@ -37,44 +35,31 @@ device float* scales_out =
 const device float* norms =
     (which == 0 ? n_gate : which == 1 ? n_up : n_down) + head * rows;
 
-const int pieces = columns / 32; // of a row
-float kept[RESIDENT ? PIECES : 1];
 float squared = 0;
-for (int i = 0; i < PIECES; i++) {
-  const int row = simd + SIMDGROUPS * (i / pieces);
-  const float x = g[row * columns + 32 * (i % pieces) + lane];
-  kept[RESIDENT ? i : 0] = x;
-  squared += x * x;
+for (int i = lane; i < PARTS; i += 32) {
+  squared += squares[(3 * index + which) * PARTS + i];
 }
 squared = simd_sum(squared);
+float clip = 0;
+float mu = 0;
 if (lane == 0) {
-  partial[simd] = squared;
+  clip = min(
+      1.0f, limits[0] / metal::precise::sqrt(max(squared, allmem::CLIP_FLOOR)));
+  mu = decay[index] / limits[1];
 }
-threadgroup_barrier(mem_flags::mem_threadgroup);
-squared = 0;
-for (int i = 0; i < SIMDGROUPS; i++) {
-  squared += partial[i];
-}
-const float clip = min(
-    1.0f, max_norm / metal::precise::sqrt(max(squared, allmem::CLIP_FLOOR)));
-float decay = 0;
-if (lane == 0) {
-  decay = mu[index];
-}
-decay = simd_broadcast(decay, 0);
+clip = simd_broadcast(clip, 0);
+mu = simd_broadcast(mu, 0);
 
-for (int i = 0; i < PIECES; i += pieces) {
-  const int row = simd + SIMDGROUPS * (i / pieces);
+for (int i = 0; i < H / columns; i++) {
+  const int row = part * (H / columns) + i;
   float scale = 0;
   if (lane == 0) {
     scale = scales[row];
   }
   scale = simd_broadcast(scale, 0);
   squared = 0;
-  for (int j = 0; j < pieces; j++) {
-    const int at = row * columns + 32 * j + lane;
-    const float grad = RESIDENT ? kept[i + j] : g[at];
-    const float momentum = decay * m[at] - clip * grad;
+  for (int at = row * columns + lane; at < (row + 1) * columns; at += 32) {
+    const float momentum = mu * m[at] - clip * g[at];
     const float weight = scale * w[at] + momentum;
     m_out[at] = momentum;
     w_out[at] = weight;
@@ -85,4 +70,7 @@ for (int i = 0; i < PIECES; i += pieces) {
   if (lane == 0) {
     scales_out[row] = norms[row] / (norm + allmem::L2_EPS);
   }
+}
+if (part == 0 && which == 0 && lane == 0) {
+  decay_out[index] = 0;
 }

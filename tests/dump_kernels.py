@@ -23,12 +23,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make = kernels._kernel
 
-    def written(name: str, *signature) -> Callable:
+    def written(name: str, *signature, **options) -> Callable:
         """A kernel that is written to a file instead of run."""
 
         def call(**arguments) -> list[mx.array]:
             with emulated():
-                source = source_of(make(name, *signature), **arguments)
+                source = source_of(make(name, *signature, **options), **arguments)
             text = f'#include "mlx/backend/metal/kernels/utils.h"\n{source}'
             (folder / f"{name}-{case}.metal").write_text(text)
             return [mx.zeros(()) for _ in arguments["output_shapes"]]

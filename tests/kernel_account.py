@@ -1,10 +1,13 @@
-"""What the memory's kernels cost: launches, counted bytes, and what they imply.
+"""What the memory's kernels cost: launches, threadgroups, counted bytes, and the times
+that these imply.
 
 Bytes are counted while the kernels run on the CPU (``metal_host``), every access of
-every thread, and compared with the floor: each argument and each result once. The
-times are arithmetic, not measured: counted bytes by the bandwidth that Apple publishes.
-A launch costs a few microseconds more, and reading many tokens at once is bound by
-arithmetic instead.
+every thread, and compared with the floor: each argument and each result once. What
+other threadgroups of the same head load again stands beside them.
+
+The times are arithmetic, not measured: 5 us for a launch, then all the bytes, as if
+nothing were cached, by the bandwidth that Apple publishes, of which a core of the GPU
+has its share and no more. Products are left out.
 
     python tests/kernel_account.py
 """
@@ -26,13 +29,18 @@ from allmem_mlx import kernels
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.memory import Memory
 
-GIGABYTES_PER_SECOND = {
-    "M1": 68,
-    "M2, M3": 100,
-    "M4": 120,
-    "M4 Pro": 273,
-    "M4 Max": 546,
-}
+LAUNCH = 5.0  # microseconds
+BLOCK = 512  # tokens that go through a layer at once
+
+
+class Chip(NamedTuple):
+    """Cores of the GPU, and GB/s."""
+
+    cores: int
+    bandwidth: int
+
+
+CHIPS = {"M1": Chip(8, 68), "M4 Pro": Chip(20, 273), "M4 Max": Chip(40, 546)}
 
 
 class Form(NamedTuple):
@@ -52,21 +60,31 @@ FORMS = {
 }
 
 
-def count(name: str, case: Case) -> tuple[int, int]:
-    """Bytes counted, and the floor."""
+class Cost(NamedTuple):
+    """Of a launch: threadgroups, bytes loaded and stored, those that other threadgroups
+    load again, and the floor."""
+
+    threadgroups: int
+    once: int
+    again: int
+    floor: int
+
+    def microseconds(self, chip: Chip) -> float:
+        share = min(1.0, self.threadgroups / chip.cores)
+        return LAUNCH + (self.once + self.again) / (1e3 * chip.bandwidth * share)
+
+
+def cost(name: str, case: Case) -> Cost:
     arguments = Inputs(case).of(name)
     with emulated_kernels(mode="check") as ran:
         result = arrays(getattr(kernels, name)(**arguments))
-    return device_bytes(ran[0]), floor_bytes(arguments, result)
-
-
-def times(counted: float) -> str:
-    return "".join(f"{counted / b / 1e3:12.2f}" for b in GIGABYTES_PER_SECOND.values())
+    counted = device_bytes(name, case, ran[0])
+    return Cost(ran[0].threadgroups, *counted, floor_bytes(arguments, result))
 
 
 def launch_counts(config: AllMemConfig, width: int) -> dict[str, int]:
     """Of the memory branch of a layer."""
-    kernels.operations = lambda config, training: kernels.METAL
+    kernels.operations = lambda config, training, dtype=None: kernels.METAL
     memory = Memory(width, config)
     state = memory.initial_state(1, mx.float32).arrays()
     # One more joins the two branches of the layer, compiled into one.
@@ -74,49 +92,58 @@ def launch_counts(config: AllMemConfig, width: int) -> dict[str, int]:
         when: launches(memory, state, token, tokens).total() + 1
         for when, token, tokens in (
             ("a token", 1, 1),
-            ("the last token of a block", config.fold - 1, 1),
+            ("the last token of a block of fold", config.fold - 1, 1),
             ("the last token of a chunk", config.chunk - 1, 1),
-            ("a chunk at once", 0, config.chunk),
+            (f"{BLOCK} tokens at once", 0, BLOCK),
         )
     }
+
+
+def times(microseconds: list[float]) -> str:
+    return "".join(f"{x:9.1f}" for x in microseconds)
 
 
 def main() -> None:
     for name, (config, layers, width) in FORMS.items():
         sizes = config.heads, config.head_dim, config.hidden_dim
+        fold, chunk = config.fold, config.chunk
         print(
             f"{name}: {layers} layers, {sizes[0]} heads of {sizes[1]} x {sizes[2]}, "
-            f"bfloat16, fold {config.fold}, chunk {config.chunk}"
+            f"bfloat16, fold {fold}, chunk {chunk}"
         )
         for when, number in launch_counts(config, width).items():
             print(f"launches for a layer's memory, {when}: {number}")
-        chips = [f"{x} {b}" for x, b in GIGABYTES_PER_SECOND.items()]
-        print(f"{'':55} implied microseconds at GB/s")
+        print(f"{'':76}implied microseconds")
         print(
-            f"{'kernel':14}{'tokens':>7}{'launched':>15}{'bytes':>9}{'floor':>9}"
-            f"{'ratio':>7}" + "".join(f"{chip:>12}" for chip in chips)
+            f"{'kernel':14}{'tokens':>7}{'launched':>15}{'groups':>7}{'bytes':>10}"
+            f"{'floor':>9}{'ratio':>6}{'again':>10}"
+            + "".join(f"{chip:>9}" for chip in CHIPS)
         )
-        per_token = 0.0
-        for kernel, tokens, every in (
-            ("memory_inputs", 1, 1),
-            ("memory_read", 1, 1),
-            ("memory_fold", config.fold, config.fold),
-            ("memory_write", config.chunk, config.chunk),
-            ("memory_inputs", config.chunk, None),
-            ("memory_read", config.chunk, None),
-        ):
-            counted, floor = count(kernel, Case(1, *sizes, tokens, mx.bfloat16))
-            if every:
-                per_token += counted / every
-            launched = f"1/{every} tokens" if every else "reading"
+        # How often a decoded token has a launch, and a block that is read.
+        rows = {
+            ("memory_inputs", 1): (1.0, 0),
+            ("memory_read", 1): (1.0, 0),
+            ("memory_fold", fold): (1 / fold, BLOCK // chunk if fold == chunk else 0),
+            ("memory_write", chunk): (1 / chunk, BLOCK // chunk),
+            ("memory_inputs", BLOCK): (0.0, 1),
+            ("memory_read", chunk): (0.0, BLOCK // chunk),
+        }
+        if fold != chunk:
+            rows["memory_fold", chunk] = (0.0, BLOCK // chunk)
+        decoding, reading = 0.0, [0.0] * len(CHIPS)
+        for (kernel, tokens), (of_token, of_block) in rows.items():
+            it = cost(kernel, Case(1, *sizes, tokens, mx.bfloat16))
+            implied = [it.microseconds(chip) for chip in CHIPS.values()]
+            decoding += of_token * it.once
+            reading = [r + of_block * x for r, x in zip(reading, implied, strict=True)]
+            every = f"1/{round(1 / of_token)} tokens" if of_token else "reading"
             print(
-                f"{kernel:14}{tokens:7}{launched:>15}{counted:9}{floor:9}"
-                f"{counted / floor:7.3f}{times(counted)}"
+                f"{kernel:14}{tokens:7}{every:>15}{it.threadgroups:7}{it.once:10}"
+                f"{it.floor:9}{it.once / it.floor:6.2f}{it.again:10}{times(implied)}"
             )
-        for where, times_of in (("a layer", 1), ("all layers", layers)):
-            decoding = f"decoding, a token, {where}"
-            total = times_of * per_token
-            print(f"{decoding:36}{total:9.0f}{'':16}{times(total)}")
+        print(f"decoding, a token: {decoding:.0f} bytes a layer", end="")
+        print(f", {layers * decoding / 1e6:.1f} MB in all layers")
+        print(f"{f'reading {BLOCK} tokens, a layer':78}{times(reading)}")
         print()
 
 

@@ -35,7 +35,6 @@ from allmem_mlx.evaluation.systems import (
     blocks,
     frozen_model,
     matched_window,
-    memory_is_off,
     systems,
     window_model,
 )
@@ -74,7 +73,7 @@ class TestSystems:
 
     def test_without_alpha_every_memory_is_the_window_exactly(self):
         model = tiny_model(trained=False)
-        assert memory_is_off(model)
+        assert model.memory_is_off
         found = all_losses(model, document(0), document(1))
         for name in (ALLMEM, NEVER, OTHER):
             np.testing.assert_array_equal(found[name], found[WINDOW])
@@ -84,7 +83,7 @@ class TestSystems:
         model, tokens = tiny_model(), mx.array([document(0)])
         logits, cache = feed(window_model(model, 48), tokens, [LENGTH])
         assert all(not layer.memory for layer in cache)
-        assert not memory_is_off(model)
+        assert not model.memory_is_off
         for layer in model.layers:
             layer.self_attn.alpha = mx.zeros_like(layer.self_attn.alpha)
         assert mx.array_equal(logits, feed(model, tokens, [LENGTH])[0])
@@ -102,7 +101,7 @@ class TestSystems:
         model = tiny_model(layers=[1], values="token")
         never = frozen_model(model)
         assert ["memory" in x.self_attn for x in never.layers] == [False, True]
-        assert not memory_is_off(model)
+        assert not model.memory_is_off
         tokens = mx.array([document(0)])
         without, _ = feed(window_model(model, 48), tokens, [LENGTH])
         model.layers[1].self_attn.alpha = mx.zeros((64,))

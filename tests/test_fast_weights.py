@@ -199,6 +199,16 @@ def test_normalize_divides_by_the_norm_plus_epsilon():
         assert_close(name, actual[i], expected, 1e-6)
 
 
+def clip(grads: FastWeights, max_norm: float) -> FastWeights:
+    """By the norms that the gradient has."""
+    return fast_weights.clip(grads, fast_weights.squared_norms(grads), max_norm)
+
+
+def write(unified, momentum, grads, decay, max_norm) -> tuple[FastWeights, FastWeights]:
+    squares = fast_weights.squared_norms(grads)
+    return fast_weights.write(unified, momentum, grads, squares, decay, max_norm)
+
+
 def test_rows_keep_their_initial_norms_while_chunks_are_written():
     rng = np.random.default_rng(8)
     weights = random_weights(rng, p=16, h=32)
@@ -212,7 +222,7 @@ def test_rows_keep_their_initial_norms_while_chunks_are_written():
             assert_close(f"{name} at chunk {chunk}", lengths[i], norms[i], 1.5e-5)
         grads = fast_weights.gradient(unified, *random_pairs(rng, (2, 3), 32, 16))
         decay = mx.array(rng.uniform(0, 1, (2, 3)), mx.float32)
-        weights, momentum = fast_weights.write(unified, momentum, grads, decay, 3.0)
+        weights, momentum = write(unified, momentum, grads, decay, 3.0)
         # What is read is not normalised: the write moved the rows off their norms.
         written = fast_weights.row_norms(weights)
         assert relative_error(written.down, norms.down) > 0.05
@@ -238,7 +248,7 @@ def test_clip_limits_each_matrix_of_each_head_of_each_row():
             for g, target in zip(grads, targets, strict=True)
         )
     )
-    clipped = fast_weights.clip(grads, theta)
+    clipped = clip(grads, theta)
     assert 10 < (targets > theta).sum() < 26
     for name, before, after, target in zip(
         FastWeights._fields, grads, clipped, targets, strict=True
@@ -253,12 +263,29 @@ def test_clip_limits_each_matrix_of_each_head_of_each_row():
                 assert_close(where, frobenius(after[b, n]), theta, 1e-6)
 
 
+def test_squared_norms_are_of_each_matrix():
+    grads = random_weights(np.random.default_rng(14), (2, 3))
+    squares = fast_weights.squared_norms(grads)
+    assert squares.shape == (2, 3, 3)
+    for i, grad in enumerate(grads):
+        assert_close(f"matrix {i}", squares[..., i], frobenius(grad) ** 2, 1e-6)
+
+
+def test_clip_goes_by_the_squares_that_it_is_given():
+    """Whoever sums G up may know them."""
+    grads = random_weights(np.random.default_rng(15), (2, 3))
+    squares = mx.array([4.0, 1.0, 100.0]) * mx.ones((2, 3, 1))
+    clipped = fast_weights.clip(grads, squares, 2.0)
+    for after, before, factor in zip(clipped, grads, (1, 1, 0.2), strict=True):
+        assert_close("clipped", after, factor * before, 1e-6)
+
+
 def test_clip_of_zero_is_zero_and_so_is_its_derivative():
     zero = zeros_like(random_weights(np.random.default_rng(11)))
-    assert not mx.any(fast_weights.clip(zero, 3.0).gate)
+    assert not mx.any(clip(zero, 3.0).gate)
 
     def total(gate: mx.array) -> mx.array:
-        return fast_weights.clip(zero._replace(gate=gate), 3.0).gate.sum()
+        return clip(zero._replace(gate=gate), 3.0).gate.sum()
 
     assert mx.array_equal(mx.grad(total)(zero.gate), mx.ones_like(zero.gate))
 
@@ -269,7 +296,7 @@ def test_write_adds_the_decayed_momentum_minus_the_clipped_gradient():
     unified, momentum, grads = (random_weights(rng) for _ in range(3))
     decay = mx.array(rng.uniform(0, 1, (2, 3)), mx.float32)
 
-    weights, new_momentum = fast_weights.write(unified, momentum, grads, decay, theta)
+    weights, new_momentum = write(unified, momentum, grads, decay, theta)
 
     mu = np.asarray(decay, np.float64)[..., None, None]
     norms = [frobenius(g) for g in grads]
@@ -330,9 +357,7 @@ def write_and_normalize(initial: FastWeights, chunks) -> list[FastWeights]:
     unified = [normalize(initial, norms)]
     for keys, values, rates, decays in chunks:
         grads = fast_weights.gradient(unified[-1], keys, values, rates)
-        weights, momentum = fast_weights.write(
-            unified[-1], momentum, grads, decays.mean(-1), OFF
-        )
+        weights, momentum = write(unified[-1], momentum, grads, decays.mean(-1), OFF)
         unified.append(normalize(weights, norms))
     return unified
 
@@ -409,9 +434,8 @@ def read_back(weights: FastWeights, eta: float, theta: float) -> dict[str, float
     for keys, values in chunks:
         unified = normalize(weights, norms)
         grads = fast_weights.gradient(unified, keys, values, rates)
-        weights, momentum = fast_weights.write(
-            unified, momentum, grads, mx.full((heads,), 0.5), theta
-        )
+        decay = mx.full((heads,), 0.5)
+        weights, momentum = write(unified, momentum, grads, decay, theta)
         mx.eval(weights, momentum)
 
     def found(keys: mx.array, values: mx.array) -> float:

@@ -1,6 +1,8 @@
 """The Metal kernels, executed on the CPU, against the reference and float64."""
 
 import dataclasses
+import re
+import time
 
 import mlx.core as mx
 import numpy as np
@@ -10,28 +12,36 @@ import torch
 from helpers import assert_close, tiny_model
 from kernel_cases import (
     CASES,
+    EXTREMES,
     MODELS,
     NAMES,
     TAPS,
-    TOLERANCE,
     Case,
     Inputs,
     arrays,
+    computed,
+    copied,
     device_bytes,
+    differences,
     emulated_kernels,
     floor_bytes,
     launches,
+    of_longer_text,
+    reference,
+    strided,
 )
-from metal_host import lint
+from metal_host import lint, matrices_in_memory
 from mlx.utils import tree_flatten, tree_unflatten
 
-from allmem_mlx import kernels, memory_ops
+from allmem_mlx import kernel_check, kernels
 from allmem_mlx import model as model_module
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.fast_weights import FastWeights
 
 BYTES_PER_FLOOR = 1.1
 LAUNCHES = 6
+THREADGROUPS = 16
+THREADS = 384  # of a threadgroup: what a GPU allows a kernel that needs many registers
 
 
 def run(name: str, arguments: dict, **options):
@@ -42,50 +52,61 @@ def run(name: str, arguments: dict, **options):
     return result, launch
 
 
+def assert_right(name: str, arguments: dict, **options):
+    """Runs a kernel that has to compute what the reference does; returns the launch."""
+    with emulated_kernels(**options) as ran:
+        result = computed(name, arguments)
+    assert differences(name, result, reference(name, arguments)) == []
+    (launch,) = ran
+    return launch
+
+
 def pretend_gpu(patch: pytest.MonkeyPatch) -> None:
     """Where the operations are picked, nowhere else."""
     patch.setattr(mx, "default_device", lambda: mx.gpu)
     patch.setattr(kernels, "metal_has_simdgroups", lambda: True)
-
-
-def reference(name: str, arguments: dict) -> list[mx.array]:
-    return arrays(getattr(memory_ops, name)(**arguments))
-
-
-def assert_agree(name: str, actual: list, expected: list) -> None:
-    assert len(actual) == len(expected)
-    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert a.dtype == e.dtype
-        same = (x.astype(mx.float32) for x in (a, e))
-        assert_close(f"{name}, array {i}", *same, TOLERANCE[e.dtype])
+    patch.setattr(kernels, "_work", lambda *form: True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kernel_is_right_and_clean(name, case):
     """Numbers as the reference's; no race, no access out of bounds or to memory that
-    nothing was written to, no divergent barrier; no mixed address spaces."""
-    arguments = Inputs(case).of(name)
-    actual, launch = run(name, arguments, mode="check")
-    assert_agree(name, actual, reference(name, arguments))
+    nothing was written to, no divergent barrier; no mixed address spaces; matrices in
+    registers; few enough threads."""
+    launch = assert_right(name, Inputs(case).of(name), mode="check")
     assert launch.diagnostics == []
     assert lint(launch.source) == ""
+    assert matrices_in_memory(launch.source, unroll=False) == []
+    assert np.prod(launch.threadgroup) <= THREADS
 
 
+@pytest.mark.parametrize("change", [strided, of_longer_text])
 @pytest.mark.parametrize("name", NAMES)
-def test_inputs_that_are_not_contiguous(name):
-    case = Case(2, 2, 32, 64, 11)
-    arguments = Inputs(case).of(name)
+def test_inputs_that_are_not_contiguous(name, change):
+    case = Case(3, 2, 32, 64, 11)
+    assert_right(name, change(Inputs(case).of(name)), mode="check")
 
-    def strided(x):
-        if isinstance(x, FastWeights):
-            return FastWeights(*map(strided, x))
-        if not isinstance(x, mx.array) or x.ndim < 2:
-            return x
-        return mx.repeat(x, 2, axis=-1)[..., ::2].swapaxes(0, -1).swapaxes(0, -1)
 
-    actual, _ = run(name, {key: strided(x) for key, x in arguments.items()})
-    assert_agree(name, actual, reference(name, arguments))
+@pytest.mark.parametrize("name", ["memory_read", "memory_fold"])
+def test_a_chunk_of_a_block_is_not_copied(name):
+    """The kernel goes by the strides of what it gets; MLX leaves it as it is."""
+    assert not copied(name, of_longer_text(Inputs(Case(1, 2, 32, 64, 11)).of(name)))
+
+
+@pytest.mark.parametrize(
+    "name, extreme", [(name, extreme) for name in NAMES for extreme in EXTREMES[name]]
+)
+def test_extreme_inputs(name, extreme):
+    arguments = EXTREMES[name][extreme](Inputs(Case(2, 2, 32, 64, 11)).of(name))
+    assert_right(name, arguments)
+
+
+@pytest.mark.parametrize("name", ["memory_inputs", "memory_read", "memory_fold"])
+def test_more_tokens_than_16_bits_count(name):
+    tokens = 2**16 + 70
+    arguments = Inputs(Case(1, 1, 32, 32, tokens)).of(name)
+    assert_right(name, arguments)
 
 
 DOUBLE = Case(2, 2, 64, 128, 37)
@@ -159,15 +180,18 @@ class TestAgainstFloat64:
             added = truth.gradient(unified, tokens)
         grads = self.double(arguments["grads"])
         expected = [g + new for g, new in zip(grads, added, strict=True)]
+        squares = torch.stack([g.square().sum((-2, -1)) for g in expected], dim=-1)
         expected.append(self.double(arguments["decay"]) + tokens.decay.sum(-1))
-        actual, _ = run("memory_fold", arguments)
+        expected.append(squares)
+        with emulated_kernels():
+            actual = computed("memory_fold", arguments)
         self.assert_agree("fold", actual, expected)
 
     @pytest.mark.parametrize("max_norm", [3.0, 1e9], ids=["clipped", "not clipped"])
     def test_write(self, inputs, truth, max_norm):
         arguments = {**inputs.memory_write(), "max_norm": max_norm}
         unified = truth.normalize(self.double(arguments["weights"]))
-        mu = self.double(arguments["decay"])[..., None, None]
+        mu = self.double(arguments["decay"])[..., None, None] / arguments["tokens"]
         momentum, weights = [], []
         for u, m, g in zip(
             unified,
@@ -180,12 +204,13 @@ class TestAgainstFloat64:
             weights.append(u + momentum[-1])
         zeros = [torch.zeros_like(w) for w in weights]
         expected = [*weights, *truth.scales(weights), *momentum, *zeros]
+        expected.append(torch.zeros_like(mu[..., 0, 0]))
         actual, _ = run("memory_write", arguments)
         self.assert_agree("write", actual, expected)
 
 
 CHUNK = 64
-CUTS = (64, 40, 24, 1, 62, 1, 7, 1, 1, 20)  # three chunks and a ragged tail
+CUTS = (128, 40, 24, 1, 62, 1, 7, 1, 1, 20)  # four chunks, two at once, and a tail
 
 
 def forward(model) -> list[mx.array]:
@@ -202,8 +227,8 @@ def forward(model) -> list[mx.array]:
 
 def test_a_layer_equals_the_reference_whatever_the_schedule(monkeypatch):
     sizes = {"heads": 2, "head_dim": 64, "hidden_dim": 128, "chunk": CHUNK, "fold": 32}
-    model = tiny_model(**sizes)
-    assert sum(CUTS) // CHUNK == 3 and sum(CUTS) % 32
+    model = tiny_model(**sizes, window=2 * CHUNK)
+    assert sum(CUTS) // CHUNK == 4 and sum(CUTS) % 32
     expected = forward(model)
     pretend_gpu(monkeypatch)
     results = []
@@ -219,10 +244,13 @@ def test_a_layer_equals_the_reference_whatever_the_schedule(monkeypatch):
             assert mx.array_equal(array, other[i]), f"array {i}"
 
 
-def test_a_token_is_read_the_same_alone_and_among_others():
-    arguments = Inputs(Case(2, 2, 64, 128, 21)).memory_read()
-    together, _ = run("memory_read", arguments)
-    for t in (0, 7, 20):
+@pytest.mark.parametrize("tokens", [21, 90, 170])
+def test_a_token_is_read_the_same_alone_and_among_others(tokens):
+    """However many a threadgroup reads."""
+    arguments = Inputs(Case(2, 2, 64, 128, tokens)).memory_read()
+    together, launch = run("memory_read", arguments)
+    assert launch.threadgroups == 4 * {21: 3, 90: 6, 170: 6}[tokens]
+    for t in (0, 7, tokens - 1):
         alone = {
             **arguments,
             "queries": arguments["queries"][:, :, t : t + 1],
@@ -247,20 +275,35 @@ def test_blocks_folded_one_by_one_and_at_once_are_the_same(fold):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_threadgroups_are_many_whatever_is_read(model):
+    heads, p, h = MODELS[model]
+    for tokens in range(64, 2049):
+        tiles = -(-tokens // kernels.tokens_of_read(tokens, p, h))
+        assert heads * tiles >= THREADGROUPS
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "name, tokens",
     [
+        ("memory_inputs", 512),
         ("memory_read", 1),
+        ("memory_read", 64),
         ("memory_read", 512),
         ("memory_fold", 64),
         ("memory_write", 1),
     ],
 )
-def test_bytes_are_near_the_floor(name, tokens, model):
-    arguments = Inputs(Case(1, *MODELS[model], tokens)).of(name)
+def test_bytes_are_near_the_floor_and_threadgroups_many(name, tokens, model):
+    """What other threadgroups of a head load again is in a cache, and counted once."""
+    case = Case(1, *MODELS[model], tokens)
+    arguments = Inputs(case).of(name)
     result, launch = run(name, arguments, mode="check")
     floor = floor_bytes(arguments, result)
-    assert floor <= device_bytes(launch) <= BYTES_PER_FLOOR * floor
+    once, _ = device_bytes(name, case, launch)
+    assert floor <= once <= BYTES_PER_FLOOR * floor
+    one_token = name == "memory_read" and tokens == 1
+    assert launch.threadgroups >= (case.heads if one_token else THREADGROUPS)
 
 
 def test_launches_for_a_token(monkeypatch, tmp_path):
@@ -277,6 +320,9 @@ def test_launches_for_a_token(monkeypatch, tmp_path):
     # out.
     counted = launches(layer.memory, state, token=5)
     assert counted == {"Matmul": 2, "CustomKernel": 2, "SliceUpdate": 1}
+    # Of two chunks at once: their inputs, then a read, a fold and a write of each.
+    at_once = launches(layer.memory, state, token=0, tokens=128)
+    assert at_once == {"Matmul": 2, "CustomKernel": 7, "Concatenate": 1}
 
     # An exported graph has no compiled functions, so the sum of the two branches is
     # counted in the graph that is evaluated.
@@ -286,6 +332,125 @@ def test_launches_for_a_token(monkeypatch, tmp_path):
     mx.export_to_dot(str(tmp_path / "mix.dot"), mixed)
     joined = (tmp_path / "mix.dot").read_text().count("shape=rectangle")
     assert counted.total() + joined <= LAUNCHES
+
+
+class TestSelfCheck:
+    """Whether the kernels are right on this GPU: where not, the reference is used."""
+
+    form = 32, 64, TAPS, mx.bfloat16
+    config = AllMemConfig(heads=1, head_dim=32, hidden_dim=64)
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        work = kernels._work
+        pretend_gpu(monkeypatch)
+        monkeypatch.setattr(kernels, "_work", work)
+        work.cache_clear()
+        yield
+        work.cache_clear()
+
+    def fault(self, **wrong) -> str:
+        tried = kernels.REFERENCE._replace(**wrong)
+        return kernel_check.fault(tried, kernels.REFERENCE, *self.form)
+
+    def test_the_kernels_pass(self, monkeypatch, capsys):
+        before = mx.random.state[0]
+        with emulated_kernels() as ran:
+            assert kernels.operations(self.config, False, mx.bfloat16) is kernels.METAL
+        assert capsys.readouterr().err == ""
+        assert {launch.name.split("__")[0] for launch in ran} == {
+            f"custom_kernel_allmem_{name}" for name in NAMES
+        }
+        assert mx.random.state[0] is before
+
+    def test_it_takes_little_time(self):
+        start = time.perf_counter()
+        assert self.fault() == ""
+        assert time.perf_counter() - start < 5
+
+    def test_what_a_model_uses_is_tried(self):
+        """A token alone, chunks of every tile, and parts of a block."""
+        with emulated_kernels() as ran:
+            assert (
+                kernel_check.fault(kernels.METAL, kernels.REFERENCE, *self.form) == ""
+            )
+        names = [launch.name for launch in ran if "memory_read" in launch.name]
+        tiles = {int(re.search(r"_32_64_(\d+)_", name)[1]) for name in names}
+        assert tiles == {kernels.tokens_of_read(t, 32, 64) for t in range(1, 600)}
+        assert kernel_check.CHUNKS[-1] == 1
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_kernel_that_fails(self, name):
+        def fail(**arguments):
+            raise RuntimeError("[metal::Device] Unable to build\n metal library")
+
+        assert self.fault(**{name: fail}) == (
+            f"{name} fails: [metal::Device] Unable to build metal library"
+        )
+
+    @pytest.mark.parametrize("wrong", [0.0, 1.1, -1.0, float("nan")], ids=str)
+    @pytest.mark.parametrize(
+        "name, number",
+        [
+            (name, number)
+            for name, results in zip(NAMES, (4, 1, 5, 9), strict=True)
+            for number in range(results)
+        ],
+    )
+    def test_a_kernel_with_other_numbers(self, name, number, wrong):
+        """In any of its results but those that are zero anyway."""
+
+        def garbage(**arguments):
+            result = getattr(kernels.REFERENCE, name)(**arguments)
+            parts = iter(range(99))
+
+            def spoil(x):
+                if isinstance(x, mx.array):
+                    return (x * wrong).astype(x.dtype) if next(parts) == number else x
+                return type(x)(*map(spoil, x)) if hasattr(x, "_fields") else x
+
+            if isinstance(result, mx.array):
+                return spoil(result)
+            return tuple(map(spoil, result))
+
+        expected = f"{name} gives other numbers than it should"
+        assert self.fault(**{name: garbage}) == expected
+
+    def test_a_kernel_that_takes_a_part_for_the_whole(self):
+        """As one that were to ignore strides."""
+
+        def start_over(rows, **arguments):
+            self.rows = rows if rows.shape[2] == kernel_check.CHUNKS[0] else self.rows
+            rows = self.rows[:, :, : rows.shape[2]]
+            return kernels.REFERENCE.memory_fold(rows=rows, **arguments)
+
+        assert "memory_fold" in self.fault(memory_fold=start_over)
+
+    def test_it_is_said_once_and_the_reference_is_used(self, monkeypatch, capsys):
+        calls = []
+
+        def fail(**arguments):
+            calls.append(arguments["weights"])
+            raise RuntimeError("no such function: simd_sum")
+
+        broken = kernels.REFERENCE._replace(memory_read=fail)
+        monkeypatch.setattr(kernels, "METAL", broken)
+        for _ in range(3):
+            assert kernels.operations(self.config, False) is kernels.REFERENCE
+        assert len(calls) == 1
+        assert capsys.readouterr().err == (
+            "[WARNING] the memory runs without its Metal kernels, and more slowly: "
+            "memory_read fails: no such function: simd_sum\n"
+        )
+        other = dataclasses.replace(self.config, hidden_dim=32)
+        assert kernels.operations(other, False) is kernels.REFERENCE
+        assert len(calls) == 2
+
+    def test_it_is_not_made_where_the_kernels_are_not_used(self, monkeypatch):
+        monkeypatch.setattr(kernel_check, "fault", None)
+        assert kernels.operations(self.config, True) is kernels.REFERENCE
+        monkeypatch.setenv("ALLMEM_KERNELS", "0")
+        assert kernels.operations(self.config, False) is kernels.REFERENCE
 
 
 class TestDispatch:
@@ -331,6 +496,7 @@ class TestDispatch:
     def test_the_reference_on_the_gpu_of_a_virtual_machine(self, monkeypatch):
         monkeypatch.undo()
         kernels.metal_has_simdgroups.cache_clear()
+        monkeypatch.setattr(kernels, "_work", lambda *form: True)
         monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
         monkeypatch.setattr(mx.metal, "is_available", lambda: True)
         for name, expected in (

@@ -1,11 +1,27 @@
 """The kernels on an Apple GPU, against the reference. Skipped elsewhere."""
 
+import os
+
 import mlx.core as mx
 import pytest
 from helpers import assert_close, feed, random_tokens, tiny_model
-from kernel_cases import CASES, NAMES, TOLERANCE, Inputs, arrays
+from kernel_cases import (
+    CASES,
+    EXTREMES,
+    NAMES,
+    Case,
+    Inputs,
+    computed,
+    differences,
+    of_longer_text,
+    reference,
+    strided,
+)
 
-from allmem_mlx import kernels, memory_ops
+from allmem_mlx import kernel_check, kernels
+
+# The reference's products in float32, also where a GPU has faster ones.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 pytestmark = pytest.mark.skipif(
     not kernels.metal_has_simdgroups(),
@@ -20,17 +36,39 @@ def gpu():
     mx.set_default_device(mx.cpu)
 
 
+def assert_right(name: str, arguments: dict) -> None:
+    actual = computed(name, arguments)
+    mx.eval(actual)
+    with mx.stream(mx.cpu):
+        expected = reference(name, arguments)
+    assert differences(name, actual, expected) == []
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kernel_agrees_with_the_reference(gpu, name, case):
-    arguments = Inputs(case).of(name)
-    actual = arrays(getattr(kernels, name)(**arguments))
-    with mx.stream(mx.cpu):
-        expected = arrays(getattr(memory_ops, name)(**arguments))
-        mx.eval(expected)
-    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        same = (x.astype(mx.float32) for x in (a, e))
-        assert_close(f"array {i}", *same, TOLERANCE[e.dtype])
+    assert_right(name, Inputs(case).of(name))
+
+
+@pytest.mark.parametrize("change", [strided, of_longer_text])
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_that_are_not_contiguous(gpu, name, change):
+    assert_right(name, change(Inputs(Case(3, 2, 32, 64, 11)).of(name)))
+
+
+@pytest.mark.parametrize(
+    "name, extreme", [(name, extreme) for name in NAMES for extreme in EXTREMES[name]]
+)
+def test_extreme_inputs(gpu, name, extreme):
+    arguments = Inputs(Case(2, 2, 32, 64, 11)).of(name)
+    assert_right(name, EXTREMES[name][extreme](arguments))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("p, h", [(64, 128), (128, 512)])
+def test_the_self_check_passes(gpu, p, h, dtype):
+    sizes = p, h, 4, dtype
+    assert kernel_check.fault(kernels.METAL, kernels.REFERENCE, *sizes) == ""
 
 
 def test_a_model_agrees_with_itself_without_kernels(gpu, monkeypatch):

@@ -12,7 +12,15 @@ import mlx_lm.models.ssm
 import numpy as np
 import pytest
 from helpers import assert_close
-from metal_host import MetalError, emulated, lint, source_of, toolchain
+from metal_host import (
+    MetalError,
+    emulated,
+    ir,
+    lint,
+    matrices_in_memory,
+    source_of,
+    toolchain,
+)
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 
@@ -424,7 +432,7 @@ def test_runs_mlx_lms_ssm(dtype, mode):
 
 def call(source: str, inputs=(), shape=(8,), dtype=F32, threads=1, **options):
     """Runs a kernel of inputs x0, x1, ... and an output ``out``."""
-    names = ("header", "atomic_outputs", "compile_options")
+    names = ("header", "atomic_outputs", "compile_options", "ensure_row_contiguous")
     made = {name: options.pop(name) for name in names if name in options}
     kernel = mx.fast.metal_kernel(
         name="call",
@@ -437,6 +445,179 @@ def call(source: str, inputs=(), shape=(8,), dtype=F32, threads=1, **options):
     return kernel(
         inputs=list(inputs), output_shapes=[shape], output_dtypes=[dtype], **options
     )[0]
+
+
+# A matrix that a simdgroup stores, and what is then done with the same memory.
+STORED = """
+threadgroup float tile[64];
+const uint i = thread_index_in_threadgroup, lane = thread_index_in_simdgroup;
+const uint simd = simdgroup_index_in_threadgroup;
+simdgroup_float8x8 m;
+simdgroup_load(m, x0);
+if (simd == 0) simdgroup_store(m, MEMORY);
+{barrier}
+{then}
+out[i] = m.thread_elements()[0];
+"""
+AGAIN = "if (simd == 0) simdgroup_{}(m, MEMORY);"
+LANES = "m.thread_elements()[0] = MEMORY[{}];"
+# The element of a matrix that a lane holds: the same lane need not have stored it.
+ITS_OWN = "(lane / 16 * 4 + lane / 2 % 4) * 8 + lane / 8 % 2 * 4 + lane % 2 * 2"
+USES = {  # what comes then, and whether a barrier of the simdgroup is enough
+    "load": (AGAIN.format("load"), True),
+    "load by another simdgroup": ("if (simd == 1) simdgroup_load(m, MEMORY);", False),
+    "store": ("m.thread_elements() += 1; " + AGAIN.format("store"), True),
+    "read by its lanes": (f"if (simd == 0) {LANES.format(ITS_OWN)}", True),
+    "read by all lanes": (LANES.format("i"), False),
+}
+BARRIERS = {
+    "none": ("", ()),
+    "simdgroup": ("simdgroup_barrier(mem_flags::mem_{});", (True,)),
+    "threadgroup": ("threadgroup_barrier(mem_flags::mem_{});", (True, False)),
+}
+
+
+@pytest.mark.parametrize("barrier", BARRIERS)
+@pytest.mark.parametrize("memory", ["threadgroup", "device"])
+@pytest.mark.parametrize("then", USES)
+def test_a_matrix_is_stored_by_the_whole_simdgroup(then, memory, barrier):
+    use, simdgroup_suffices = USES[then]
+    text, orders = BARRIERS[barrier]
+    for flag in ("threadgroup", "device") if text else ("none",):
+        source = STORED.format(barrier=text.format(flag), then=use)
+        source = source.replace(
+            "MEMORY", "tile" if memory == "threadgroup" else "(out + 64)"
+        )
+        arguments = [mx.arange(64).astype(F32)], (64 + 64 * (memory == "device"),)
+        with emulated("check") as launches:
+            if flag == memory and simdgroup_suffices in orders:
+                call(source, *arguments, threads=64)
+                assert launches[0].diagnostics == []
+            else:
+                message = f"race.*simdgroup 0.*no barrier with mem_{memory}"
+                with pytest.raises(MetalError, match=message):
+                    call(source, *arguments, threads=64)
+
+
+@pytest.mark.parametrize(
+    "then, ordered",
+    [
+        ("simdgroup_store(m, out);", True),  # computed from all that was loaded
+        ("out[i] = 2;", False),
+        (f"out[{ITS_OWN}] = 2;", False),
+        ("simdgroup_barrier(mem_flags::mem_device); out[i] = 2;", True),
+        ("simdgroup_barrier(mem_flags::mem_threadgroup); out[i] = 2;", False),
+    ],
+)
+def test_a_matrix_is_loaded_by_the_whole_simdgroup(then, ordered):
+    source = """
+    const uint i = thread_index_in_threadgroup, lane = i;
+    out[i] = out[i + 32] = 1;
+    simdgroup_barrier(mem_flags::mem_device);
+    simdgroup_float8x8 m;
+    simdgroup_load(m, out);
+    out[64 + i] = m.thread_elements()[0];
+    """
+    with emulated("check"):
+        if ordered:
+            call(source + then, shape=(96,), threads=32)
+        else:
+            with pytest.raises(MetalError, match="write after read.*by simdgroup 0"):
+                call(source + then, shape=(96,), threads=32)
+
+
+def test_lanes_that_take_turns_with_barriers_between():
+    turns = """
+    threadgroup int x[1];
+    const uint i = thread_index_in_threadgroup;
+    int sum = 0;
+    for (uint turn = 0; turn < 32; turn++) {
+      if (turn == i) x[0] = i == 0 ? 1 : sum + 1;
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      sum = x[0];
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      if (i == (turn + 1) % 32) sum = x[0];
+    }
+    out[i] = sum;
+    """
+    with emulated("check") as launches:
+        assert call(turns, shape=(32,), threads=32).tolist() == [32] * 32
+    assert launches[0].diagnostics == []
+
+
+# Two documents of rows [T, C], a thread for each element of the output.
+STRIDED = """
+const uint i = thread_position_in_grid.x;
+const int T = x0_shape[1], C = x0_shape[2];
+const int b = i / (T * C), t = i / C % T, c = i % C;
+out[i] = float(x0[{index}]);
+"""
+HONOURS = STRIDED.format(
+    index="b * x0_strides[0] + t * x0_strides[1] + c * x0_strides[2]"
+)
+IGNORES = STRIDED.format(index="i") + "if (x0_strides[0] == 0x123456789) out[0] = 0;"
+VIEWS = {
+    "columns": lambda x: x[..., 2:5],
+    "every other column": lambda x: x[..., ::2],
+    "rows": lambda x: x[:, 1:3],
+    "every other row": lambda x: x[:, ::2],
+    "transposed": lambda x: x.swapaxes(1, 2),
+    "documents last": lambda x: x.transpose(1, 2, 0),
+    "backwards": lambda x: x[..., ::-1],
+    "documents backwards": lambda x: x[::-1, :, 1:],
+    "one row for all": lambda x: mx.broadcast_to(x[:, :1], (2, 7, 6)),
+    "one element for all": lambda x: mx.broadcast_to(x[:1, :1, :1], (3, 2, 2)),
+    "a column": lambda x: x[:, :, 3:4],
+    "a column of one document": lambda x: x[1:, :, :1],
+    "not evaluated": lambda x: (x * 1)[..., 1:4].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16, mx.int8])
+@pytest.mark.parametrize("view", VIEWS)
+def test_strides(view, dtype):
+    x = mx.arange(1, 1 + 2 * 4 * 6).reshape(2, 4, 6).astype(dtype)
+    x = VIEWS[view](x)
+    expected = x.astype(F32).flatten()
+
+    def run(source: str, mode: str, copied: bool) -> mx.array:
+        options = {"threads": x.size, "ensure_row_contiguous": copied}
+        with emulated(mode):
+            return call(source, [x], (x.size,), **options)
+
+    for mode in ("fast", "check"):
+        assert mx.array_equal(run(HONOURS, mode, False), expected)
+        assert mx.array_equal(run(HONOURS, mode, True), expected)
+        assert mx.array_equal(run(IGNORES, mode, True), expected)
+    with contextlib.suppress(MetalError):  # beyond the end of what the view spans
+        assert not mx.array_equal(run(IGNORES, "fast", False), expected)
+    with contextlib.suppress(MetalError):
+        assert not mx.array_equal(run(IGNORES, "check", False), expected)
+
+
+@pytest.mark.parametrize("index, found", [(2, None), (1, "not an element"), (9, "out")])
+def test_memory_between_elements_is_not_the_arrays(index, found):
+    x = mx.arange(16)[8::2]  # 8, 10, 12, 14
+    source = f"out[0] = x0[{index}]; if (x0_strides[0] != 2) out[0] = 0;"
+    with emulated("check"):
+        if found is None:
+            assert call(source, [x], (1,), ensure_row_contiguous=False).item() == 10
+        else:
+            with pytest.raises(MetalError, match=found):
+                call(source, [x], (1,), ensure_row_contiguous=False)
+
+
+def test_contiguous_and_empty_views_are_taken_as_they_are():
+    x = mx.arange(24).reshape(4, 6).astype(F32)
+    source = "out[0] = x0[0] + x0_shape[0]; if (x0_strides[0] != 6) out[0] = -1;"
+    for copied in (True, False):
+        with emulated("check") as launches:
+            options = {"ensure_row_contiguous": copied, "shape": (1,)}
+            assert call(source, [x[2:]], **options).item() == 12 + 2
+            assert call(source, [x[2:3]], **options).item() == 12 + 1
+            empty = "out[0] = x0_shape[0] * 10 + x0_shape[1];"
+            assert call(empty, [x[:, 2:2]], **options).item() == 40
+        assert launches[0].loaded["x0"] == 4
 
 
 def test_counts_bytes_exactly():
@@ -491,6 +672,30 @@ def test_counts_every_threadgroup():
     assert launch.loaded["x0"] == launch.stored["out"] == 320
     assert launch.threadgroup_loaded == launch.threadgroup_stored == 320
     assert (launch.threadgroups, launch.barriers, launch.simd_ops) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("mode", ["fast", "check"])
+@pytest.mark.parametrize(
+    "type_, message",
+    [("int", None), ("ushort", "cannot hold"), ("short", "cannot hold")],
+)
+def test_only_the_last_threadgroups_of_a_large_grid(type_, message, mode):
+    source = f"const {type_} i = thread_position_in_grid.x; out[i] = x0[i];"
+    size = {"grid": (70_000, 1, 1), "threadgroup": (32, 1, 1)}
+    x = mx.arange(70_000).astype(F32)
+
+    def run() -> mx.array:
+        with emulated(mode, last=2) as launches:
+            out = call(source, [x], x.shape, **size)
+        assert launches[0].threadgroups == 2188
+        return out
+
+    if mode == "check" and message:
+        with pytest.raises(MetalError, match=message):
+            run()
+    elif type_ != "short":  # which is out of bounds
+        assert mx.array_equal(run()[-48:], x[-48:]) == (message is None)
+        assert mx.isnan(run()[-49]).item()
 
 
 def test_simd_functions():
@@ -696,6 +901,78 @@ def test_lint_knows_that_small_inputs_are_constant():
             call("out[0] = first(x0);", [mx.zeros(size)], header=HELPERS)
     assert lint(launches[0].source) == ""
     assert "__constant" in lint(launches[1].source)
+
+
+# Sums of N tiles that are kept in an array of matrices.
+TILES = """
+constexpr int N = 4;
+simdgroup_matrix<T, 8, 8> sums[N], x;
+LOOP
+for (int j = 0; j < N; j++) sums[j] = make_filled_simdgroup_matrix<T, 8>(T(0));
+for (int i = 0; i < x0_shape[0]; i += 8) {
+  simdgroup_load(x, x0 + i * 8);
+  LOOP
+  for (int j = 0; j < N; j++) simdgroup_multiply_accumulate(sums[j], x, x, sums[j]);
+}
+LOOP
+for (int j = 0; j < N; j++) {
+  sums[j].thread_elements()[1] *= sums[j].thread_elements()[0];
+  simdgroup_store(sums[j], out + 64 * j);
+}
+"""
+UNROLL, NO_UNROLL = (f"#pragma clang loop unroll({x})" for x in ("full", "disable"))
+KEPT = """
+struct Tiles { simdgroup_float8x8 tile[2]; };
+struct Pair { Tiles tiles; float other; };
+__attribute__((noinline)) void change(thread simdgroup_float8x8& x) { x *= 2; }
+"""
+
+
+def source_of_tiles(source: str, dtype=F32, header: str = "") -> str:
+    with emulated() as launches, contextlib.suppress(MetalError):
+        options = {"template": [("T", dtype)], "header": header, "threads": 32}
+        call(source, [mx.zeros((16, 8), dtype)], (4, 64), dtype, **options)
+    return launches[0].source
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+def test_finds_matrices_in_memory(dtype):
+    def found(loop: str, **options) -> list[str]:
+        source = source_of_tiles(TILES.replace("LOOP", loop), dtype)
+        return matrices_in_memory(source, **options)
+
+    assert found(UNROLL) == found(UNROLL, unroll=False) == []
+    assert found("") == []  # clang unrolls four turns of its own accord
+    assert found("", unroll=False) == ["sums"]
+    assert found(NO_UNROLL) == ["sums"]
+    # One index that is not a constant is enough.
+    one = TILES.replace("LOOP", UNROLL, 2).replace("LOOP", NO_UNROLL)
+    source = source_of_tiles(one, dtype)
+    assert matrices_in_memory(source) == ["sums"]
+    assert "define" in ir(source) and "= alloca [4 x" in ir(source)
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("simdgroup_float8x8 m; simdgroup_load(m, x0); simdgroup_store(m, out);", []),
+        ("float m[4]; m[0] = x0[1]; out[1] = m[int(x0[0]) % 4];", []),
+        (
+            "Pair m; simdgroup_load(m.tiles.tile[int(x0[0])], x0); "
+            "simdgroup_store(m.tiles.tile[int(x0[1])], out);",
+            ["m"],
+        ),
+        (
+            "simdgroup_float8x8 m, n; simdgroup_load(m, x0); n = m; keep(m); "
+            "simdgroup_store(m, out); simdgroup_store(n, out + 64);",
+            ["m"],
+        ),
+    ],
+    ids=["a matrix", "an array of floats", "a struct", "by reference"],
+)
+def test_matrices_in_memory_are_found_by_type(source, found):
+    header = KEPT.replace("change", "keep").replace("x *= 2;", 'asm("" : "+m"(x));')
+    assert matrices_in_memory(source_of_tiles(source, header=header)) == found
 
 
 @pytest.mark.parametrize(

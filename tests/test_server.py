@@ -19,7 +19,7 @@ from mlx_lm.utils import save_model
 
 from allmem_mlx import generate, load
 from allmem_mlx.convert import convert
-from allmem_mlx.streaming import read_block
+from allmem_mlx.streaming import reading
 
 # Two conversations, in letters the tiny tokenizer knows. After the first turn, which is
 # longer than window and sinks, they say the same: only what the server holds of what
@@ -315,7 +315,8 @@ def test_prompt_cache_file(folder, tmp_path):
     assert result.stdout.decode() == f"{expected}\n"
 
     cache = model.make_cache()
-    read_block(model, read, cache)
+    with reading(model) as read_into:
+        read_into(read, cache)
     for layer in cache:
         layer[1].cache = [None] * len(layer[1].cache)
     forgotten = generate(model, tokenizer, asked, max_tokens=16, prompt_cache=cache)

@@ -10,12 +10,22 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import ROOT, active_folder, assert_close, random_tokens
+from helpers import (
+    ROOT,
+    active_folder,
+    assert_close,
+    feed,
+    random_tokens,
+    tiny_args,
+    tiny_model,
+)
+from mlx.utils import tree_flatten, tree_unflatten
 from safetensors import safe_open
 
 from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.errors import AllMemError
+from allmem_mlx.model import Model
 from allmem_mlx.session import CHUNKS, TURNS, Session
 
 LENGTH, GENERATED = 700, 100
@@ -408,9 +418,9 @@ class TestRefused:
         assert "directory" in reason(file=tmp_path)
         (tmp_path / "cut").write_bytes(path.read_bytes()[:-1])
         assert "damaged or incomplete" in reason(file=tmp_path / "cut")
-        newer = path.read_bytes().replace(b'"version":"1"', b'"version":"2"')
+        newer = path.read_bytes().replace(b'"version":"2"', b'"version":"3"')
         (tmp_path / "newer").write_bytes(newer)
-        assert "format version 2" in reason(file=tmp_path / "newer")
+        assert "format version 3" in reason(file=tmp_path / "newer")
 
     def test_new_weights_are_another_model(self, tiny):
         """The fingerprint is kept, but not for weights that were replaced since."""
@@ -421,3 +431,53 @@ class TestRefused:
         assert states.fingerprint(load_again) != before
         model.layers[0].self_attn.alpha = alpha
         assert states.fingerprint(model) == before
+
+
+class TestFirstVersion:
+    """Files that were written before a block of several chunks went through a layer at
+    once: of 109 tokens, of which 9 wait. A memory that is off had a state then."""
+
+    FILES = ROOT / "tests" / "data"
+
+    def model(self, alpha: float) -> Model:
+        """The one that wrote them: its weights are the same on every machine."""
+        args = tiny_args(head_dim=8, hidden_dim=16, chunk=16, window=40)
+        args.base.update(hidden_size=16, intermediate_size=16)
+        model = Model(args)
+
+        def numbers(name: str, x: mx.array) -> mx.array:
+            if name.endswith(".alpha"):
+                return mx.full(x.shape, alpha)
+            i = np.arange(x.size) + len(name)
+            return mx.array(
+                ((i * 7919 % 1009) / 1009 - 0.5).astype(np.float32).reshape(x.shape)
+            )
+
+        weights = tree_flatten(model.parameters())
+        model.update(tree_unflatten([(name, numbers(name, x)) for name, x in weights]))
+        model.eval()
+        return model
+
+    @pytest.mark.parametrize("name, alpha", [("trained", 0.5), ("fresh", 0.0)])
+    def test_it_opens_and_goes_on(self, name, alpha):
+        model, tokens = self.model(alpha), random_tokens(1, 300)
+        path = self.FILES / f"{name}-version-1.allmem"
+        assert states.describe(path)["memory"] and states.describe(path)["version"] == 1
+        state = states.load(path, model)
+        assert (state.read, state.waiting) == (100, tokens[0, 100:109].tolist())
+        logits, _ = feed(model, tokens[:, 100:], [200], state.cache)
+        expected, _ = feed(model, tokens, [300])
+        assert_close("logits", logits, expected[:, 100:], 1e-5)
+
+
+def test_a_state_without_a_memory_says_so(tmp_path):
+    for trained in (True, False):
+        model = tiny_model(trained=trained)
+        state = states.new(model)
+        model(random_tokens(1, 70), cache=state.cache)
+        states.save(state, tmp_path / "state", model)
+        assert states.describe(tmp_path / "state")["memory"] is trained
+        opened = states.load(tmp_path / "state", model)
+        assert_same(opened, state)
+        kept = sum(layer.nbytes for layer in opened.cache)
+        assert (kept == sum(layer.ring.nbytes for layer in opened.cache)) != trained

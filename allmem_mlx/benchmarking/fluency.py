@@ -16,7 +16,7 @@ from ..evaluation.intervals import Interval, ratio
 from ..evaluation.systems import ALLMEM, FULL, WINDOW, blocks, window_model
 from ..model import Model, base_model
 from ..output import table
-from ..streaming import read_block
+from ..streaming import reading
 
 WRITERS = (ALLMEM, WINDOW, FULL)
 PAGES = 12
@@ -61,12 +61,14 @@ def continuations(
         *text, last = islice(tokens, PAGE)
         caches = [cache, *map(make_prompt_cache, others)]
         for writer, own, state in zip(WRITERS, (model, *others), caches, strict=True):
-            for block in blocks(text, model):
-                read_block(own, block, state)
+            with reading(own) as read:
+                for block in blocks(text, model):
+                    read(block, state)
             said = _go_on(own, state, last, stops)
             for temperature, found in zip(TEMPERATURES, said, strict=True):
                 yield Continuation(page, writer, temperature, found)
-        read_block(model, [last], cache)
+        with reading(model) as read:
+            read([last], cache)
 
 
 def _go_on(

@@ -14,13 +14,14 @@ import numpy as np
 
 from ..evaluation.systems import blocks
 from ..fast_weights import FastWeights, row_norms
-from ..memory import MemoryState
+from ..kernels import Operations
+from ..memory import Memory, MemoryState
 from ..model import Model
 from ..output import Panel, panels, table
 from ..tap import Tap
 
 MARKS = 20  # lines of a log
-LOOKED_AT = 4  # every fourth block is looked at closely
+LOOKED_AT = 4  # every so many blocks one is looked at closely
 EDITED = 0.02  # share of tokens that are replaced when a text comes again
 
 
@@ -53,8 +54,22 @@ class Mark:
     tps: float
 
 
+class WatchedMemory(Memory):
+    """A memory that notes its states before and after each write."""
+
+    def learn(
+        self, ops: Operations, state: MemoryState, rows: mx.array, token: int
+    ) -> MemoryState:
+        """See :class:`Memory`."""
+        after = super().learn(ops, state, rows, token)
+        if (token + rows.shape[2]) % self.config.chunk == 0:
+            self._writes.append((state, after))
+        return after
+
+
 class Watched:
-    """A model that notes its residual stream and the positions it rotates.
+    """A model that notes its residual stream, the writes of its memories and the
+    positions it rotates.
 
     Args:
         model (Model): the hybrid; it is not changed.
@@ -62,21 +77,33 @@ class Watched:
 
     def __init__(self, model: Model):
         self.stream, self.turned = mx.array(0.0), 0
+        # Of each memory: the row norms of W0, and its last writes.
+        self.memories: list[tuple[FastWeights, list[tuple[MemoryState, ...]]]] = []
         self.model = copy.copy(model)
         self.model.model = body = copy.copy(model.model)
         name = "norm" if "norm" in body else "final_layernorm"
         setattr(body, name, Tap(body[name], self._note_stream))
         body.layers = [copy.copy(layer) for layer in model.layers]
         for layer in body.layers:
-            layer.self_attn = copy.copy(layer.self_attn)
-            if hasattr(layer.self_attn, "rope"):
-                layer.self_attn.rope = Tap(layer.self_attn.rope, self._note_position)
+            layer.self_attn = attention = copy.copy(layer.self_attn)
+            if hasattr(attention, "rope"):
+                attention.rope = Tap(attention.rope, self._note_position)
+            if "memory" in attention:
+                attention.memory = memory = copy.copy(attention.memory)
+                memory.__class__ = WatchedMemory
+                memory._writes = []
+                self.memories.append((memory.initial_norms, memory._writes))
 
     def _note_stream(self, x: mx.array) -> None:
         self.stream = x
 
-    def _note_position(self, x: mx.array, offset: int = 0) -> None:
-        self.turned = max(self.turned, offset + x.shape[-2] - 1)
+    def _note_position(self, x: mx.array, offset: Any = 0) -> None:
+        self.turned = max(self.turned, mx.max(offset).item() + x.shape[-2] - 1)
+
+    def forget(self) -> None:
+        """Forgets the writes."""
+        for _, writes in self.memories:
+            writes.clear()
 
 
 def edited(paragraphs: list[list[int]], seed: int) -> Iterator[int]:
@@ -96,18 +123,7 @@ def _largest(matrices: list[mx.array]) -> mx.array:
     return mx.stack(norms).max()
 
 
-def _memories(cache: list[Any]) -> list[MemoryState]:
-    return [MemoryState.from_arrays(own.memory) for own in cache if own.memory]
-
-
-def _look(
-    watched: Watched,
-    logits: mx.array,
-    block: list[int],
-    norms: list[FastWeights],
-    before: list[MemoryState],
-    after: list[MemoryState],
-) -> list[mx.array]:
+def _look(watched: Watched, logits: mx.array, block: list[int]) -> list[mx.array]:
     """nll, row, momentum, update and activation of a block; see :class:`Mark`."""
     losses = nn.losses.cross_entropy(
         logits[0, :-1].astype(mx.float32), mx.array(block[1:]), reduction="mean"
@@ -115,11 +131,12 @@ def _look(
     rows: list[mx.array] = []
     momenta: list[mx.array] = []
     updates: list[mx.array] = []
-    for initial, old, new in zip(norms, before, after, strict=True):
-        lengths = row_norms(new.weights)
-        rows += [(x / n).max() for x, n in zip(lengths, initial, strict=True)]
-        momenta += new.momentum
-        updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
+    for initial, writes in watched.memories:
+        for old, new in writes:
+            lengths = row_norms(new.weights)
+            rows += [(x / n).max() for x, n in zip(lengths, initial, strict=True)]
+            momenta += new.momentum
+            updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
     stream = mx.abs(watched.stream.astype(mx.float32)).max()
     return [losses, mx.stack(rows).max(), _largest(momenta), _largest(updates), stream]
 
@@ -133,33 +150,25 @@ def soak(
         model (Model): a hybrid.
         cache (list): a state that has read nothing, updated in place.
         tokens (Iterator): ids, at least ``total``.
-        total (int): tokens to read; at least two chunks.
+        total (int): tokens to read; at least two blocks.
     """
     watched = Watched(model)
-    norms = [
-        layer.self_attn.memory.initial_norms
-        for layer in model.layers
-        if "memory" in layer.self_attn
-    ]
-    chunk = model.allmem.chunk
-    every = max(chunk * LOOKED_AT, total // (MARKS * chunk) * chunk)
+    size = model.allmem.block
+    every = max(size * LOOKED_AT, total // (MARKS * size) * size)
     read = 0
     seen: list[Any] = []
     mx.reset_peak_memory()
     start, since = time.perf_counter(), 0
     while read < total:
-        part = list(islice(tokens, min(chunk, total - read)))
-        last = read + len(part) == total and len(part) > 1
-        look = last or read // chunk % LOOKED_AT == LOOKED_AT - 1
-        before = _memories(cache) if look else []
+        part = list(islice(tokens, min(size, total - read)))
+        look = read // size % LOOKED_AT == LOOKED_AT - 1
         for block in blocks(part, model):
             logits = watched.model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])
         if look:
-            after = _memories(cache)
-            found = _look(watched, logits, block, norms, before, after)
-            seen.append(mx.stack(found).tolist())
-        del logits, before
+            seen.append(mx.stack(_look(watched, logits, block)).tolist())
+        watched.forget()
+        del logits
         mx.clear_cache()
         read += len(part)
         # What is left over belongs to the last mark: none is of a few tokens.

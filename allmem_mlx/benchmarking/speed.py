@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 from ..evaluation.systems import ALLMEM, FULL, WINDOW, window_model
 from ..model import Model, base_model
+from ..streaming import reading
 
 STRETCH = 2048  # tokens that one reads before the next one's turn; mlx-lm's own step
 CHUNK, FOLD, PLAIN = "chunk", "fold", "plain"  # what a decoded token has to do
@@ -51,10 +52,9 @@ class Runner:
     def read(self, tokens: list[int]) -> None:
         """Reads more tokens."""
         start = time.perf_counter()
-        for i in range(0, len(tokens), self.step):
-            self.model(mx.array(tokens[i : i + self.step])[None], cache=self.cache)
-            mx.eval([c.state for c in self.cache])
-            mx.clear_cache()
+        with reading(self.model) as read:
+            for i in range(0, len(tokens), self.step):
+                read(tokens[i : i + self.step], self.cache)
         self.seconds += time.perf_counter() - start
 
     def fork(self) -> list[Any]:
@@ -106,10 +106,10 @@ def runners(model: Model, beside: Collection[str] = ("window", "full")) -> list[
         beside (Collection): ``"window"``, the same without its memory, and ``"full"``,
             the base with full attention.
     """
-    found = [Runner(ALLMEM, model, model.allmem.chunk)]
+    found = [Runner(ALLMEM, model, model.allmem.block)]
     if "window" in beside:
         other = window_model(model, model.allmem.window)
-        found.append(Runner(WINDOW, other, model.allmem.chunk))
+        found.append(Runner(WINDOW, other, model.allmem.block))
     if "full" in beside:
         found.append(Runner(FULL, base_model(model), STRETCH))
     return found

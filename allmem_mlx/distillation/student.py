@@ -94,24 +94,25 @@ def forward_kl(base: nn.Module, student: mx.array, teacher: mx.array) -> mx.arra
 def read_hidden(
     model: Model, tokens: mx.array, grad_checkpoint: bool = False
 ) -> mx.array:
-    """The student's last hidden states ``[1, L, D]``, chunk by chunk.
+    """The student's last hidden states ``[1, L, D]``, block by block.
 
     Args:
         model (Model): the student.
         tokens (mx.array): ``[1, L]``, from the start of a document.
-        grad_checkpoint (bool): compute a chunk again when the gradient comes to it,
+        grad_checkpoint (bool): compute a block again when the gradient comes to it,
             from the state that was there.
     """
-    cache, chunk = model.make_cache(), model.allmem.chunk
+    cache, start = model.make_cache(), 0
     hidden = []
-    for start in range(0, tokens.shape[1], chunk):
-        block = tokens[:, start : start + chunk]
+    for size in model.allmem.cuts(0, tokens.shape[1]):
+        block = tokens[:, start : start + size]
         if start and grad_checkpoint:
             x, cache = _read_again(model, block, cache)
         else:
             model.embed(block, cache)
             x = model.model(block, cache=cache)
         hidden.append(x)
+        start += size
     return mx.concatenate(hidden, axis=1)
 
 

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..families import family_of
+from ..kernels import Operations
 from ..memory import Memory, MemoryState
 from ..model import Model, SlidingAttention, base_model
 
@@ -57,29 +58,13 @@ class System:
 
 
 class FrozenMemory(Memory):
-    """A memory that is read and never written.
+    """A memory that is read and never written."""
 
-    Args:
-        memory (Memory): whose parameters it has.
-    """
-
-    def __init__(self, memory: Memory):
-        nn.Module.__init__(self)
-        vars(self).update(vars(memory))
-        dict.update(self, memory)
-
-    def __call__(
-        self, u: mx.array, cache: Any, token: int, embedded: mx.array | None = None
-    ) -> mx.array:
+    def learn(
+        self, ops: Operations, state: MemoryState, rows: mx.array, token: int
+    ) -> MemoryState:
         """See :class:`Memory`."""
-        if cache.empty():
-            cache.cache = self.initial_state(u.shape[0], u.dtype).arrays()
-        kept = MemoryState.from_arrays(cache.cache)
-        recalled = super().__call__(u, cache, token, embedded)
-        # What the convolution saw is not memory.
-        tail = MemoryState.from_arrays(cache.cache).tail
-        cache.cache = kept._replace(tail=tail).arrays()
-        return recalled
+        return state
 
 
 def _with_attention(model: Model, change: Callable[[int, Any], Any]) -> Model:
@@ -118,7 +103,8 @@ def frozen_model(model: Model) -> Model:
     def freeze(i: int, attention: Any) -> Any:
         attention = copy.copy(attention)
         if "memory" in attention:
-            attention.memory = FrozenMemory(attention.memory)
+            attention.memory = memory = copy.copy(attention.memory)
+            memory.__class__ = FrozenMemory
         return attention
 
     return _with_attention(model, freeze)
@@ -154,18 +140,18 @@ def systems(model: Model) -> list[System]:
 
 
 def blocks(tokens: Sequence[int], model: Model) -> Iterator[list[int]]:
-    """Cuts a document at chunk boundaries, and so that logits stay few.
+    """Cuts a document as the model does, and so that logits stay few.
 
     Args:
         tokens (list): ids, from the start of the document.
         model (Model): the hybrid.
     """
-    chunk = model.allmem.chunk
-    step = min(chunk, max(1, LOGITS // model.base_config["vocab_size"]))
-    for start in range(0, len(tokens), chunk):
-        end = min(start + chunk, len(tokens))
-        for first in range(start, end, step):
-            yield list(tokens[first : min(first + step, end)])
+    most, start = max(1, LOGITS // model.base_config["vocab_size"]), 0
+    for size in model.allmem.cuts(0, len(tokens)):
+        end = start + size
+        for first in range(start, end, most):
+            yield list(tokens[first : min(first + most, end)])
+        start = end
 
 
 class Reader:
@@ -198,11 +184,19 @@ class Reader:
                 own.memory = state._replace(weights=theirs.weights).arrays()
 
     def step(self, block: list[int]) -> mx.array:
-        """Reads tokens of one chunk.
+        """Reads tokens, a block of :func:`blocks`.
 
         Returns:
             mx.array: logits, ``[T, vocabulary]``.
         """
+        if not self._lender:
+            return self._step(block)
+        # What is borrowed is another memory in every chunk.
+        chunk = self.model.allmem.chunk
+        parts = (block[i : i + chunk] for i in range(0, len(block), chunk))
+        return mx.concatenate([self._step(part) for part in parts])
+
+    def _step(self, block: list[int]) -> mx.array:
         self._borrow()
         logits = self.system.model(mx.array(block)[None], cache=self.cache)[0]
         theirs = self._other[self._tokens : self._tokens + len(block)]
@@ -221,13 +215,13 @@ class Reader:
     def read_end(self, tokens: Sequence[int]) -> None:
         """Reads a document as a system does that only has windows and sinks, without
         what it cannot know: between the sinks and the tokens that reach the end
-        through the windows of all layers, whole chunks are left out. They count, so
+        through the windows of all layers, whole blocks are left out. They count, so
         that everything is where it would be.
         """
-        chunk = self.model.allmem.chunk
-        first = -(-max(1, self.model.allmem.sinks) // chunk) * chunk
+        block = self.model.allmem.block
+        first = -(-max(1, self.model.allmem.sinks) // block) * block
         reach = sum(layer.self_attn.config.window for layer in self.system.model.layers)
-        left_out = max(0, len(tokens) - first - reach) // chunk * chunk
+        left_out = max(0, len(tokens) - first - reach) // block * block
         self.read(tokens[:first])
         for layer in self.cache:
             layer.ring.offset += left_out
@@ -257,11 +251,3 @@ class Reader:
                 break
             said.append(token)
         return said
-
-
-def memory_is_off(model: Model) -> bool:
-    """Whether alpha is 0 everywhere, as after a conversion."""
-    alphas = [
-        layer.self_attn.alpha for layer in model.layers if "memory" in layer.self_attn
-    ]
-    return not any(bool(mx.any(alpha != 0).item()) for alpha in alphas)

@@ -33,7 +33,7 @@ class Launch:
         source (str): the text that MLX has written.
         grid (tuple): threads.
         threadgroup (tuple): threads of a threadgroup.
-        threadgroups (int): number of them.
+        threadgroups (int): number of them in the grid.
         loaded (dict): bytes loaded from each buffer, by all threads.
         stored (dict): bytes stored to each buffer.
         threadgroup_bytes (int): size of the threadgroup memory.
@@ -66,6 +66,7 @@ class _Options:
     mode: str
     schedule: str
     seed: int
+    last: int
     launches: list[Launch]
 
 
@@ -74,7 +75,7 @@ _active: list[_Options] = []
 
 @contextmanager
 def emulated(
-    mode: str = "fast", schedule: str = "forward", seed: int = 0
+    mode: str = "fast", schedule: str = "forward", seed: int = 0, last: int = 0
 ) -> Iterator[list[Launch]]:
     """Lets ``mx.fast.metal_kernel`` make kernels that run on the CPU.
 
@@ -83,6 +84,9 @@ def emulated(
         schedule (str): the order in which threads and threadgroups run, ``"forward"``,
             ``"reverse"`` or ``"random"``.
         seed (int): of the random order.
+        last (int): how many threadgroups are run of each launch, the last ones; all if
+            it is 0. Indices that only a large grid has are so tried in little time; the
+            rest of the outputs is not written.
 
     Yields:
         list: a :class:`Launch` for each call of a kernel, as they come.
@@ -93,7 +97,7 @@ def emulated(
     if mode not in MODES or schedule not in SCHEDULES:
         raise ValueError(f"mode {mode!r} or schedule {schedule!r} does not exist")
     real = mx.fast.metal_kernel, mx.metal.is_available
-    options = _Options(mode, schedule, seed, [])
+    options = _Options(mode, schedule, seed, last, [])
     _active.append(options)
     mx.fast.metal_kernel, mx.metal.is_available = EmulatedKernel, lambda: True
     try:
@@ -119,6 +123,7 @@ class EmulatedKernel:
     ):
         self.input_names = list(input_names)
         self.output_names = list(output_names)
+        self.ensure_row_contiguous = ensure_row_contiguous
         self.kernel = metal_kernel(
             name=name,
             input_names=self.input_names,
@@ -168,19 +173,22 @@ class EmulatedKernel:
         options.launches.append(launch)
         library = _library(source, options.mode)
         values = dict(zip(self.input_names, map(_to_numpy, arrays), strict=True))
+        if self.ensure_row_contiguous:
+            values = {name: _row_contiguous(x) for name, x in values.items()}
         outputs = {}
         for name, shape, dtype in zip(
             self.output_names, output_shapes, output_dtypes, strict=True
         ):
-            outputs[name] = _to_numpy(mx.full(shape, init_value or 0, dtype))
+            outputs[name] = _to_numpy(mx.full(shape, init_value or 0, dtype)).copy()
         if 0 not in grid:
             buffers = [
                 Buffer(name, outputs[name], True, init_value is not None)
                 if name in outputs
-                else Buffer(name, _argument(name, values))
+                else _input(name, _argument(name, values))
                 for name in library.signature.buffers
             ]
-            done = library.run(buffers, grid, size, options.schedule, options.seed)
+            order = options.schedule, options.seed, options.last
+            done = library.run(buffers, grid, size, *order)
             for name, value in done.items():
                 setattr(launch, name, value)
             if any(not d.startswith("note") for d in launch.diagnostics):
@@ -245,8 +253,35 @@ def _argument(name: str, values: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _to_numpy(x: mx.array) -> np.ndarray:
-    """A contiguous copy; bfloat16 as its bits, which NumPy has no type for."""
-    return np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x, order="C")
+    """The array's own memory, whatever its strides; bfloat16 as its bits, which NumPy
+    has no type for."""
+    return np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x, copy=False)
+
+
+def _row_contiguous(x: np.ndarray) -> np.ndarray:
+    """As MLX copies an array; one that needs no copy keeps its strides, of which those
+    of dimensions of size 1 may be any."""
+    return x if x.flags.c_contiguous else x.copy(order="C")
+
+
+def _input(name: str, x: np.ndarray) -> Buffer:
+    """The memory from the first to the last element that an array has.
+
+    What lies between elements belongs to other arrays: all its bits are set, so that it
+    is NaN, and check mode does not let it be read.
+    """
+    if x.flags.c_contiguous:
+        return Buffer(name, x)
+    steps = [stride * (n - 1) for n, stride in zip(x.shape, x.strides, strict=True)]
+    origin = -sum(min(step, 0) for step in steps)
+    size = origin + sum(max(step, 0) for step in steps) + x.itemsize
+    memory, reached = np.full(size, 0xFF, np.uint8), np.zeros(size, np.bool_)
+    np.ndarray(x.shape, x.dtype, memory, origin, x.strides)[...] = x
+    element_bytes = np.ndarray(
+        (*x.shape, x.itemsize), np.bool_, reached, origin, (*x.strides, 1)
+    )
+    element_bytes[...] = True
+    return Buffer(name, memory, origin=origin, reached=reached)
 
 
 def _from_numpy(x: np.ndarray, dtype: mx.Dtype) -> mx.array:

@@ -47,7 +47,8 @@ MODES = {
         *["-mllvm", "-tsan-instrument-func-entry-exit=0"],
         *["-mllvm", "-tsan-instrument-read-before-write=1"],
         "-fsanitize=bounds,shift,integer-divide-by-zero,signed-integer-overflow,"
-        "float-cast-overflow,bool,alignment",
+        "float-cast-overflow,bool,alignment,implicit-integer-truncation,"
+        "implicit-integer-sign-change",
         "-fsanitize-recover=all",
     ],
 }
@@ -63,11 +64,13 @@ class _Buffer(ctypes.Structure):
         ("loaded", ctypes.c_uint64),
         ("stored", ctypes.c_uint64),
         ("unwritten", ctypes.c_uint64),
+        ("origin", ctypes.c_uint64),
+        ("reached", ctypes.c_void_p),
     ]
 
 
 class _Options(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_uint32) for n in ("check", "schedule", "seed")]
+    _fields_ = [(n, ctypes.c_uint32) for n in ("check", "schedule", "seed", "last")]
 
 
 class _Result(ctypes.Structure):
@@ -102,12 +105,23 @@ class _Diagnostic(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Buffer:
-    """An argument of a launch; outputs that are not initialised are filled with NaN."""
+    """An argument of a launch.
+
+    Args:
+        name (str): what the kernel calls it.
+        data (array): its memory.
+        output (bool): may the kernel write to it?
+        initialised (bool): an output that is not is filled with NaN.
+        origin (int): the byte to which the kernel's pointer points.
+        reached (array): whether a byte is part of an element; all are if there is none.
+    """
 
     name: str
     data: np.ndarray
     output: bool = False
     initialised: bool = True
+    origin: int = 0
+    reached: np.ndarray | None = None
 
 
 def _texts(files: Iterable[Path]) -> list[str]:
@@ -152,6 +166,12 @@ def preprocess(text: str, includes: Sequence[str | Path] = ()) -> str:
     return re.sub(r'^# (\d+) "([^"]*)".*$', line, text, flags=re.M)
 
 
+def cpp(source: str) -> str:
+    """A text that MLX has written, as C++."""
+    mlx_headers = Path(mlx.core.__file__).parent / "include"
+    return rewrite(preprocess(PRELUDE + source, [HERE / "include", mlx_headers]))
+
+
 class Library:
     """The kernel of a text that MLX has written, compiled for a mode.
 
@@ -164,9 +184,7 @@ class Library:
         self.source = source
         self.mode = mode
         self.signature = signature(source)
-        mlx_headers = Path(mlx.core.__file__).parent / "include"
-        text = rewrite(preprocess(PRELUDE + source, [HERE / "include", mlx_headers]))
-        text += entry(self.signature)
+        text = cpp(source) + entry(self.signature)
         flags = [*COMPILE, *MODES[mode]]
         headers = [*STDLIB.glob("*.h"), RUNTIME / "runtime.h"]
 
@@ -187,8 +205,11 @@ class Library:
         threadgroup: Sequence[int],
         schedule: str = "forward",
         seed: int = 0,
+        last: int = 0,
     ) -> dict[str, Any]:
         """Runs the kernel over a grid of threads; outputs are written in place.
+
+        Of the threadgroups only the ``last`` are run, if it is not 0.
 
         Returns:
             dict: what is counted and found, by the names that ``Launch`` has for it.
@@ -205,12 +226,14 @@ class Library:
                     b.name.encode(),
                     b.output,
                     b.initialised,
+                    origin=b.origin,
+                    reached=None if b.reached is None else b.reached.ctypes.data,
                 )
                 for b in buffers
             )
         )
         size = ctypes.c_uint32 * 3
-        options = _Options(self.mode == "check", SCHEDULES.index(schedule), seed)
+        options = _Options(self.mode == "check", SCHEDULES.index(schedule), seed, last)
         result = self.runtime.host_run(
             self.function,
             described,

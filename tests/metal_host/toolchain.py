@@ -29,7 +29,7 @@ class Toolchain:
         clang (tuple): clang as it is, for text that includes no system header.
         system_clang (tuple): clang that finds the system's headers.
         link (tuple): makes a shared library of an object file.
-        lint (tuple): clang that knows the target for which types are checked.
+        lint (tuple): clang that knows the targets for which text is only looked at.
     """
 
     clang: tuple[str, ...]

@@ -80,22 +80,33 @@ static void resolve_suspect() {
            suspect.message);
 }
 
+static uint16_t simdgroup_of(uint16_t who) {
+  return who == MANY ? MANY : who < LANES ? who / 32 : who & 31;
+}
+struct Name {
+  char text[32];
+};
+static Name name_of(uint16_t who) {
+  Name name{"several threads"};
+  if (who != MANY) {
+    bool one = who < LANES;
+    snprintf(name.text, sizeof name.text, one ? "thread %u" : "simdgroup %u",
+             one ? who : simdgroup_of(who));
+  }
+  return name;
+}
 static void report_race(
     const Region& r, const char* race, uintptr_t at, size_t size, size_t byte,
-    bool other_group, unsigned other, uintptr_t address) {
-  const Thread& t = running->thread;
+    bool other_group, unsigned other, uint16_t me, uintptr_t address) {
+  U3 at_group = running->thread.threadgroup_position_in_grid;
   char place[160], message[400];
   snprintf(place, sizeof place, "%s of %s '%s', byte %zu", race, describe(r), r.name, byte);
   if (other_group) {
     snprintf(message, sizeof message, "%s, by threadgroups %u and %u", place, other, group);
   } else {
-    char who[32];
-    snprintf(who, sizeof who, "thread %u", other);
     snprintf(message, sizeof message,
-             "%s, by %s and thread %u of threadgroup (%u, %u, %u): no barrier with %s between",
-             place, other >= LANES ? "several threads" : who, t.thread_index_in_threadgroup,
-             t.threadgroup_position_in_grid.x, t.threadgroup_position_in_grid.y,
-             t.threadgroup_position_in_grid.z,
+             "%s, by %s and %s of threadgroup (%u, %u, %u): no barrier with %s between", place,
+             name_of(other).text, name_of(me).text, at_group.x, at_group.y, at_group.z,
              r.kind == THREADGROUP ? "mem_threadgroup" : "mem_device");
   }
   if (strcmp(race, "write after write") != 0 || size > sizeof suspect.old) {
@@ -145,14 +156,23 @@ static void check_access(uintptr_t at, size_t size, bool write, bool atomic, uin
   if (r->kind == INPUT) {
     if (write) {
       diagnose("write to input", address, 0, 0, "'%s'", r->name);
+    } else if (r->reached && memchr(r->reached + (at - r->base), false, size)) {
+      diagnose("not an element", address, 0, 0,
+               "read of byte %zu of input '%s', whose strides leave it out, by thread %u",
+               (size_t)(at - r->base), r->name, t.thread_index_in_threadgroup);
     }
     return;
   }
 
   // Accesses of other threads are in order if a barrier for this memory was passed since.
+  // So are those of one thread; but not those of a simdgroup as a whole: another lane may
+  // load an element of a matrix than has stored it. Only where a simdgroup stores after it
+  // has loaded there are both in order, as the matrix that it stores was computed by then
+  // from all of the one that it loaded.
   int memory = r->kind == THREADGROUP ? 0 : 1;
   uint32_t now = barriers[memory], simd_now = t.simdgroup->barriers[memory];
-  uint16_t me = t.thread_index_in_threadgroup, my_simdgroup = me / 32;
+  uint16_t my_simdgroup = t.simdgroup_index_in_threadgroup;
+  uint16_t me = as_whole ? WHOLE + my_simdgroup : t.thread_index_in_threadgroup;
   bool reported = false; // once for all bytes
   for (size_t i = 0; i < size; i++) {
     Cell& c = r->cells[at - r->base + i];
@@ -160,8 +180,8 @@ static void check_access(uintptr_t at, size_t size, bool write, bool atomic, uin
     bool other_group = false;
     unsigned other = 0;
     if (c.write_group && !(atomic && c.atomic)) {
-      bool ordered = c.writer == me || c.write_barriers != now ||
-          (c.writer / 32 == my_simdgroup && c.write_simd_barriers < simd_now);
+      bool ordered = (c.writer == me && !as_whole) || c.write_barriers != now ||
+          (simdgroup_of(c.writer) == my_simdgroup && c.write_simd_barriers < simd_now);
       other_group = c.write_group != group;
       if (other_group || !ordered) {
         race = write ? "write after write" : "read after write";
@@ -170,8 +190,7 @@ static void check_access(uintptr_t at, size_t size, bool write, bool atomic, uin
     }
     if (!race && write && c.read_group) {
       bool ordered = c.reader == me || c.read_barriers != now ||
-          (c.reader != MANY && c.reader_simdgroup == my_simdgroup &&
-           c.read_simd_barriers < simd_now);
+          (simdgroup_of(c.reader) == my_simdgroup && c.read_simd_barriers < simd_now);
       other_group = c.read_group != group;
       if (other_group || !ordered) {
         race = "write after read";
@@ -180,7 +199,7 @@ static void check_access(uintptr_t at, size_t size, bool write, bool atomic, uin
     }
     if (race && !reported) {
       reported = true;
-      report_race(*r, race, at, size, at - r->base + i, other_group, other, address);
+      report_race(*r, race, at, size, at - r->base + i, other_group, other, me, address);
     }
     if (write) {
       c.write_group = group;
@@ -193,29 +212,28 @@ static void check_access(uintptr_t at, size_t size, bool write, bool atomic, uin
     }
     if (!c.initialised && !reported) {
       reported = true;
-      diagnose("uninitialised", address, 0, 0, "read of %s '%s', byte %zu, by thread %u",
-               describe(*r), r->name, (size_t)(at - r->base + i), me);
+      diagnose("uninitialised", address, 0, 0, "read of %s '%s', byte %zu, by %s",
+               describe(*r), r->name, (size_t)(at - r->base + i), name_of(me).text);
     }
     if (atomic) {
       continue;
     }
-    if (c.read_group == group && c.read_barriers == now && c.reader != me) {
-      if (c.reader == MANY || c.reader_simdgroup != my_simdgroup) {
-        c.reader = MANY;
-      } else {
-        c.reader = LANES;
-        if (simd_now > c.read_simd_barriers) {
-          c.read_simd_barriers = simd_now;
-        }
-      }
-    } else {
+    if (c.read_group != group || c.read_barriers != now) {
       c.reader = me;
-      c.reader_simdgroup = my_simdgroup;
-      c.read_simd_barriers = simd_now;
+    } else if (simdgroup_of(c.reader) != my_simdgroup) {
+      c.reader = MANY;
+    } else if (c.read_simd_barriers < simd_now) {
+      c.reader = me; // later than all others, to this simdgroup and to no other
+    } else if (c.reader != me) {
+      c.reader = LANES + my_simdgroup;
     }
     c.read_group = group;
     c.read_barriers = now;
+    c.read_simd_barriers = simd_now;
   }
+}
+void access_as_whole(bool begin) {
+  as_whole = begin;
 }
 void atomic_access(const volatile void* at, unsigned long size, bool write, void* caller) {
   if (options.check) {
@@ -283,6 +301,7 @@ UNDEFINED(sub_overflow, "overflow of a subtraction", void*, void*)
 UNDEFINED(mul_overflow, "overflow of a multiplication", void*, void*)
 UNDEFINED(negate_overflow, "overflow of a negation", void*)
 UNDEFINED(float_cast_overflow, "floating-point value out of the integer's range", void*)
+UNDEFINED(implicit_conversion, "integer that its new type cannot hold", void*, void*)
 UNDEFINED(load_invalid_value, "bool that is neither true nor false", void*)
 UNDEFINED(type_mismatch_v1, "misaligned access", void*)
 

@@ -85,7 +85,7 @@ static void* copy_in(int i, const Buffer& b) {
   }
   Region& r = regions[i];
   r = Region{end_aligned(first_page(i), b.size, 16), b.size, b.output ? OUTPUT : INPUT, b.name,
-             0, 0, nullptr};
+             0, 0, nullptr, b.reached};
   if (b.initialised) {
     memcpy((void*)r.base, b.data, b.size);
   } else {
@@ -96,11 +96,11 @@ static void* copy_in(int i, const Buffer& b) {
   }
   if (options.check && b.output) {
     r.cells = (Cell*)calloc(b.size + 1, sizeof(Cell));
-    for (size_t k = 0; k < b.size; k++) {
-      r.cells[k].initialised = b.initialised;
+    for (size_t k = 0; b.initialised && k < b.size; k++) {
+      r.cells[k].initialised = true;
     }
   }
-  return (void*)r.base;
+  return (void*)(r.base + b.origin);
 }
 static void copy_out(int i, Buffer& b) {
   Region& r = regions[i];
@@ -108,7 +108,7 @@ static void copy_out(int i, Buffer& b) {
   b.stored = r.stored;
   if (b.output) {
     memcpy(b.data, (void*)r.base, b.size);
-    for (size_t k = 0; r.cells && k < b.size; k++) {
+    for (size_t k = 0; r.cells && !options.last && k < b.size; k++) {
       b.unwritten += !r.cells[k].initialised;
     }
     free(r.cells);

@@ -72,11 +72,12 @@ static void run_grid(U3 grid, U3 full, void* const* buffers) {
   U3 count{(grid.x + full.x - 1) / full.x, (grid.y + full.y - 1) / full.y,
            (grid.z + full.z - 1) / full.z};
   uint32_t groups = count.x * count.y * count.z;
+  uint32_t first = options.last && options.last < groups ? groups - options.last : 0;
   uint32_t* order = (uint32_t*)malloc(groups * sizeof(uint32_t) + 1);
-  shuffle(order, groups);
+  shuffle(order, groups - first);
   if (sigsetjmp(after_fault, 1) == 0) {
-    for (uint32_t i = 0; i < groups; i++) {
-      uint32_t g = order[i];
+    for (uint32_t i = 0; i < groups - first; i++) {
+      uint32_t g = first + order[i];
       U3 at{g % count.x, g / count.x % count.y, g / (count.x * count.y)};
       run_threadgroup(at, count, grid, full, buffers);
     }
@@ -85,7 +86,7 @@ static void run_grid(U3 grid, U3 full, void* const* buffers) {
     in_kernel = false;
     free_variables();
   }
-  result.threadgroups = group;
+  result.threadgroups = groups;
   free(order);
 }
 
@@ -103,7 +104,7 @@ const Result* host_run(
   kernel = function;
   result = Result();
   group = 0;
-  suspect.on = false;
+  suspect.on = as_whole = false;
   region_count = count;
   void* pointers[BUFFERS];
   for (int i = 0; i < count; i++) {

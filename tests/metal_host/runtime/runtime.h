@@ -54,6 +54,7 @@ void simdgroup_barrier(unsigned flags, Site site);
 
 void* threadgroup_variable(int id, unsigned long size, unsigned long align, const char* name);
 void atomic_access(const volatile void* at, unsigned long size, bool write, void* caller);
+void access_as_whole(bool begin);
 void report(const char* kind, Site site);
 
 } // namespace host

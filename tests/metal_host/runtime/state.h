@@ -36,11 +36,12 @@ struct Cell {
   uint32_t write_group, read_group; // number of the threadgroup, from 1; 0 for none
   uint32_t write_barriers, read_barriers;
   uint32_t write_simd_barriers, read_simd_barriers;
-  uint16_t writer, reader; // thread, or MANY, or LANES of one simdgroup
-  uint16_t reader_simdgroup;
+  uint16_t writer, reader;
   bool initialised, atomic;
 };
-static const uint16_t MANY = 0xffff, LANES = 0xfffe;
+// Who: a thread's index, or several lanes of one simdgroup or all of it as one, to which
+// its index is added, or threads of several.
+static const uint16_t LANES = 0x4000, WHOLE = 0x8000, MANY = 0xffff;
 
 // A buffer or a threadgroup variable.
 enum Kind { INPUT, OUTPUT, THREADGROUP };
@@ -51,6 +52,7 @@ struct Region {
   const char* name;
   uint64_t loaded, stored;
   Cell* cells; // in check mode, of what can be written
+  const bool* reached; // as in Buffer
 };
 
 struct Diagnostic {
@@ -63,7 +65,7 @@ struct Diagnostic {
 
 // What library.py passes and reads; the same structures are there.
 struct Options {
-  uint32_t check, schedule, seed;
+  uint32_t check, schedule, seed, last;
 };
 struct Buffer {
   void* data;
@@ -71,6 +73,8 @@ struct Buffer {
   const char* name;
   uint32_t output, initialised;
   uint64_t loaded, stored, unwritten; // bytes
+  uint64_t origin; // where the kernel's pointer points
+  const bool* reached; // for each byte, or none: is it part of an element?
 };
 struct Result {
   uint64_t threadgroups, barriers, simd_barriers, simd_ops;
@@ -96,6 +100,7 @@ Thread* current; // that of `running`
 static void* scheduler;
 static void (*kernel)();
 static volatile bool in_kernel;
+static bool as_whole; // are accesses to memory those of all lanes as one?
 
 static Region regions[BUFFERS], variables[VARIABLES];
 static size_t region_count, variable_bytes;

@@ -1,0 +1,262 @@
+"""Wide blocks: what goes through a layer at once does not change what is read."""
+
+import dataclasses
+from collections import Counter
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers import (
+    activate_memory,
+    assert_close,
+    assert_same_state,
+    feed,
+    random_cuts,
+    random_tokens,
+    tiny_args,
+    tiny_model,
+)
+
+from allmem_mlx import ring
+from allmem_mlx.config import BLOCK, AllMemConfig
+from allmem_mlx.evaluation.systems import window_model
+from allmem_mlx.graph import count_step
+from allmem_mlx.model import Model
+
+TOLERANCE = 1e-5
+STATE_TOLERANCE = 1e-4  # see test_splits.py
+LENGTH = 900
+CUTS = (1, 2, 7, 8, 15, 16, 17, 31, 64, 65, 100, 128, 300)
+
+# Blocks of several chunks, everywhere but in the last. Sinks leave the window after 70
+# to 130 tokens; a window is no whole number of chunks, or smaller than the sinks.
+WIDE = {
+    "bounded": {"chunk": 16, "window": 64, "sinks": 4},
+    "ragged-window": {"chunk": 16, "window": 75, "sinks": 5},
+    "no-sinks": {"chunk": 8, "window": 64, "sinks": 0},
+    "many-sinks": {"chunk": 16, "window": 48, "sinks": 80},
+    "absolute": {"chunk": 16, "window": 64, "sinks": 4, "positions": "absolute"},
+    "chunk-2": {"chunk": 2, "window": 24, "sinks": 3, "fold": 1},
+    "block-is-chunk": {"chunk": 32, "window": 48, "sinks": 4},
+}
+
+
+def wide_model(case: str, family: str = "qwen3") -> Model:
+    return tiny_model(family, **{"fold": 8, **WIDE[case]})
+
+
+def sliding_model() -> Model:
+    """Layers that slide, with a window smaller than a block, beside others."""
+    args = tiny_args(chunk=16, window=64, sinks=4, fold=8)
+    args.base["layer_types"] = ["sliding_attention", "full_attention"]
+    args.base["sliding_window"] = 20
+    mx.random.seed(0)
+    model = Model(args)
+    activate_memory(model)
+    mx.eval(model.parameters())
+    return model
+
+
+class Wide:
+    """A model, and what it makes of tokens that come all at once."""
+
+    def __init__(self, model: Model, batch: int):
+        self.model, self.tokens = model, random_tokens(batch, LENGTH)
+        self.logits, self.cache = feed(model, self.tokens, [LENGTH])
+
+    def assert_same(self, cuts: list[int]) -> None:
+        logits, cache = feed(self.model, self.tokens, cuts)
+        assert_close("logits", logits, self.logits, TOLERANCE)
+        assert_same_state(cache, self.cache, STATE_TOLERANCE)
+
+
+@pytest.fixture(scope="module", params=[*WIDE, "sliding", "llama-B3"])
+def wide(request) -> Wide:
+    if request.param == "sliding":
+        return Wide(sliding_model(), 1)
+    if request.param == "llama-B3":
+        return Wide(wide_model("bounded", "llama"), 3)
+    return Wide(wide_model(request.param), 2)
+
+
+def in_chunks(model: Model, length: int) -> list[int]:
+    chunk = model.allmem.chunk
+    return [min(chunk, length - start) for start in range(0, length, chunk)]
+
+
+def test_read_in_blocks_and_chunk_by_chunk(wide):
+    wide.assert_same(in_chunks(wide.model, LENGTH))
+
+
+def test_read_in_blocks_and_token_by_token(wide):
+    wide.assert_same([1] * LENGTH)
+
+
+def test_chunks_of_one_token():
+    model = tiny_model(chunk=1, window=24, sinks=3, fold=1)
+    tokens = random_tokens(2, 150)
+    at_once = feed(model, tokens, [150])
+    one_by_one = feed(model, tokens, [1] * 150)
+    assert_close("logits", at_once[0], one_by_one[0], TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_read_in_blocks_and_in_any_cuts(wide, seed):
+    wide.assert_same(random_cuts(LENGTH, seed, CUTS))
+
+
+def test_multiples_of_a_block_are_the_same_to_the_bit(wide):
+    block = wide.model.allmem.block
+    cuts = [2 * block, 3 * block, block]
+    logits, cache = feed(wide.model, wide.tokens, [*cuts, LENGTH - sum(cuts)])
+    assert mx.array_equal(logits, wide.logits)
+    assert_same_state(cache, wide.cache, 0)
+
+
+def test_where_a_block_is_a_chunk_nothing_changes():
+    model = wide_model("block-is-chunk")
+    assert model.allmem.block == model.allmem.chunk
+    tokens = random_tokens(2, LENGTH)
+    at_once = feed(model, tokens, [LENGTH])
+    by_chunk = feed(model, tokens, in_chunks(model, LENGTH))
+    assert mx.array_equal(at_once[0], by_chunk[0])
+    assert_same_state(at_once[1], by_chunk[1], 0)
+
+
+@pytest.mark.parametrize("positions", ["bounded", "absolute"])
+def test_positions_are_bounded(monkeypatch, positions):
+    model = tiny_model(chunk=16, window=64, sinks=4, fold=8, positions=positions)
+    c, largest = model.allmem, 0
+    rope = type(model.layers[0].self_attn.rope)
+    call = rope.__call__
+
+    def noted(self, x, offset=0):
+        nonlocal largest
+        largest = max(largest, mx.max(mx.array(offset)).item() + x.shape[-2] - 1)
+        return call(self, x, offset=offset)
+
+    monkeypatch.setattr(rope, "__call__", noted)
+    feed(model, random_tokens(1, LENGTH), [LENGTH])
+    if positions == "bounded":
+        assert largest == c.sinks + c.window + c.chunk - 1
+    else:
+        assert largest == LENGTH - 1
+
+
+class TestCuts:
+    """Of the absolute grid."""
+
+    def config(self, **settings) -> AllMemConfig:
+        return AllMemConfig(1, 8, 8, fold=1, **settings)
+
+    @pytest.mark.parametrize(
+        "chunk, window, block",
+        [
+            pytest.param(64, 512, BLOCK, id="several"),
+            pytest.param(64, 2048, BLOCK, id="large-window"),
+            pytest.param(64, 200, 192, id="no-more-than-the-window"),
+            pytest.param(96, 512, 480, id="whole-chunks"),
+            pytest.param(512, 2048, 512, id="one"),
+            pytest.param(2048, 4096, 2048, id="large-chunk"),
+            pytest.param(64, 40, 64, id="chunk-beyond-the-window"),
+        ],
+    )
+    def test_a_block_is_whole_chunks(self, chunk, window, block):
+        assert self.config(chunk=chunk, window=window).block == block
+
+    def test_blocks_then_chunks(self):
+        config = self.config(chunk=4, window=12)
+        assert list(config.cuts(0, 30)) == [12, 12, 4, 2]
+        assert list(config.cuts(0, 24)) == [12, 12]
+        assert list(config.cuts(5, 20)) == [3, 4, 12, 1]
+        assert list(config.cuts(12, 12)) == [12]
+        assert list(config.cuts(12, 0)) == []
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_nothing_straddles_and_nothing_is_lost(self, seed):
+        rng = np.random.default_rng(seed)
+        config = self.config(chunk=int(rng.integers(1, 9)), window=40)
+        token, tokens = map(int, rng.integers(0, 300, 2))
+        sizes = list(config.cuts(token, tokens))
+        assert sum(sizes) == tokens and all(sizes)
+        for size in sizes:
+            if size > config.chunk:
+                assert (token % config.block, size) == (0, config.block)
+            else:
+                assert token // config.chunk == (token + size - 1) // config.chunk
+            token += size
+
+
+class TestOff:
+    """A memory whose alpha is 0 everywhere."""
+
+    @pytest.fixture
+    def fresh(self) -> Model:
+        model = tiny_model(trained=False, chunk=16, window=64, sinks=4, fold=8)
+        model.eval()
+        return model
+
+    def test_it_has_no_state_and_is_window_and_sinks(self, fresh):
+        tokens = random_tokens(1, 300)
+        alone = window_model(fresh, fresh.allmem.window)
+        logits, cache = feed(fresh, tokens, [300])
+        expected, rings = feed(alone, tokens, [300])
+        assert mx.array_equal(logits, expected)
+        assert [c.nbytes for c in cache] == [c.nbytes for c in rings]
+
+    @pytest.mark.parametrize("tokens", [1, 64])
+    def test_it_launches_nothing(self, fresh, tokens):
+        def primitives(model: Model) -> Counter:
+            _, cache = feed(model, random_tokens(1, 256), [256])
+            return count_step(model, cache, random_tokens(1, tokens)).primitives
+
+        alone = window_model(fresh, fresh.allmem.window)
+        assert primitives(fresh) == primitives(alone)
+
+    def test_one_layer_that_has_learned_brings_the_states_back(self, fresh):
+        assert fresh.memory_is_off
+        fresh.layers[1].self_attn.alpha = mx.ones_like(fresh.layers[1].self_attn.alpha)
+        assert not fresh.memory_is_off
+        assert all(c.memory for c in fresh.make_cache())
+
+    def test_it_is_trained_with_its_state(self, fresh):
+        fresh.train()
+        assert all(c.memory for c in fresh.make_cache())
+
+
+def launches(model: Model, size: int) -> float:
+    """For each token of a long text that is read ``size`` tokens at a time."""
+    before = 8 * model.allmem.block
+    _, cache = feed(model, random_tokens(1, before), [before])
+    counted = count_step(model, cache, random_tokens(1, size)).primitives
+    views = {"AsStrided", "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice"}
+    views |= {"Split", "Squeeze", "Transpose", "Unflatten"}
+    return sum(n for name, n in counted.items() if name not in views) / size
+
+
+def test_a_block_launches_much_less_than_its_chunks():
+    model = tiny_model(chunk=16, window=128, sinks=4, fold=16)
+    assert model.allmem.block == 128
+    assert launches(model, 128) < 0.6 * launches(model, 16)
+    alone = window_model(model, model.allmem.window)
+    assert launches(alone, 128) < 0.3 * launches(alone, 16)
+
+
+def test_nothing_is_scored_that_no_query_of_a_chunk_sees(monkeypatch):
+    model = wide_model("bounded")
+    c, seen = model.allmem, set()
+    fetch = ring.Tiles.update_and_fetch
+
+    def noted(self, keys, values):
+        found = fetch(self, keys, values)
+        seen.add((found[0].shape[2], self.mask(c.chunk, False).shape))
+        return found
+
+    monkeypatch.setattr(ring.Tiles, "update_and_fetch", noted)
+    feed(model, random_tokens(1, LENGTH), [LENGTH])
+    columns = c.sinks + c.window + c.chunk
+    assert seen == {(columns, (c.chunk, columns))}
+
+
+def test_a_block_is_derived_and_no_setting():
+    assert "block" not in {field.name for field in dataclasses.fields(AllMemConfig)}
