@@ -50,7 +50,9 @@ def read(weights: FastWeights, queries: mx.array) -> mx.array:
 
 def row_norms(weights: FastWeights) -> FastWeights:
     """L2 norms over the input dimension, kept as ``[..., rows, 1]``."""
-    return FastWeights(*(mx.sqrt(mx.square(w).sum(-1, keepdims=True)) for w in weights))
+    return FastWeights(
+        *(mx.sqrt(mx.square(w) @ mx.ones((w.shape[-1], 1))) for w in weights)
+    )
 
 
 def row_scales(weights: FastWeights, norms: FastWeights) -> FastWeights:
@@ -103,7 +105,9 @@ def gradient(
 
 def squared_norms(grads: FastWeights) -> mx.array:
     """Squares of the Frobenius norms of gate, up and down, ``[..., 3]``."""
-    return mx.stack([mx.square(g).sum((-2, -1)) for g in grads], axis=-1)
+    # Products: on a CPU they are several times as fast as sums.
+    rows = (g.flatten(-2)[..., None, :] for g in grads)
+    return mx.concatenate([x @ _transpose(x) for x in rows], axis=-1)[..., 0, :]
 
 
 def clip(grads: FastWeights, squares: mx.array, max_norm: float) -> FastWeights:

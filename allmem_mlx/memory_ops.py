@@ -6,6 +6,7 @@ numbers in float32. ``kernels.py`` has the same functions on Metal.
 """
 
 import math
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,6 +30,12 @@ def _unit(x: mx.array) -> mx.array:
     # a norm is not a number at 0.
     squared = mx.maximum(mx.square(x).sum(-1, keepdims=True), NORM_FLOOR**2)
     return x / (mx.sqrt(squared) + L2_EPS)
+
+
+@cache
+def _zeros(shape: tuple[int, ...]) -> mx.array:
+    """Of all layers and chunks: arrays are never changed."""
+    return mx.zeros(shape)
 
 
 @mx.compile
@@ -114,22 +121,6 @@ def memory_read(
     return values.reshape(B, T, n * p).astype(dtype)
 
 
-@mx.compile
-def _fold(
-    weights: FastWeights,
-    scales: FastWeights,
-    grads: FastWeights,
-    decay: mx.array,
-    rows: mx.array,
-) -> tuple[FastWeights, mx.array]:
-    p = weights.gate.shape[-1]
-    keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
-    unified = fast_weights.normalize(weights, scales)
-    added = fast_weights.gradient(unified, keys, values, rates)
-    grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
-    return grads, decay + decays.sum((-2, -1))
-
-
 def memory_fold(
     *,
     weights: FastWeights,
@@ -151,9 +142,13 @@ def memory_fold(
         tuple: the new G; the new sum; and the sums of squares of the new G for gate, up
         and down, in parts, ``[B, n, 3, parts]``, which a write that follows needs.
     """
-    grads, decay = _fold(weights, scales, grads, decay, rows)
-    # Not compiled with the rest, so that only a write computes them.
-    return grads, decay, fast_weights.squared_norms(grads)[..., None]
+    p = weights.gate.shape[-1]
+    keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
+    unified = fast_weights.normalize(weights, scales)
+    added = fast_weights.gradient(unified, keys, values, rates)
+    grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
+    squares = fast_weights.squared_norms(grads)[..., None]
+    return grads, decay + decays.sum((-2, -1)), squares
 
 
 def memory_write(
@@ -189,6 +184,6 @@ def memory_write(
     weights, momentum = fast_weights.write(
         unified, momentum, grads, squares.sum(-1), decay / tokens, max_norm
     )
-    grads = FastWeights(*(mx.zeros_like(g) for g in grads))
+    grads = FastWeights(*(_zeros(g.shape) for g in grads))
     scales = fast_weights.row_scales(weights, norms)
-    return weights, scales, momentum, grads, mx.zeros_like(decay)
+    return weights, scales, momentum, grads, _zeros(decay.shape)

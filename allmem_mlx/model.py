@@ -260,10 +260,12 @@ class Model(nn.Module):
 
     @property
     def memory_is_off(self) -> bool:
-        """Whether alpha is 0 in every layer, as after a conversion: whatever the memories
-        recalled would be lost, so that they have no state and cost nothing."""
+        """Whether alpha is 0 in every layer, as after a conversion. What the memories
+        recall would be lost: they have no state then, and cost nothing."""
         alphas = [
-            layer.self_attn.alpha for layer in self.layers if "memory" in layer.self_attn
+            layer.self_attn.alpha
+            for layer in self.layers
+            if "memory" in layer.self_attn
         ]
         return not any(mx.any(x).item() for x in alphas)
 

@@ -93,9 +93,8 @@ def write(
         library_name="mlx", pipeline_tag="text-generation", tags=list(tags), **data
     )
     allmem = AllMemConfig.from_dict(config["allmem"])
-    heads = (
-        f"{allmem.heads} heads, {allmem.head_dim} wide, {allmem.hidden_dim} hidden units"
-    )
+    heads = f"{allmem.heads} heads, {allmem.head_dim} wide, "
+    heads += f"{allmem.hidden_dim} hidden units"
     details = f", commit `{commit}`" if commit else ""
     if repo is not None and source.is_file():
         details = f", `{source.name}`{details}"

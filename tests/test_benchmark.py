@@ -141,6 +141,28 @@ class TestSoak:
             assert 0 < mark.turned < c.sinks + c.window + c.chunk
         assert "rope" in model.layers[0].self_attn  # the model is as it was
 
+    def test_every_write_of_a_block_is_seen(self):
+        model = tiny_model(chunk=16, window=64)
+        assert model.allmem.block == 64
+        tokens = some_tokens(8 * 64)
+        (*_, last) = soaked(model, tokens)
+        cache, momenta, updates = model.make_cache(), [0.0], [0.0]
+        for start in range(0, len(tokens), 16):
+            before = [layer.fork() for layer in cache]
+            model(mx.array([tokens[start : start + 16]]), cache=cache)
+            if start < 7 * 64:  # the last block is looked at
+                continue
+            for old, new in zip(before, cache, strict=True):
+                a, b = (MemoryState.from_arrays(x.memory) for x in (old, new))
+                for head in range(model.allmem.heads):
+                    for m, w, u in zip(b.momentum, b.weights, a.weights, strict=True):
+                        momenta.append(mx.linalg.norm(m[0, head]).item())
+                        updates.append(mx.linalg.norm((w - u)[0, head]).item())
+        assert_close("momentum", last.momentum, max(momenta), 1e-4)
+        assert_close("update", last.update, max(updates), 1e-4)
+        c = model.allmem
+        assert last.turned == c.sinks + c.window + c.chunk - 1
+
     def test_what_is_not_a_number_is_told(self):
         model = tiny_model()
         alpha = model.layers[1].self_attn.alpha

@@ -2,6 +2,7 @@
 
 import family_table
 import mlx.core as mx
+import numpy as np
 import pytest
 from family_cases import (
     CASES,
@@ -23,16 +24,16 @@ from helpers import (
 )
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
-from allmem_mlx import attention, load, state
+from allmem_mlx import load, ring, state
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import SettingError
 from allmem_mlx.memory import Memory
 from allmem_mlx.model import HybridAttention, SlidingAttention, base_model
 from allmem_mlx.session import Session
 
-LENGTH = 200  # many times the native windows of 24, and several chunks
+LENGTH = 200  # many times the native windows of 24, and several blocks
 CUTS = [70, 1, 1, 40, *[1] * 8, 80]
-CHUNK = 64
+CHUNK = 8  # a quarter of a block of 32, which is more than the native windows
 TOLERANCE = 1e-5
 
 
@@ -52,9 +53,9 @@ def small_window(name: str) -> int:
     return settings(name)[1]["sliding_window"] if slides_everywhere(name) else 32
 
 
-def converted(folder, new, **options):
-    convert(folder, new, chunk=CHUNK, **options)
-    return load(new)[0]
+def converted(folder, new, chunk=CHUNK, **options):
+    convert(folder, new, **options)
+    return load(new, model_config={"chunk": chunk, "fold": chunk})[0]
 
 
 def test_the_logits_are_those_of_transformers(case, tmp_path):
@@ -100,25 +101,31 @@ def test_turned_keys_are_as_if_rotated_by_their_places(case, tmp_path):
     assert_close("logits", logits[0], logits[1], TOLERANCE)
 
 
+def noting(kind: type, ends: list[int]):
+    """Notes where the keys end that a ring is given."""
+    fetch = kind.update_and_fetch
+
+    def noted(self, keys, values):
+        ends.append(int(np.asarray(self.offset).max()) + keys.shape[2])
+        return fetch(self, keys, values)
+
+    return noted
+
+
 def test_no_layer_rotates_beyond_window_sinks_and_chunk(case, tmp_path, monkeypatch):
     name, folder = case
     window = small_window(name)
     model = converted(folder, tmp_path / "new", window=window, sinks=4)
     ends = []
-    fetch = attention._Past.update_and_fetch
-
-    def noted(self, keys, values):
-        ends.append(self.offset + keys.shape[2])
-        return fetch(self, keys, values)
-
-    monkeypatch.setattr(attention._Past, "update_and_fetch", noted)
+    for kind in (ring.Past, ring.Tiles):
+        monkeypatch.setattr(kind, "update_and_fetch", noting(kind, ends))
     feed(model, random_tokens(1, 500), [500])
     assert window < max(ends) <= 4 + window + CHUNK
 
 
 def test_inside_every_window_it_is_mlx_lm_s_own_model(case, tmp_path):
     name, folder = case
-    model = converted(folder, tmp_path / "new", window=small_window(name))
+    model = converted(folder, tmp_path / "new", chunk=20, window=small_window(name))
     tokens = random_tokens(1, 20)
     assert mx.array_equal(model(tokens), base_model(model)(tokens))
 
@@ -147,6 +154,7 @@ def test_the_memory_gets_a_normed_input(case, tmp_path, monkeypatch):
     """``AllMem(RMSNorm(x))``, also where the base norms what its attention returns."""
     name, folder = case
     model = converted(folder, tmp_path / "new", window=small_window(name))
+    activate_memory(model)
     inputs, call = [], Memory.__call__
 
     def noted(self, u, *args):

@@ -178,7 +178,9 @@ class TestCommand:
         assert statistics[1].startswith("Generation: 9 tokens, ")
         assert statistics[2].startswith("Peak memory: ")
         assert statistics[3].startswith("State: ")
-        assert statistics[3].endswith("(68 in the window, the rest in memory)")
+        assert statistics[3].endswith(
+            "(68 in the window, the rest forgotten; memory: none)"
+        )
 
     def test_json_is_the_last_line(self, folder, document):
         flags = ["--prompt-file", document, "-m", "3", "--json", "--verbose", "F"]
@@ -194,6 +196,7 @@ class TestCommand:
             "state_bytes",
             "tokens_read",
             "tokens_in_window",
+            "memory_bytes",
         ]
         assert last["prompt_tokens"] == 1200 and last["finish_reason"] == "length"
         assert b"Peak memory" not in result.stdout

@@ -98,7 +98,7 @@ class Watched:
         self.stream = x
 
     def _note_position(self, x: mx.array, offset: Any = 0) -> None:
-        self.turned = max(self.turned, mx.max(offset).item() + x.shape[-2] - 1)
+        self.turned = max(self.turned, int(np.asarray(offset).max()) + x.shape[-2] - 1)
 
     def forget(self) -> None:
         """Forgets the writes."""
