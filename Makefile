@@ -27,6 +27,7 @@ lowest: .venv/tested
 	    $$(sed -nE 's/^  "([a-z0-9-]+([[]cpu])?)>=([0-9.]+).*/\1==\3/p' pyproject.toml)
 
 kernels: .venv/tested
+	$(BIN)/python tests/model_launches.py
 	$(BIN)/python tests/kernel_account.py
 
 families: .venv/tested

@@ -47,6 +47,7 @@ def test_the_first_step(family):
     """With alpha = 0 only alpha moves, and every gradient is a number: the key of the
     first token, which has no predecessor, is a zero vector."""
     model = tiny_model(family, trained=False)
+    model.train()  # in inference a memory that is off is not computed
     tokens = random_tokens(2, 100)
 
     def loss(model):
