@@ -229,6 +229,8 @@ def benchmark(args: argparse.Namespace) -> None:
         f"window {config.window}, sinks {config.sinks}, chunk {config.chunk}, "
         f"{model.dtype}, {mx.default_device()}"
     ).replace("mlx.core.", "")
+    if model.memory_is_off:
+        title += ", memory: none"
     if args.soak is None:
         speed(args, model, title)
     else:

@@ -194,7 +194,8 @@ class Session:
         for piece in filter(None, pieces):
             self._take(piece)
             yield from due(step)
-        yield from due(min(step, self.model.allmem.chunk))
+        for size in (self.model.allmem.block, self.model.allmem.chunk):
+            yield from due(min(step, size))
 
     def _archived(self, pieces: Pieces) -> Iterator[list[int]]:
         """The tokens of a document, which the archive has then."""

@@ -1,13 +1,16 @@
 """Wide blocks: what goes through a layer at once does not change what is read."""
 
 import dataclasses
+import random
 from collections import Counter
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from helpers import (
     activate_memory,
+    active_folder,
     assert_close,
     assert_same_state,
     feed,
@@ -17,11 +20,14 @@ from helpers import (
     tiny_model,
 )
 
-from allmem_mlx import ring
+from allmem_mlx import load, ring
+from allmem_mlx import state as states
 from allmem_mlx.config import BLOCK, AllMemConfig
 from allmem_mlx.evaluation.systems import window_model
 from allmem_mlx.graph import count_step
 from allmem_mlx.model import Model
+from allmem_mlx.session import Session
+from allmem_mlx.state import State
 
 TOLERANCE = 1e-5
 STATE_TOLERANCE = 1e-4  # see test_splits.py
@@ -260,3 +266,90 @@ def test_nothing_is_scored_that_no_query_of_a_chunk_sees(monkeypatch):
 
 def test_a_block_is_derived_and_no_setting():
     assert "block" not in {field.name for field in dataclasses.fields(AllMemConfig)}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    model, tokenizer = load(active_folder(folder, chunk=16, fold=8, window=64))
+    assert (model.allmem.block, model.allmem.chunk) == (64, 16)
+    return model, tokenizer
+
+
+class TestSession:
+    """Blocks of 64 tokens, chunks of 16."""
+
+    TOKENS = random_tokens(1, 500, vocab=120)[0].tolist()
+
+    def pieces(self, tokens: list[int], seed: int) -> list[list[int]]:
+        rng, cut = random.Random(seed), [0]
+        while cut[-1] < len(tokens):
+            cut.append(min(len(tokens), cut[-1] + rng.randint(0, 100)))
+        return [tokens[a:b] for a, b in pairwise(cut)]
+
+    def assert_same(self, actual: State, expected: State) -> None:
+        """To the bit."""
+        assert (actual.read, actual.waiting) == (expected.read, expected.waiting)
+        assert actual.digest == expected.digest
+        for name, x in expected.arrays.items():
+            assert mx.array_equal(actual.arrays[name], x), name
+
+    @pytest.mark.parametrize("length", [1, 16, 17, 64, 65, 80, 81, 128, 500])
+    def test_no_more_than_a_chunk_waits(self, tiny, length):
+        session = Session(*tiny)
+        done = list(session.read(self.pieces(self.TOKENS[:length], length)))
+        blocks = (length - 1) // 64  # the last token waits
+        assert 1 <= len(session.state.waiting) <= 16
+        assert session.state.tokens == length
+        assert done == [
+            *range(64, length, 64),
+            *range(blocks * 64 + 16, length, 16),
+        ]
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_pieces_do_not_matter(self, tiny, seed):
+        session, other = Session(*tiny), Session(*tiny)
+        list(session.read([self.TOKENS]))
+        list(other.read(self.pieces(self.TOKENS, seed)))
+        self.assert_same(other.state, session.state)
+
+    @pytest.mark.parametrize("stop", range(0, 14))
+    def test_where_it_was_interrupted_does_not_matter(self, tiny, tmp_path, stop):
+        model = tiny[0]
+        session, other = Session(*tiny), Session(*tiny)
+        list(session.read([self.TOKENS]))
+        pieces = self.pieces(self.TOKENS, seed=stop)
+        for _ in zip(range(stop), other.read(pieces), strict=False):
+            pass
+        states.save(other.state, tmp_path / "state", model)
+        opened = Session(*tiny, states.load(tmp_path / "state", model))
+        list(opened.read(states.unread(pieces, opened.state)))
+        self.assert_same(opened.state, session.state)
+        say = [[x.token for x in s.generate(max_tokens=9)] for s in (opened, session)]
+        assert say[0] == say[1]
+
+    @pytest.mark.parametrize("step", [64, 128, 192, 1024])
+    def test_a_step_of_whole_blocks_changes_nothing(self, tiny, step):
+        session, other = Session(*tiny), Session(*tiny)
+        list(session.read([self.TOKENS]))
+        list(other.read([self.TOKENS], step=step))
+        self.assert_same(other.state, session.state)
+
+    @pytest.mark.parametrize("step", [7, 16, 100])
+    def test_any_step_changes_no_more_than_rounding(self, tiny, step):
+        logits = []
+        for each in (None, step):
+            session = Session(*tiny)
+            list(session.read([self.TOKENS], step=each))
+            tokens = mx.array([[*session.state.waiting, *range(40)]])
+            cache = session.state.cache
+            logits.append(feed(tiny[0], tokens, [tokens.shape[1]], cache)[0][:, -40:])
+        assert_close("logits", *logits, 1e-4)
+
+    def test_two_readings_in_turns(self, tiny):
+        """The limit on wired memory is entered and left by each."""
+        sessions = [Session(*tiny), Session(*tiny)]
+        readings = [session.read([self.TOKENS]) for session in sessions]
+        for _ in zip(*readings, strict=True):
+            pass
+        self.assert_same(sessions[0].state, sessions[1].state)

@@ -70,10 +70,10 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def shares(model: Model, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The memory's share of time at the longest length, against window + sinks alone,
     beside its share of operations and bytes; see :mod:`accounts`. Empty if window +
-    sinks were not measured."""
+    sinks were not measured, or if there is no memory."""
     length = max(row["length"] for row in rows)
     at = {row["system"]: row for row in rows if row["length"] == length}
-    if WINDOW not in at:
+    if WINDOW not in at or model.memory_is_off:
         return {}
     of = accounts.Sizes.of(model)
     reading, decoding = (
