@@ -6,13 +6,14 @@ float32 and may have any leading dimensions, here ``[B, n]`` for batch and heads
 tokens, head width p, hidden width h. The symbols are the paper's.
 """
 
+import math
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.activations import swiglu
 
 EPS = 1e-5
 NORM_FLOOR = 1e-6
+LOG_2 = math.log(2)
 
 
 class FastWeights(NamedTuple):
@@ -33,6 +34,18 @@ def _transpose(x: mx.array) -> mx.array:
     return x.swapaxes(-1, -2)
 
 
+def sigmoid(x: mx.array) -> mx.array:
+    """``1 / (1 + e^-x)``, as ``1 / (1 + 2^(-x / log 2))``: on a CPU MLX's power takes a
+    third of the time of its exp."""
+    # 2^126 is finite, and so is the derivative.
+    return 1 / (1 + mx.power(2.0, mx.minimum(-x / LOG_2, 126)))
+
+
+def silu(x: mx.array) -> mx.array:
+    """``x / (1 + e^-x)``."""
+    return x * sigmoid(x)
+
+
 def read(weights: FastWeights, queries: mx.array) -> mx.array:
     """Reads the memory: ``(SiLU(Q Wg^T) * (Q Wu^T)) Wd^T + Q``.
 
@@ -44,7 +57,7 @@ def read(weights: FastWeights, queries: mx.array) -> mx.array:
         mx.array: ``[..., T, p]``.
     """
     gate = queries @ _transpose(weights.gate)
-    hidden = swiglu(gate, queries @ _transpose(weights.up))
+    hidden = silu(gate) * (queries @ _transpose(weights.up))
     return hidden @ _transpose(weights.down) + queries
 
 
@@ -90,16 +103,16 @@ def gradient(
     """
     gate = keys @ _transpose(weights.gate)
     up = keys @ _transpose(weights.up)
-    sigmoid = mx.sigmoid(gate)
-    silu = gate * sigmoid
+    slope = sigmoid(gate)
+    activated = gate * slope
     d_hidden = -(values @ weights.down)
-    d_gate = d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
-    d_up = d_hidden * silu
+    d_gate = d_hidden * up * slope * (1 + gate * (1 - slope))
+    d_up = d_hidden * activated
     rate_gate, rate_up, rate_down = mx.split(rates, 3, axis=-1)
     return FastWeights(
         gate=_transpose(d_gate) @ (rate_gate * keys),
         up=_transpose(d_up) @ (rate_up * keys),
-        down=_transpose(-values) @ (rate_down * silu * up),
+        down=_transpose(-values) @ (rate_down * activated * up),
     )
 
 

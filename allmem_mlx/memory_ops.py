@@ -78,7 +78,7 @@ def memory_inputs(
 
     qkv, taps_of = qkv.astype(mx.float32), conv_weight.astype(mx.float32)
     mixed = sum(taps_of[:, i] * qkv[:, i : i + T] for i in range(taps))
-    mixed = nn.silu(mixed).reshape(B, T, 3, n, p).transpose(2, 0, 3, 1, 4)
+    mixed = fast_weights.silu(mixed).reshape(B, T, 3, n, p).transpose(2, 0, 3, 1, 4)
     queries, keys, values = mixed
     queries = _unit(mx.fast.rms_norm(queries, q_norm, RMS_EPS))
     keys = _unit(mx.fast.rms_norm(keys, k_norm, RMS_EPS))

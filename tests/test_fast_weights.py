@@ -41,6 +41,21 @@ def random_pairs(rng, leading, tokens, p) -> tuple[mx.array, mx.array, mx.array]
     return tuple(mx.array(x, mx.float32) for x in (keys, values, rates))
 
 
+def test_sigmoid_and_silu_and_their_slopes():
+    x = np.concatenate([np.linspace(-30, 30, 601), [-1e20, -200, -88.8, 88.8, 1e20]])
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-x))
+    slope = expected * (1 - expected)
+    given = mx.array(x, mx.float32)
+    for function, value, derivative in (
+        (fast_weights.sigmoid, expected, slope),
+        (fast_weights.silu, x * expected, expected + x * slope),
+    ):
+        assert np.allclose(function(given), value, rtol=1e-5, atol=1e-12)
+        found = mx.grad(lambda x, f=function: f(x).sum())(given)
+        assert np.allclose(found, derivative, rtol=1e-4, atol=1e-6)
+
+
 def zeros_like(weights: FastWeights) -> FastWeights:
     return FastWeights(*(mx.zeros_like(w) for w in weights))
 
