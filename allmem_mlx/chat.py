@@ -456,7 +456,7 @@ class Chat:
         kept = session.snapshots
         number = len(kept.turns) + len(kept.chunks)
         beyond = now.tokens_read - now.tokens_in_window
-        rest = "in memory only" if now.memory_bytes else "forgotten; memory: none"
+        rest = "in memory only" if now.memory else "forgotten; memory: none"
         print(
             f"Tokens: {now.tokens_read}, {now.tokens_in_window} in the window, "
             f"{beyond} {rest}"

@@ -11,6 +11,7 @@ while reading, how the fast weights W change (``fast_weights.py``). The arithmet
 ``memory_ops.py``, and on Apple GPUs in ``kernels.py``.
 """
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -176,6 +177,10 @@ class Memory(nn.Module):
         of, norms = self._norms
         if any(x is not y for x, y in zip(own, of, strict=True)):
             norms = fast_weights.row_norms(self.initial_weights)
+            with suppress(
+                ValueError
+            ):  # nothing is evaluated while a function is traced
+                mx.eval(norms)  # by this thread: another may use them too
             self._norms = own, norms
         return norms
 

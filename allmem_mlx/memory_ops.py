@@ -6,7 +6,7 @@ numbers in float32. ``kernels.py`` has the same functions on Metal.
 """
 
 import math
-from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,12 +30,6 @@ def _unit(x: mx.array) -> mx.array:
     # a norm is not a number at 0.
     squared = mx.maximum(mx.square(x).sum(-1, keepdims=True), NORM_FLOOR**2)
     return x / (mx.sqrt(squared) + L2_EPS)
-
-
-@cache
-def _zeros(shape: tuple[int, ...]) -> mx.array:
-    """Of all layers and chunks: arrays are never changed."""
-    return mx.zeros(shape)
 
 
 @mx.compile
@@ -77,7 +71,7 @@ def memory_inputs(
     tail = mx.take(qkv, mx.arange(T, T + taps - 1), axis=1)
 
     qkv, taps_of = qkv.astype(mx.float32), conv_weight.astype(mx.float32)
-    mixed = sum(taps_of[:, i] * qkv[:, i : i + T] for i in range(taps))
+    mixed: Any = sum(taps_of[:, i] * qkv[:, i : i + T] for i in range(taps))
     mixed = fast_weights.silu(mixed).reshape(B, T, 3, n, p).transpose(2, 0, 3, 1, 4)
     queries, keys, values = mixed
     queries = _unit(mx.fast.rms_norm(queries, q_norm, RMS_EPS))
@@ -184,6 +178,6 @@ def memory_write(
     weights, momentum = fast_weights.write(
         unified, momentum, grads, squares.sum(-1), decay / tokens, max_norm
     )
-    grads = FastWeights(*(_zeros(g.shape) for g in grads))
+    grads = FastWeights(*(mx.zeros_like(g) for g in grads))
     scales = fast_weights.row_scales(weights, norms)
-    return weights, scales, momentum, grads, _zeros(decay.shape)
+    return weights, scales, momentum, grads, mx.zeros_like(decay)

@@ -119,6 +119,10 @@ class HybridCache(CacheList):
         forked.memory = list(self.memory)
         return forked
 
+    def is_trimmable(self) -> bool:
+        """What left the window, or changed the memory, cannot be taken back."""
+        return False
+
     @property
     def merge(self):
         raise AttributeError("an AllMem state cannot be batched")
@@ -269,9 +273,16 @@ class Model(nn.Module):
         ]
         return not any(mx.any(x).item() for x in alphas)
 
+    def _memory_can_be_left_out(self) -> bool:
+        try:
+            return self.memory_is_off
+        except ValueError:  # nothing can be evaluated while a function is traced
+            return False
+
     def make_cache(self) -> list[HybridCache]:
         """A state that has read nothing."""
-        caches, off = [], self.memory_is_off and not self.training
+        off = not self.training and self._memory_can_be_left_out()
+        caches = []
         for layer in self.layers:
             config = layer.self_attn.config
             size = config.sinks + config.window

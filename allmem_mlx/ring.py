@@ -184,7 +184,7 @@ class Tiles(Past):
         new = new.reshape(self.batch, n, -1, d)
         oldest = (self.token - self.config.sinks) % self.config.window
         parts = [window[:, :, oldest:], window[:, :, :oldest], new]
-        return mx.concatenate([x for x in parts if x.shape[2]], axis=2)
+        return mx.concatenate(parts, axis=2)
 
     def _ring(self, sinks: mx.array, held: mx.array) -> mx.array:
         """The ring with the newest of what is lined up."""
@@ -192,8 +192,9 @@ class Tiles(Past):
         newest = held[:, :, -window:]
         end = self.token + self.tiles * self.chunk
         first = window - (end - self.config.sinks) % window  # what comes into slot 0
+        # Of one part alone this would be a slice, which keeps all that is lined up.
         parts = [sinks, newest[:, :, first:], newest[:, :, :first]]
-        return mx.concatenate([x for x in parts if x.shape[2]], axis=2)
+        return mx.concatenate(parts, axis=2)
 
     def _copies(self, sinks: mx.array) -> mx.array:
         """``[B tiles, heads, sinks, d]``."""

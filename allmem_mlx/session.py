@@ -24,7 +24,7 @@ from .state import State
 from .streaming import (
     GenerationResponse,
     check_tokens,
-    memory_bytes,
+    has_memory,
     reading,
     stop_at,
     stream_generate,
@@ -452,7 +452,7 @@ class Session:
             "state_bytes": self.state.nbytes,
             "tokens_read": read,
             "tokens_in_window": min(read, config.sinks + config.window),
-            "memory_bytes": memory_bytes(self.state.cache),
+            "memory": has_memory(self.state.cache),
         }
         return GenerationResponse(**{**defaults, **numbers})
 

@@ -281,6 +281,10 @@ def load(path: str | Path, model: Model) -> State:
     state = State(model.make_cache(), **{part: metadata[part] for part in parts})
     if metadata["read"] == 0:
         return state
+    if not metadata["memory"] and any(layer.memory for layer in state.cache):
+        raise AllMemError(
+            f"{str(path)!r} was saved while the model had no memory; it has one now"
+        )
     arrays: Any = mx.load(str(path), format="safetensors")
     for i, layer in enumerate(state.cache):
         names = _names(i, len(layer.memory))

@@ -37,7 +37,7 @@ class GenerationResponse:
         state_bytes (int): size of the model's state, in bytes.
         tokens_read (int): all tokens that went into the state.
         tokens_in_window (int): those that attention still sees, sinks included.
-        memory_bytes (int): the memory's share of the state; 0 where it is off.
+        memory (bool): whether there is one; there is none while alpha is 0.
         lookup (Lookup): what was looked up in an archive; ``None`` without one.
     """
 
@@ -54,7 +54,7 @@ class GenerationResponse:
     state_bytes: int
     tokens_read: int
     tokens_in_window: int
-    memory_bytes: int
+    memory: bool
     lookup: "Lookup | None" = None
 
     @property
@@ -73,9 +73,9 @@ def state_bytes(cache: list[Any]) -> int:
     return sum(layer.nbytes for layer in cache)
 
 
-def memory_bytes(cache: list[Any]) -> int:
-    """Size of what the memories hold of a state, in bytes."""
-    return sum(part.nbytes for layer in cache for part in layer.caches[1:])
+def has_memory(cache: list[Any]) -> bool:
+    """Whether a state has memories, which :attr:`Model.memory_is_off` says."""
+    return any(len(layer.caches) > 1 for layer in cache)
 
 
 def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
@@ -287,7 +287,7 @@ def stream_generate(
                 "state_bytes": state_bytes(cache),
                 "tokens_read": total,
                 "tokens_in_window": min(total, config.sinks + config.window),
-                "memory_bytes": memory_bytes(cache),
+                "memory": has_memory(cache),
             }
         )
 
@@ -304,7 +304,7 @@ def print_statistics(response: GenerationResponse) -> None:
             f"{response.generation_tps:.3f} tokens-per-sec"
         )
     print(f"Peak memory: {response.peak_memory:.3f} GB")
-    rest = "in memory" if response.memory_bytes else "forgotten; memory: none"
+    rest = "in memory" if response.memory else "forgotten; memory: none"
     print(
         f"State: {response.state_bytes / 1e6:.1f} MB, {response.tokens_read} tokens "
         f"read ({response.tokens_in_window} in the window, the rest {rest})"

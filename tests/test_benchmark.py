@@ -163,6 +163,18 @@ class TestSoak:
         c = model.allmem
         assert last.turned == c.sinks + c.window + c.chunk - 1
 
+    @pytest.mark.parametrize("total", [705, 706, 719, 721])
+    def test_a_last_part_of_any_length(self, total):
+        model = tiny_model(chunk=16, window=64)
+        (mark,) = soaked(model, some_tokens(total))[-1:]
+        assert mark.position == total and mark.finite
+
+    def test_without_a_memory(self):
+        model = tiny_model(trained=False, chunk=16, window=64)
+        (*_, mark) = soaked(model, some_tokens(600))
+        assert mark.finite and mark.nll > 0
+        assert (mark.row, mark.momentum, mark.update) == (0, 0, 0)
+
     def test_what_is_not_a_number_is_told(self):
         model = tiny_model()
         alpha = model.layers[1].self_attn.alpha

@@ -1,14 +1,20 @@
 """Wide blocks: what goes through a layer at once does not change what is read."""
 
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from helpers import (
+    ROOT,
     activate_memory,
     active_folder,
     assert_close,
@@ -19,15 +25,20 @@ from helpers import (
     tiny_args,
     tiny_model,
 )
+from mlx_lm.models.cache import can_trim_prompt_cache
 
 from allmem_mlx import load, ring
 from allmem_mlx import state as states
 from allmem_mlx.config import BLOCK, AllMemConfig
+from allmem_mlx.distillation.recipe import Step
+from allmem_mlx.distillation.student import set_view
+from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation.systems import window_model
 from allmem_mlx.graph import count_step
 from allmem_mlx.model import Model
 from allmem_mlx.session import Session
 from allmem_mlx.state import State
+from allmem_mlx.streaming import has_memory
 
 TOLERANCE = 1e-5
 STATE_TOLERANCE = 1e-4  # see test_splits.py
@@ -228,6 +239,109 @@ class TestOff:
     def test_it_is_trained_with_its_state(self, fresh):
         fresh.train()
         assert all(c.memory for c in fresh.make_cache())
+
+    def test_a_compiled_model_and_a_compiled_training_step(self, fresh):
+        """As mlx-lm trains: without a cache, and nothing can be evaluated meanwhile."""
+        tokens = random_tokens(1, 100)
+        expected = fresh(tokens)
+        assert_close("logits", mx.compile(lambda x: fresh(x))(tokens), expected, 1e-5)
+        fresh.train()
+
+        @partial(mx.compile, inputs=[fresh.state], outputs=[fresh.state])
+        def step(tokens: mx.array) -> tuple[mx.array, dict]:
+            return nn.value_and_grad(fresh, lambda x: fresh(x).square().mean())(tokens)
+
+        _, grads = step(tokens)
+        assert mx.any(grads["model"]["layers"][0]["self_attn"]["alpha"])
+
+    def test_it_is_told_by_whether_there_is_one_not_by_what_was_read(self, fresh):
+        trained = tiny_model()
+        for model in (fresh, trained):
+            assert has_memory(model.make_cache()) == (model is trained)
+            model.eval()
+            assert Session(model, None).reading().memory == (model is trained)
+
+    def test_a_state_of_it_is_refused_once_it_was_trained(self, fresh, tmp_path):
+        state = states.new(fresh)
+        fresh(random_tokens(1, 70), cache=state.cache)
+        activate_memory(fresh)  # while the session goes on
+        states.save(state, tmp_path / "state", fresh)
+        with pytest.raises(AllMemError, match="saved while the model had no memory"):
+            states.load(tmp_path / "state", fresh)
+
+    def test_it_is_not_trimmed(self, fresh):
+        assert not can_trim_prompt_cache(fresh.make_cache())
+
+
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_a_ring_keeps_no_more_than_it_holds(sinks):
+    model = tiny_model(chunk=16, window=64, sinks=sinks, fold=8)
+    _, cache = feed(model, random_tokens(1, 384), [64] * 6)
+    for part in ("keys", "values"):
+        x = getattr(cache[0].ring, part)
+        size = x.nbytes
+        setattr(cache[0].ring, part, None)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        del x
+        assert size <= before - mx.get_active_memory() < 2 * size  # rounded up
+
+
+def test_a_convolution_keeps_no_more_than_its_tail():
+    model = tiny_model(chunk=16, window=64, sinks=4, fold=8)
+    _, cache = feed(model, random_tokens(1, 384), [64] * 6)
+    size, before = cache[0].memory[0].nbytes, mx.get_active_memory()
+    cache[0].memory = [None, *cache[0].memory[1:]]
+    assert size <= before - mx.get_active_memory() < 2 * size
+
+
+THREADS = """
+import os
+from threading import Barrier, Thread
+from allmem_mlx.session import Session
+from helpers import random_tokens, tiny_model
+
+model = tiny_model(chunk=16, window=64)
+tokens = random_tokens(1, 400)[0].tolist()
+list(Session(model, None).read([tokens[:40]]))
+read, together = [], Barrier(2)
+
+def go():
+    session = Session(model, None)
+    together.wait()
+    list(session.read([tokens]))
+    read.append(session.state.read)
+
+threads = [Thread(target=go) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(read, flush=True)
+os._exit(0)  # MLX may abort where a thread's stream is taken down at the end
+"""
+
+
+def test_threads_read_with_one_model():
+    """Each with a state of its own. Streams belong to threads: nothing that one has not
+    evaluated may come to another."""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", THREADS],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+            capture_output=True,
+        )
+        assert done.stdout.decode() == "[384, 384]\n", done.stderr.decode()
+
+
+def test_the_chunk_of_a_training_step_is_that_of_sliding_layers_too():
+    model = sliding_model()
+    tokens = random_tokens(1, 300)
+    set_view(model, Step(window=100, sinks=4, chunk=24, documents=[]))
+    assert {x.self_attn.config.chunk for x in model.layers} == {24}
+    at_once, _ = feed(model, tokens, [300])
+    one_by_one, _ = feed(model, tokens, [1] * 300)
+    assert_close("logits", at_once, one_by_one, TOLERANCE)
 
 
 def launches(model: Model, size: int) -> float:

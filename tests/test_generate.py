@@ -196,7 +196,7 @@ class TestCommand:
             "state_bytes",
             "tokens_read",
             "tokens_in_window",
-            "memory_bytes",
+            "memory",
         ]
         assert last["prompt_tokens"] == 1200 and last["finish_reason"] == "length"
         assert b"Peak memory" not in result.stdout

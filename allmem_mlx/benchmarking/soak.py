@@ -118,9 +118,13 @@ def edited(paragraphs: list[list[int]], seed: int) -> Iterator[int]:
                 yield draw.choice(everything) if draw.random() < EDITED else token
 
 
-def _largest(matrices: list[mx.array]) -> mx.array:
-    norms = [mx.sqrt(mx.square(x).sum((-2, -1))).max() for x in matrices]
-    return mx.stack(norms).max()
+def _largest(numbers: list[mx.array]) -> mx.array:
+    """0 of none: there is no memory."""
+    return mx.stack([mx.array(0.0), *(x.max() for x in numbers)]).max()
+
+
+def _norms(matrices: list[mx.array]) -> list[mx.array]:
+    return [mx.sqrt(mx.square(x).sum((-2, -1))) for x in matrices]
 
 
 def _look(watched: Watched, logits: mx.array, block: list[int]) -> list[mx.array]:
@@ -134,11 +138,12 @@ def _look(watched: Watched, logits: mx.array, block: list[int]) -> list[mx.array
     for initial, writes in watched.memories:
         for old, new in writes:
             lengths = row_norms(new.weights)
-            rows += [(x / n).max() for x, n in zip(lengths, initial, strict=True)]
+            rows += [x / n for x, n in zip(lengths, initial, strict=True)]
             momenta += new.momentum
             updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
     stream = mx.abs(watched.stream.astype(mx.float32)).max()
-    return [losses, mx.stack(rows).max(), _largest(momenta), _largest(updates), stream]
+    momentum, update = _largest(_norms(momenta)), _largest(_norms(updates))
+    return [losses, _largest(rows), momentum, update, stream]
 
 
 def soak(
@@ -161,7 +166,8 @@ def soak(
     start, since = time.perf_counter(), 0
     while read < total:
         part = list(islice(tokens, min(size, total - read)))
-        look = read // size % LOOKED_AT == LOOKED_AT - 1
+        # The last part may be of one token, which nothing is predicted of.
+        look = len(part) == size and read // size % LOOKED_AT == LOOKED_AT - 1
         for block in blocks(part, model):
             logits = watched.model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])

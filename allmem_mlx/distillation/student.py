@@ -36,15 +36,14 @@ def make_trainable(model: Model) -> None:
 
 
 def set_view(model: Model, step: Step) -> None:
-    """Gives all hybrid layers the window, sinks and chunk of a step."""
-    config = replace(
-        model.allmem,
-        window=step.window,
-        sinks=step.sinks,
-        chunk=step.chunk,
-        fold=math.gcd(step.chunk, model.allmem.fold),
-    )
+    """Gives all layers the chunk of a step, and those that do not slide in the base its
+    window and sinks."""
+    fold = math.gcd(step.chunk, model.allmem.fold)
+    grid: dict[str, Any] = {"chunk": step.chunk, "fold": fold}
+    config = replace(model.allmem, window=step.window, sinks=step.sinks, **grid)
     model.allmem = config
+    for layer in model.layers:
+        layer.self_attn.config = replace(layer.self_attn.config, **grid)
     for i in model.windowed:
         model.layers[i].self_attn.config = config
     for layer in hybrid_layers(model):

@@ -148,10 +148,10 @@ def blocks(tokens: Sequence[int], model: Model) -> Iterator[list[int]]:
     """
     most, start = max(1, LOGITS // model.base_config["vocab_size"]), 0
     for size in model.allmem.cuts(0, len(tokens)):
-        end = start + size
-        for first in range(start, end, most):
-            yield list(tokens[first : min(first + most, end)])
-        start = end
+        part = -(-size // -(-size // most))  # as large as the others
+        for first in range(start, start + size, part):
+            yield list(tokens[first : min(first + part, start + size)])
+        start += size
 
 
 class Reader:
@@ -192,9 +192,12 @@ class Reader:
         if not self._lender:
             return self._step(block)
         # What is borrowed is another memory in every chunk.
-        chunk = self.model.allmem.chunk
-        parts = (block[i : i + chunk] for i in range(0, len(block), chunk))
-        return mx.concatenate([self._step(part) for part in parts])
+        chunk, logits = self.model.allmem.chunk, []
+        while block:
+            size = chunk - self._tokens % chunk
+            logits.append(self._step(block[:size]))
+            block = block[size:]
+        return mx.concatenate(logits)
 
     def _step(self, block: list[int]) -> mx.array:
         self._borrow()
