@@ -22,6 +22,7 @@ from matplotlib.image import imread
 from allmem_mlx import load
 from allmem_mlx.convert import convert
 from allmem_mlx.evaluation import likelihood, report
+from allmem_mlx.evaluation import systems as systems_module
 from allmem_mlx.evaluation.intervals import Interval, ratio
 from allmem_mlx.evaluation.systems import (
     ALLMEM,
@@ -134,6 +135,17 @@ class TestSystems:
         systems(model)
         after, _ = feed(model, tokens, [LENGTH])
         assert mx.array_equal(before, after)
+
+    @pytest.mark.parametrize("most", [40, 63])
+    def test_how_many_logits_exist_at_once_changes_nothing(self, monkeypatch, most):
+        """Blocks of 64 are then cut where no chunk ends."""
+        model = tiny_model(chunk=16, window=64)
+        own, other = document(0), document(1)
+        expected = all_losses(model, own, other)
+        monkeypatch.setattr(systems_module, "LOGITS", most * 128)
+        found = all_losses(model, own, other)
+        for name, losses in expected.items():
+            np.testing.assert_allclose(found[name], losses, rtol=1e-4, err_msg=name)
 
     def test_another_document_lends_its_memory_and_nothing_else(self):
         """After each block: its fast weights, and the ring of the own document."""
