@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from .config import AllMemConfig
 from .encodings import decode
-from .errors import AllMemError, SettingError
+from .errors import AllMemError, SettingError, warn
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -221,11 +221,6 @@ def sizes(args: argparse.Namespace, *more: str) -> dict[str, Any]:
     names = ("window", "sinks", "chunk", *more)
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def warn(text: str) -> None:
-    with suppress(OSError):  # nobody is there to read it
-        print(f"[WARNING] {text}", file=sys.stderr)
 
 
 def add_eos_tokens(tokenizer: Any, names: Sequence[str]) -> None:

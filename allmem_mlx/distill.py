@@ -19,7 +19,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .command import ArgumentParser, run, warn
+from .command import ArgumentParser, run
 from .distillation import student
 from .distillation.documents import open_sources
 from .distillation.initial import CALIBRATION, input_scales
@@ -33,7 +33,7 @@ from .distillation.recipe import (
     settings_of,
 )
 from .distillation.stage2 import collect, collected
-from .errors import AllMemError, SettingError, reason
+from .errors import AllMemError, SettingError, reason, warn
 from .evaluation import likelihood
 from .evaluation.systems import Reader, System, systems
 from .families import largest_window

@@ -1,6 +1,8 @@
 """Errors that are the user's to mend. Commands print them as one line."""
 
+import sys
 import textwrap
+from contextlib import suppress
 
 
 class AllMemError(Exception):
@@ -23,3 +25,9 @@ def reason(error: BaseException) -> str:
     """What another library says of an error, as one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return textwrap.shorten(text, 300, placeholder=" ...")
+
+
+def warn(text: str) -> None:
+    """Says one line on stderr that is no error."""
+    with suppress(OSError):  # nobody is there to read it
+        print(f"[WARNING] {text}", file=sys.stderr)

@@ -4,10 +4,10 @@ They were written without one at hand. So before a model uses them, they read a 
 short chunks of its form, each beside its namesake in ``memory_ops.py``.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from . import fast_weights
 from .errors import reason
@@ -121,17 +121,10 @@ def _summed(name: str, result: Any) -> Any:
     return (*result[:2], result[2].sum(-1)) if name == "memory_fold" else result
 
 
-def _arrays(result: Any) -> Iterator[mx.array]:
-    if isinstance(result, mx.array):
-        yield result
-    else:
-        for part in result:
-            yield from _arrays(part)
-
-
 def _same(actual: Any, expected: Any) -> bool:
     """Arrays of the same numbers. NaN is the same as nothing."""
-    for a, e in zip(_arrays(actual), _arrays(expected), strict=True):
+    pairs: Any = zip(tree_flatten(actual), tree_flatten(expected), strict=True)
+    for (_, a), (_, e) in pairs:
         a, e = a.astype(mx.float32), e.astype(mx.float32)
         if not (mx.linalg.norm(a - e) <= TOLERANCE * mx.linalg.norm(e)).item():
             return False

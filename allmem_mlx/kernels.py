@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from . import kernel_check, memory_ops
 from .config import AllMemConfig
+from .errors import warn
 from .fast_weights import FastWeights
 
 HEAD_DIMS = (32, 64, 96, 128)
@@ -37,9 +38,9 @@ class Operations(NamedTuple):
 
 
 def operations(
-    config: AllMemConfig, training: bool, dtype: mx.Dtype | None = None
+    config: AllMemConfig, training: bool, dtype: mx.Dtype = mx.float32
 ) -> Operations:
-    """The operations to use now, for activations of a type, float32 if none is given.
+    """The operations to use now, for activations of a type.
 
     The kernels need an Apple GPU and the head widths they are written for, and have no
     gradient. ``ALLMEM_KERNELS=0`` turns them off, to compare. Where one of them fails,
@@ -57,7 +58,7 @@ def operations(
     ):
         return REFERENCE
     sizes = config.head_dim, config.hidden_dim, config.conv_kernel
-    return METAL if _work(*sizes, dtype or mx.float32) else REFERENCE
+    return METAL if _work(*sizes, dtype) else REFERENCE
 
 
 @cache
@@ -65,8 +66,6 @@ def _work(p: int, h: int, taps: int, dtype: mx.Dtype) -> bool:
     """Whether the kernels do here what they should; if not, says so, once."""
     fault = kernel_check.fault(METAL, REFERENCE, p, h, taps, dtype)
     if fault:
-        from .command import warn  # which imports this
-
         warn(f"the memory runs without its Metal kernels, and more slowly: {fault}")
     return not fault
 

@@ -8,9 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .adapters import load_adapter
-from .command import warn
 from .config import AllMemConfig
-from .errors import AllMemError, SettingError, reason
+from .errors import AllMemError, SettingError, reason, warn
 from .hub import origin, remedy, resolve
 from .model import MODEL_TYPE, Model, ModelArgs
 from .weight_files import indexed_files, read_json, readable, safetensors_header

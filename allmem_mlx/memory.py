@@ -11,6 +11,7 @@ while reading, how the fast weights W change (``fast_weights.py``). The arithmet
 ``memory_ops.py``, and on Apple GPUs in ``kernels.py``.
 """
 
+import copy
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -119,6 +120,13 @@ class Memory(nn.Module):
         self.o_proj = _projection(n * p, dims)
         self._norms: Any = ((None,) * 3, None)  # W0 and N, see initial_norms
 
+    @classmethod
+    def of(cls, memory: "Memory") -> "Memory":
+        """A memory of this kind with the parameters of another."""
+        same = copy.copy(memory)
+        same.__class__ = cls
+        return same
+
     def _initial_taps(self) -> mx.array:
         """``[3np, k]``: q and v see the token itself, k the token before it.
 
@@ -177,10 +185,10 @@ class Memory(nn.Module):
         of, norms = self._norms
         if any(x is not y for x, y in zip(own, of, strict=True)):
             norms = fast_weights.row_norms(self.initial_weights)
-            with suppress(
-                ValueError
-            ):  # nothing is evaluated while a function is traced
-                mx.eval(norms)  # by this thread: another may use them too
+            # By this thread, as others may use them too. While a function is traced,
+            # nothing can be evaluated.
+            with suppress(ValueError):
+                mx.eval(norms)
             self._norms = own, norms
         return norms
 

@@ -26,6 +26,7 @@ from .errors import AllMemError
 from .files import replacing
 from .memory import MemoryState
 from .model import HybridCache, Model
+from .streaming import has_memory
 
 FORMAT = "allmem-state"
 VERSION = 2
@@ -225,7 +226,7 @@ def save(
         "allmem": json.dumps(asdict(model.allmem)),
         "dtype": str(model.dtype),
         "half_window": json.dumps(half_window),
-        "memory": json.dumps(any(layer.memory for layer in state.cache)),
+        "memory": json.dumps(has_memory(state.cache)),
         "read": str(state.read),
         "digest": state.digest,
         "waiting": json.dumps(state.waiting),
@@ -281,7 +282,7 @@ def load(path: str | Path, model: Model) -> State:
     state = State(model.make_cache(), **{part: metadata[part] for part in parts})
     if metadata["read"] == 0:
         return state
-    if not metadata["memory"] and any(layer.memory for layer in state.cache):
+    if has_memory(state.cache) and not metadata["memory"]:
         raise AllMemError(
             f"{str(path)!r} was saved while the model had no memory; it has one now"
         )

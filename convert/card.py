@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from allmem_mlx.command import warn
 from allmem_mlx.config import AllMemConfig
+from allmem_mlx.errors import warn
 from allmem_mlx.hub import CARD, origin
 from allmem_mlx.loading import read_config
 from allmem_mlx.version import __version__

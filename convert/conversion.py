@@ -19,9 +19,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from allmem_mlx import hub
-from allmem_mlx.command import warn
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.errors import AllMemError, SettingError, reason
+from allmem_mlx.errors import AllMemError, SettingError, reason, warn
 from allmem_mlx.families import largest_window
 from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs, is_memory

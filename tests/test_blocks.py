@@ -26,8 +26,9 @@ from helpers import (
     tiny_model,
 )
 from mlx_lm.models.cache import can_trim_prompt_cache
+from model_launches import launches
 
-from allmem_mlx import load, ring
+from allmem_mlx import kernels, load, ring
 from allmem_mlx import state as states
 from allmem_mlx.config import BLOCK, AllMemConfig
 from allmem_mlx.distillation.recipe import Step
@@ -344,22 +345,20 @@ def test_the_chunk_of_a_training_step_is_that_of_sliding_layers_too():
     assert_close("logits", at_once, one_by_one, TOLERANCE)
 
 
-def launches(model: Model, size: int) -> float:
-    """For each token of a long text that is read ``size`` tokens at a time."""
-    before = 8 * model.allmem.block
-    _, cache = feed(model, random_tokens(1, before), [before])
-    counted = count_step(model, cache, random_tokens(1, size)).primitives
-    views = {"AsStrided", "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice"}
-    views |= {"Split", "Squeeze", "Transpose", "Unflatten"}
-    return sum(n for name, n in counted.items() if name not in views) / size
-
-
 def test_a_block_launches_much_less_than_its_chunks():
-    model = tiny_model(chunk=16, window=128, sinks=4, fold=16)
+    model = tiny_model(
+        chunk=16, window=128, sinks=4, fold=16, head_dim=32, hidden_dim=64
+    )
     assert model.allmem.block == 128
-    assert launches(model, 128) < 0.6 * launches(model, 16)
+
+    def ratio(model: Model, memory: kernels.Operations) -> float:
+        block, chunk = (launches(model, size, memory) for size in (128, 16))
+        return block / chunk
+
+    assert ratio(model, kernels.REFERENCE) < 0.6
+    assert ratio(model, kernels.METAL) < 0.4
     alone = window_model(model, model.allmem.window)
-    assert launches(alone, 128) < 0.3 * launches(alone, 16)
+    assert ratio(alone, kernels.REFERENCE) < 0.3
 
 
 def test_nothing_is_scored_that_no_query_of_a_chunk_sees(monkeypatch):

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..command import warn
-from ..errors import AllMemError, SettingError
+from ..errors import AllMemError, SettingError, warn
 from .citations import check, describe, printable_line, quoted_sentence
 from .counting import counting_note
 

@@ -89,8 +89,7 @@ class Watched:
             if hasattr(attention, "rope"):
                 attention.rope = Tap(attention.rope, self._note_position)
             if "memory" in attention:
-                attention.memory = memory = copy.copy(attention.memory)
-                memory.__class__ = WatchedMemory
+                attention.memory = memory = WatchedMemory.of(attention.memory)
                 memory._writes = []
                 self.memories.append((memory.initial_norms, memory._writes))
 

@@ -103,8 +103,7 @@ def frozen_model(model: Model) -> Model:
     def freeze(i: int, attention: Any) -> Any:
         attention = copy.copy(attention)
         if "memory" in attention:
-            attention.memory = memory = copy.copy(attention.memory)
-            memory.__class__ = FrozenMemory
+            attention.memory = FrozenMemory.of(attention.memory)
         return attention
 
     return _with_attention(model, freeze)
@@ -148,10 +147,11 @@ def blocks(tokens: Sequence[int], model: Model) -> Iterator[list[int]]:
     """
     most, start = max(1, LOGITS // model.base_config["vocab_size"]), 0
     for size in model.allmem.cuts(0, len(tokens)):
-        part = -(-size // -(-size // most))  # as large as the others
-        for first in range(start, start + size, part):
-            yield list(tokens[first : min(first + part, start + size)])
-        start += size
+        parts = math.ceil(size / most)
+        part, end = math.ceil(size / parts), start + size  # parts of about one size
+        for first in range(start, end, part):
+            yield list(tokens[first : min(first + part, end)])
+        start = end
 
 
 class Reader:

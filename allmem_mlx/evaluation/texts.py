@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..command import warn
 from ..document import Document
-from ..errors import AllMemError
+from ..errors import AllMemError, warn
 from ..plain_text import as_plain_text
 from ..tokens import tokenize
 
