@@ -4,11 +4,7 @@
 #pragma once
 #include "atomic.h"
 #include "math.h"
-#ifdef OPAQUE_MATRICES
-#include "opaque_matrix.h"
-#else
 #include "matrix.h"
-#endif
 
 #define METAL_FUNC inline __attribute__((always_inline))
 #define __METAL_MAYBE_FAST_MATH__ 0
