@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BOOK := .demo/alice.txt
 
-.PHONY: demo test lint lowest kernels families clean
+.PHONY: demo test lint docs lowest kernels families clean
 
 demo: .venv/installed $(BOOK)
 	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK) \
@@ -20,6 +20,10 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/documented
+	$(BIN)/sphinx-build -E -n -W --keep-going -q -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 # The lowest versions that pyproject.toml allows, for `make test` to try.
 lowest: .venv/tested
@@ -46,6 +50,10 @@ clean:
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,documents,dev]'
+	touch $@
+
+.venv/documented: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,documents,docs]'
 	touch $@
 
 $(BOOK): .venv/installed

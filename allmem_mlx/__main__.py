@@ -17,7 +17,7 @@ COMMANDS = {
     "distill": "train the memory of a converted model",
     "convert": "convert a pretrained model",
 }
-MODULES = {"convert": "convert.__main__"}
+MODULES = {"convert": "convert.command"}
 
 
 def main() -> None:

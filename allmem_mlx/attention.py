@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import AllMemConfig
-from .corrections import subclass
 from .families import Family
+from .patches import subclass
 from .ring import Past, Tiles
 
 

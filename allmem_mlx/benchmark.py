@@ -16,9 +16,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import ArgumentParser, add_sizes, run, sizes
+from .cli.flags import add_sizes, sizes
+from .cli.report import add_output, check_output, write_output
+from .cli.run import ArgumentParser, run
 from .errors import AllMemError, SettingError
-from .output import add_output, check_output, write_output
 
 if TYPE_CHECKING:
     from .benchmarking.speed import Measured
@@ -158,7 +159,7 @@ def text_tokens(path: Path, tokenizer: Any) -> Iterator[int]:
         AllMemError: if the file cannot be read or has no text.
     """
     from .benchmarking.soak import edited
-    from .document import Document
+    from .documents import Document
 
     paragraphs = [
         tokenizer.encode(part + "\n\n", add_special_tokens=False)

@@ -10,9 +10,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import shell
 from .archive.citations import printable, printable_line
-from .archive.flags import (
+from .cli import shell
+from .cli.archive_flags import (
     NOTHING_FOUND,
     add_archive,
     archive_beside,
@@ -23,10 +23,7 @@ from .archive.flags import (
     print_sources,
     working_archive,
 )
-from .chat_input import QUOTES, line_is_waiting, messages, note
-from .command import (
-    ArgumentParser,
-    Terminated,
+from .cli.flags import (
     add_model,
     add_reading,
     add_sampling,
@@ -38,13 +35,13 @@ from .command import (
     incoming,
     load_model,
     make_sampler,
-    one_line,
-    run,
     warn,
 )
-from .document import Document
+from .cli.line_input import QUOTES, line_is_waiting, messages, note
+from .cli.progress import PIECE, Progress
+from .cli.run import ArgumentParser, Terminated, one_line, run
+from .documents import Document
 from .errors import AllMemError, SettingError
-from .progress import PIECE, Progress
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -426,8 +423,8 @@ class Chat:
 
     def summarise(self) -> None:
         """summarise: what you have read, part by part; Ctrl-C stops it"""
-        from .archive.printing import print_summaries
-        from .archive.summaries import Summariser
+        from .cli.summaries import print_summaries
+        from .summaries import Summariser
 
         session, read = self.session, self.session.state.documents
         if session.archive is None:
@@ -530,7 +527,7 @@ def chat(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from . import state as states
-    from .conversation import Template
+    from .chat_template import Template
     from .session import Session
 
     model, tokenizer = load_model(args)

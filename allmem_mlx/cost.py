@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .command import ArgumentParser, add_sizes, run, sizes
+from .cli.flags import add_sizes, sizes
+from .cli.report import Panel, add_output, check_output, panels, table, write_output
+from .cli.run import ArgumentParser, run
 from .errors import SettingError
-from .output import Panel, add_output, check_output, panels, table, write_output
 
 if TYPE_CHECKING:
-    from .accounts import Sizes
+    from .benchmarking.flops import Sizes
     from .model import Model
 
 LENGTHS = [1024, 4096, 8192, 16384, 32768, 65536, 131072]
@@ -143,14 +144,14 @@ def lazy_model(config: dict[str, Any], allmem: dict[str, Any]) -> "Model":
 
 def costs(sizes: "Sizes", length: int) -> dict[str, Any]:
     """Every number for one length; operations in FLOP, sizes in bytes."""
-    from . import accounts
+    from .benchmarking import flops
 
     full, window, allmem = (
-        accounts.operations(sizes, length, **which)
+        flops.operations(sizes, length, **which)
         for which in ({"full": True}, {"memory": False}, {})
     )
-    cache = accounts.cache_bytes(sizes, length)
-    state = accounts.ring_bytes(sizes) + accounts.memory_bytes(sizes)
+    cache = flops.cache_bytes(sizes, length)
+    state = flops.ring_bytes(sizes) + flops.memory_bytes(sizes)
     return {
         "length": length,
         "reading": {
@@ -168,14 +169,14 @@ def costs(sizes: "Sizes", length: int) -> dict[str, Any]:
         "memory, share of reading": allmem.memory / allmem.total,
         "state": {
             "full attention": cache,
-            "window + sinks": accounts.ring_bytes(sizes),
+            "window + sinks": flops.ring_bytes(sizes),
             "AllMem": state,
         },
         "state, AllMem / full": state / cache,
         "decoding": {
             name: {
-                "operations": accounts.decoding_operations(sizes, length, full=flag),
-                "bytes": asdict(accounts.decoding_bytes(sizes, length, full=flag)),
+                "operations": flops.decoding_operations(sizes, length, full=flag),
+                "bytes": asdict(flops.decoding_bytes(sizes, length, full=flag)),
             }
             for name, flag in (("full attention", True), ("AllMem", False))
         },
@@ -256,14 +257,14 @@ def describe(sizes: "Sizes", rows: list[dict[str, Any]]) -> str:
 def roofline(sizes: "Sizes", length: int) -> list[dict[str, Any]]:
     """Tokens per second that a chip's bandwidth (decoding) and arithmetic (reading)
     allow; no program reaches them."""
-    from . import accounts
+    from .benchmarking import flops
 
     rows = []
     for chip in CHIPS:
         row: dict[str, Any] = {"chip": chip.name}
         for name, full in (("full attention", True), ("AllMem", False)):
-            moved = accounts.decoding_bytes(sizes, length, full=full).total
-            reading = accounts.operations(sizes, length, full=full).total / length
+            moved = flops.decoding_bytes(sizes, length, full=full).total
+            reading = flops.operations(sizes, length, full=full).total / length
             row[name] = {
                 "decoding": chip.bandwidth * 1e9 / moved,
                 "reading": chip.arithmetic and chip.arithmetic * 1e12 / reading,
@@ -297,7 +298,7 @@ def describe_roofline(rows: list[dict[str, Any]], length: int) -> str:
 
 def paper() -> tuple[str, dict[str, Any]]:
     """Figure 3 of the paper, counted: what it says of 128k tokens, and what follows."""
-    from .accounts import Sizes
+    from .benchmarking.flops import Sizes
 
     lines, found = [], {}
     for name, config in PAPER_MODELS.items():
@@ -358,7 +359,7 @@ def cost(args: argparse.Namespace) -> None:
 
 def of_model(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
     """The tables of the model asked for, what it is, and its numbers."""
-    from .accounts import Sizes
+    from .benchmarking.flops import Sizes
 
     of = Sizes.of(lazy_model(_config(args.model), sizes(args)))
     c, longest = of.config, max(args.lengths)
@@ -379,7 +380,7 @@ def of_model(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
 
 def _config(path: str | None) -> dict[str, Any]:
     from .default_model import default_model
-    from .loading import read_config
+    from .model_folder import read_config
     from .weight_files import read_json
 
     if path is None:

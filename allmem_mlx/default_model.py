@@ -14,6 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import mlx.core as mx
+
 from .errors import AllMemError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -38,7 +40,6 @@ def default_model() -> Path:
         AllMemError: if the model cannot be obtained, is not the one expected, or
             cannot be written.
     """
-    from .loading import default_dtype
 
     dtype = default_dtype()
     # Another memory is another model.
@@ -111,3 +112,8 @@ def _check(file: Path, expected: str) -> None:
 
 def _say(text: str) -> None:
     print(f"[INFO] {text}", file=sys.stderr, flush=True)
+
+
+def default_dtype() -> str:
+    """The type in which a small model runs best on this machine's default device."""
+    return "bfloat16" if mx.default_device() == mx.gpu else "float32"

@@ -19,7 +19,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .command import ArgumentParser, run
+from .cli.run import ArgumentParser, run
 from .distillation import student
 from .distillation.documents import open_sources
 from .distillation.initial import CALIBRATION, input_scales
@@ -39,7 +39,7 @@ from .evaluation.systems import Reader, System, systems
 from .families import largest_window
 from .files import replacing
 from .loading import load
-from .model import base_model
+from .variants import base_model
 from .weight_files import safetensors_header
 
 JUDGED = 2  # documents that are judged on

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .command import ArgumentParser, add_model, add_sizes, load_model, run
+from .cli.flags import add_model, add_sizes, load_model
+from .cli.report import add_output, check_output, panels, write_output
+from .cli.run import ArgumentParser, run
 from .errors import AllMemError, SettingError
-from .output import add_output, check_output, panels, write_output
 
 TASKS = ("passkey", "mqar", "facts")
 PLANTED = ("facts", "paraphrase", "two", "latest", "unanswerable")
@@ -181,7 +182,7 @@ def measure_text(args: argparse.Namespace) -> tuple:
     files = text_files(args.text)
     model, tokenizer = load_model(args)
 
-    from .conversation import Template
+    from .chat_template import Template
     from .evaluation import likelihood, report
     from .evaluation.bars import bar
     from .evaluation.systems import systems
@@ -300,7 +301,7 @@ def evaluate(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from . import state as states
-    from .evaluation.systems import matched_window
+    from .variants import matched_window
     from .version import __version__
 
     config, matched, off = model.allmem, matched_window(model), model.memory_is_off

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import corrections
+from . import patches as corrections
 from .errors import AllMemError
 
 # A rotary embedding that only turns and scales, so that turning back is exact.

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from .archive.flags import (
+from .cli.archive_flags import (
     add_archive,
     archive_beside,
     check_archive,
@@ -21,9 +21,7 @@ from .archive.flags import (
     wants_archive,
     warn_of_lost,
 )
-from .command import (
-    ENDS,
-    ArgumentParser,
+from .cli.flags import (
     add_eos_tokens,
     add_model,
     add_reading,
@@ -33,17 +31,15 @@ from .command import (
     check_counts,
     check_state_files,
     check_texts,
-    deaf,
-    hear_signals,
     incoming,
     load_model,
     make_sampler,
-    run,
     warn,
 )
-from .document import Document
+from .cli.progress import PIECE, Progress
+from .cli.run import ENDS, ArgumentParser, deaf, hear_signals, run
+from .documents import Document
 from .errors import AllMemError, SettingError
-from .progress import PIECE, Progress
 
 # Sampling where a text is written on: its most likely continuation repeats itself.
 WRITING_ON = {"temp": 0.8, "top_p": 0.95}
@@ -258,8 +254,8 @@ def generate(args: argparse.Namespace) -> None:
 
     from . import state as states
     from .archive.reading import Reading
-    from .conversation import Template
-    from .plain_text import encode
+    from .chat_template import Template
+    from .documents.plain_text import encode
     from .session import Session
 
     model, tokenizer = load_model(args)

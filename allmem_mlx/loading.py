@@ -4,168 +4,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-
 from .adapters import load_adapter
 from .config import AllMemConfig
-from .errors import AllMemError, SettingError, reason, warn
-from .hub import origin, remedy, resolve
-from .model import MODEL_TYPE, Model, ModelArgs
-from .weight_files import indexed_files, read_json, readable, safetensors_header
-
-TEMPLATE = "chat_template.json"  # of a processor; tokenizers have chat_template.jinja
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Reads ``config.json``.
-
-    Raises:
-        AllMemError: if the folder has none, or it cannot be read.
-    """
-    from mlx_lm.utils import load_config
-
-    if not (folder / "config.json").is_file():
-        raise AllMemError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        config = load_config(folder)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        file = folder / "config.json"
-        raise AllMemError(
-            f"{file} cannot be read: {reason(error)}; {remedy(file)}"
-        ) from None
-    if not isinstance(config, dict):
-        raise AllMemError(f"{folder / 'config.json'} does not hold a configuration")
-    return config
-
-
-def check_weights(folder: Path) -> None:
-    """Refuses a folder whose safetensors, or one that its index names, are missing,
-    truncated or not safetensors.
-
-    Raises:
-        AllMemError: naming the file.
-    """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise AllMemError(f"{folder} has no weights (model*.safetensors)")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        indexed_files(index)
-    for file in files:
-        safetensors_header(file)
-
-
-def load_weights(
-    folder: Path,
-    overrides: dict[str, Any],
-    model_class: type[Model] = Model,
-    lazy: bool = False,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """mlx-lm's ``load_model`` for our classes, without running code of the folder.
-
-    Args:
-        folder (Path): the model folder.
-        overrides (dict): values that replace those of ``config.json``.
-        model_class (type): the class to create.
-        lazy (bool): leave the weights on disk until they are used.
-
-    Returns:
-        tuple: the model and its configuration.
-
-    Raises:
-        AllMemError: if weights are missing, damaged or do not fit the configuration.
-    """
-    from mlx_lm.utils import load_model
-
-    check_weights(folder)
-    try:
-        return load_model(
-            folder,
-            lazy=lazy,
-            model_config=overrides,
-            get_model_classes=lambda config: (model_class, ModelArgs),
-        )
-    except SettingError:
-        raise
-    except AllMemError as error:
-        raise AllMemError(f"{folder}: {error}") from error
-    except KeyError as error:
-        raise AllMemError(f"{folder}: config.json has no {error}") from error
-    except Exception as error:  # of many kinds, for sizes that make no sense
-        raise AllMemError(
-            f"{folder}: the weights do not fit: {reason(error)}"
-        ) from error
-
-
-def load_tokenizer(
-    folder: Path, config: dict[str, Any], options: dict[str, Any] | None = None
-) -> Any:
-    """mlx-lm's ``load_tokenizer``, which also finds the chat template of a processor.
-
-    Args:
-        folder (Path): the model folder.
-        config (dict): its ``config.json``.
-        options (dict): passed to the tokenizer.
-
-    Raises:
-        AllMemError: if the folder has none, or it cannot be read.
-    """
-    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
-
-    # Without any of these, transformers makes up an empty tokenizer for some families.
-    files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
-    if not (found := [file for pattern in files for file in folder.glob(pattern)]):
-        raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
-
-    def get(**more: Any) -> Any:
-        extra = {**(options or {}), **more}
-        return mlx_lm_load_tokenizer(folder, extra, config.get("eos_token_id"))
-
-    try:
-        tokenizer = get()
-        if not tokenizer.has_chat_template and (folder / TEMPLATE).is_file():
-            template = _template(folder / TEMPLATE, tokenizer)
-            tokenizer = get(chat_template=template) if template else tokenizer
-        return tokenizer
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise AllMemError(
-            f"{folder}: the tokenizer cannot be read: {reason(error)}; "
-            f"{remedy(found[0])}"
-        ) from error
-
-
-def _template(file: Path, tokenizer: Any) -> str | None:
-    """The chat template in a file of a processor, unless it cannot be used."""
-    text = "a message"
-    messages = [{"role": "user", "content": text}]
-    try:
-        template = read_json(file).get("chat_template")
-        if not isinstance(template, str):
-            raise AllMemError(f"{file} has no chat_template")
-        shown = tokenizer.apply_chat_template(
-            messages, tokenize=False, chat_template=template
-        )
-        if text not in shown:
-            raise AllMemError(f"the template in {file} does not show plain text")
-    except Exception as error:  # of any kind: a template is a program
-        why = reason(error)
-        if not isinstance(error, AllMemError):
-            why = f"the template in {file} fails: {why}"
-        warn(f"{why}; the model has no chat template")
-        return None
-    return template
-
-
-def tokens_without_row(tokenizer: Any, rows: int) -> dict[str, int]:
-    """Tokens that the model cannot read, and their ids.
-
-    Args:
-        tokenizer: the tokenizer.
-        rows (int): rows of the model's embedding.
-    """
-    tokens = tokenizer.get_vocab().items()
-    return dict(sorted((x for x in tokens if x[1] >= rows), key=lambda x: x[1]))
+from .default_model import default_model
+from .errors import AllMemError, SettingError, warn
+from .hub import origin, resolve
+from .model import MODEL_TYPE
+from .model_folder import load_tokenizer, load_weights, read_config, tokens_without_row
+from .weight_files import readable
 
 
 def _without_tokens(tokenizer: Any, tokens: dict[str, int]) -> None:
@@ -228,8 +74,6 @@ def load(
         SettingError: if ``model_config`` holds an impossible value.
     """
     if path is None:
-        from .default_model import default_model
-
         path = default_model()
     folder = resolve(path, revision, check=_hybrid_config)
     config = _hybrid_config(folder)
@@ -253,8 +97,3 @@ def load(
     if return_config:
         return model, tokenizer, config
     return model, tokenizer
-
-
-def default_dtype() -> str:
-    """The type in which a small model runs best on this machine's default device."""
-    return "bfloat16" if mx.default_device() == mx.gpu else "float32"

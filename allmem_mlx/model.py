@@ -20,7 +20,6 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .attention import WindowAttention
 from .config import AllMemConfig
-from .corrections import subclass
 from .errors import SettingError
 from .families import (
     Family,
@@ -31,8 +30,9 @@ from .families import (
     sliding_windows,
     unbounded_layers,
 )
-from .memory import Memory, MemoryState
-from .memory_ops import RMS_EPS
+from .memory.layer import Memory, MemoryState
+from .memory.ops import RMS_EPS
+from .patches import subclass
 
 MODEL_TYPE = "allmem"
 
@@ -185,7 +185,7 @@ class HybridAttention(WindowAttention):
         return _mix(attended, self.alpha, recalled)
 
 
-def _new_base(config: dict[str, Any]) -> nn.Module:
+def new_base(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's model for the base's configuration, with random weights."""
     arch = model_file(config["model_type"])
     base = arch.Model(arch.ModelArgs.from_dict(config))
@@ -358,29 +358,6 @@ def is_memory(name: str) -> bool:
     return ".self_attn.memory." in name or name.endswith(".self_attn.alpha")
 
 
-def base_model(model: Model) -> nn.Module:
-    """The model that was converted: full attention, no memory, the same weights.
-
-    Args:
-        model (Model): a hybrid; its weights are shared, not copied.
-
-    Returns:
-        nn.Module: mlx-lm's own model.
-    """
-    base = _new_base(model.base_config)
-    for name, module in model.children().items():
-        if name != "model":
-            setattr(base, name, module)
-    if "lm_head" in base and "lm_head" not in model:
-        base.sanitize({})  # tied: some model files learn it from the weights
-    for name, module in model.model.children().items():
-        if name != "layers":
-            setattr(base.model, name, module)
-    for layer, hybrid in zip(base.layers, model.layers, strict=True):
-        for name, module in hybrid.children().items():
-            if name != "self_attn":
-                setattr(layer, name, module)
-        for name in layer.self_attn.children():
-            setattr(layer.self_attn, name, hybrid.self_attn[name])
-    base.eval()
-    return base
+def has_memory(cache: list[Any]) -> bool:
+    """Whether a state has memories, which :attr:`Model.memory_is_off` says."""
+    return any(len(layer.caches) > 1 for layer in cache)

@@ -8,13 +8,11 @@ stay, so that the distance between the two stays bounded.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
-
-if TYPE_CHECKING:
-    from .attention import WindowAttention
 
 
 @lru_cache(maxsize=64)
@@ -49,7 +47,7 @@ class Past:
         tokens (int): T.
     """
 
-    def __init__(self, ring: Any, attention: "WindowAttention", tokens: int):
+    def __init__(self, ring: Any, attention: nn.Module, tokens: int):
         self.ring, self.attention, self.config = ring, attention, attention.config
         self.token = ring.offset
         self.shift = self.config.shift(self.token + tokens - 1)
@@ -143,7 +141,7 @@ class Tiles(Past):
         tiles (int): chunks.
     """
 
-    def __init__(self, ring: Any, attention: "WindowAttention", batch: int, tiles: int):
+    def __init__(self, ring: Any, attention: nn.Module, batch: int, tiles: int):
         self.batch, self.tiles, self.chunk = batch, tiles, attention.config.chunk
         super().__init__(ring, attention, tiles * self.chunk)
         self._starts = range(self.token, self.token + tiles * self.chunk, self.chunk)

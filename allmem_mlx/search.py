@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from .archive.citations import printable, printable_line, quoted_sentence
-from .archive.flags import NOTHING_FOUND, archive_beside, found_line
-from .command import ArgumentParser, incoming, run
+from .cli.archive_flags import NOTHING_FOUND, archive_beside, found_line
+from .cli.flags import incoming
+from .cli.run import ArgumentParser, run
 from .errors import AllMemError, SettingError
 
 SQLITE = b"SQLite format 3\0"  # what an archive begins with

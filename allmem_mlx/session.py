@@ -16,20 +16,20 @@ from .archive.archive import Archive
 from .archive.finder import Finder
 from .archive.lookup import Lookup, Search, belongs, look_up
 from .archive.reading import Reading
-from .conversation import Conversation, Template
-from .document import Pieces
+from .chat_template import Template
+from .conversation import Conversation
+from .documents import Pieces
+from .documents.tokens import token_ids
 from .errors import AllMemError, SettingError
-from .model import Model
+from .model import Model, has_memory
 from .state import State
 from .streaming import (
     GenerationResponse,
     check_tokens,
-    has_memory,
     reading,
     stop_at,
     stream_generate,
 )
-from .tokens import token_ids
 
 TURNS = 4  # snapshots where turns begin
 CHUNKS = 2  # snapshots at the last ends of chunks

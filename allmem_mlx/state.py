@@ -24,9 +24,8 @@ from mlx.utils import tree_flatten
 
 from .errors import AllMemError
 from .files import replacing
-from .memory import MemoryState
-from .model import HybridCache, Model
-from .streaming import has_memory
+from .memory.layer import MemoryState
+from .model import HybridCache, Model, has_memory
 
 FORMAT = "allmem-state"
 VERSION = 2

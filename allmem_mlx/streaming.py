@@ -4,15 +4,14 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .archive.lookup import Lookup, Source
 from .errors import AllMemError, SettingError
-
-if TYPE_CHECKING:
-    from .archive.lookup import Lookup, Source
+from .model import has_memory
 
 CLEAR_EVERY = 2048  # tokens; mlx-lm's own step
 
@@ -55,10 +54,10 @@ class GenerationResponse:
     tokens_read: int
     tokens_in_window: int
     memory: bool
-    lookup: "Lookup | None" = None
+    lookup: Lookup | None = None
 
     @property
-    def sources(self) -> "Sequence[Source]":
+    def sources(self) -> Sequence[Source]:
         """The passages that were put before the question, the best first."""
         return self.lookup.sources if self.lookup else ()
 
@@ -71,11 +70,6 @@ def tokens_read(cache: list[Any]) -> int:
 def state_bytes(cache: list[Any]) -> int:
     """Size of a state in bytes."""
     return sum(layer.nbytes for layer in cache)
-
-
-def has_memory(cache: list[Any]) -> bool:
-    """Whether a state has memories, which :attr:`Model.memory_is_off` says."""
-    return any(len(layer.caches) > 1 for layer in cache)
 
 
 def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
@@ -231,7 +225,7 @@ def stream_generate(
         model (nn.Module): a model of :func:`allmem_mlx.load`.
         tokenizer: its tokenizer.
         prompt: a text, token ids, or an iterable of lists of token ids, which is read
-            as it comes: a :class:`~allmem_mlx.document.Document`, for one.
+            as it comes: a :class:`~allmem_mlx.documents.Document`, for one.
         max_tokens (int): tokens to generate; -1 for no limit.
         prompt_cache (list): a state of ``model.make_cache()`` to go on from, updated
             in place.

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .archive.citations import printable_line
-from .archive.flags import archive_beside
-from .command import (
-    ENDS,
-    ArgumentParser,
+from .cli.archive_flags import archive_beside
+from .cli.flags import (
     add_model,
     add_reading,
     add_sampling,
@@ -20,15 +18,14 @@ from .command import (
     check_counts,
     check_state_files,
     check_texts,
-    hear_signals,
     load_model,
     make_sampler,
-    run,
     warn,
 )
-from .document import Document
+from .cli.progress import PIECE, Progress
+from .cli.run import ENDS, ArgumentParser, hear_signals, run
+from .documents import Document
 from .errors import AllMemError, SettingError
-from .progress import PIECE, Progress
 
 # What of the command line changes how tokens are chosen.
 SAMPLING = (
@@ -131,9 +128,9 @@ def summarise(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from .archive.archive import Archive
-    from .archive.printing import print_summaries
-    from .archive.summaries import Summariser
-    from .conversation import Template
+    from .chat_template import Template
+    from .cli.summaries import print_summaries
+    from .summaries import Summariser
 
     model, tokenizer = load_model(args)
     if tokenizer.has_chat_template:

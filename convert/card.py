@@ -8,7 +8,7 @@ from typing import Any
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import warn
 from allmem_mlx.hub import CARD, origin
-from allmem_mlx.loading import read_config
+from allmem_mlx.model_folder import read_config
 from allmem_mlx.version import __version__
 
 CARRIED_OVER = ("license", "license_name", "license_link", "language")

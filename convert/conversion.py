@@ -22,8 +22,13 @@ from allmem_mlx import hub
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason, warn
 from allmem_mlx.families import largest_window
-from allmem_mlx.loading import check_weights, load_tokenizer, load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs, is_memory
+from allmem_mlx.model_folder import (
+    check_weights,
+    load_tokenizer,
+    load_weights,
+    read_config,
+)
 
 from . import card, gguf
 from .base_config import carry_over, language_model

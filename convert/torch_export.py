@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten
 
 from allmem_mlx.errors import AllMemError, reason
 from allmem_mlx.hub import import_torch
-from allmem_mlx.loading import load_weights, read_config
 from allmem_mlx.model import MODEL_TYPE, is_memory
+from allmem_mlx.model_folder import load_weights, read_config
 
 from .new_folder import new_folder
 from .torch_files import PICKLES, SUFFIXES, to_torch

@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 
 from allmem_mlx import load
-from allmem_mlx.conversation import Conversation, Template
-from allmem_mlx.document import Document
+from allmem_mlx.chat_template import Template
+from allmem_mlx.conversation import Conversation
+from allmem_mlx.documents import Document
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.session import Session
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.convert.new_folder import new_folder
 from allmem_mlx.default_model import default_model
 from allmem_mlx.errors import SettingError
 from allmem_mlx.families import unbounded_layers
-from allmem_mlx.loading import read_config
+from allmem_mlx.model_folder import read_config
 
 PREFIX = "model.layers."
 

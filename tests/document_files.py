@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from allmem_mlx.formats import Part
+from allmem_mlx.documents.formats import Part
 
 WORDS = re.findall(r"[a-z]{2,12}", " ".join(topics.values()))[:40_000]
 EMPTY = "\n\n"

@@ -15,7 +15,7 @@ import mlx.core as mx
 from kernel_cases import CASES, NAMES, Inputs
 from metal_host import emulated, source_of
 
-from allmem_mlx import kernels
+from allmem_mlx.memory import kernels
 
 
 def main() -> None:

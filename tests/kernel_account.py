@@ -25,9 +25,8 @@ from kernel_cases import (
     launches,
 )
 
-from allmem_mlx import kernels
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.memory import Memory
+from allmem_mlx.memory.layer import Memory, kernels
 
 LAUNCH = 5.0  # microseconds
 BLOCK = 512  # tokens that go through a layer at once

@@ -12,9 +12,9 @@ import numpy as np
 from metal_host import Launch, emulated
 from mlx_lm.models.cache import ArraysCache
 
-from allmem_mlx import fast_weights, kernels, memory_ops
-from allmem_mlx.fast_weights import FastWeights
-from allmem_mlx.memory import Memory
+from allmem_mlx.memory import ops
+from allmem_mlx.memory.fast_weights import FastWeights
+from allmem_mlx.memory.layer import Memory, fast_weights, kernels
 
 NAMES = ("memory_inputs", "memory_read", "memory_fold", "memory_write")
 TAPS = 4
@@ -207,7 +207,7 @@ def arrays(result) -> list[mx.array]:
 def reference(name: str, arguments: dict) -> list[mx.array]:
     """What an operation should compute. Sums of squares, which come in as many parts as
     suit who made them, are summed."""
-    result = arrays(getattr(memory_ops, name)(**arguments))
+    result = arrays(getattr(ops, name)(**arguments))
     if name == "memory_fold":
         # In float64: in float32 those of 65,536 numbers are off by 1e-5.
         squares = [np.square(np.array(g, np.float64)).sum((-2, -1)) for g in result[:3]]

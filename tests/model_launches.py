@@ -16,9 +16,9 @@ from unittest import mock
 import mlx.core as mx
 from helpers import TINY_BASE, activate_memory
 from kernel_cases import VIEWS
+from launches import count_step
 
-from allmem_mlx import kernels
-from allmem_mlx.graph import count_step
+from allmem_mlx.memory import kernels
 from allmem_mlx.model import Model, ModelArgs
 
 NOTHING = VIEWS | {"AsStrided", "Contiguous", "Reshape", "Squeeze"}

@@ -36,9 +36,9 @@ from allmem_mlx.archive import archive as archives
 from allmem_mlx.archive.archive import BLOCK, Archive, fingerprint, key_of
 from allmem_mlx.archive.cutting import LONGEST, passages
 from allmem_mlx.archive.terms import query, terms
-from allmem_mlx.document import Document, Mark, Piece
+from allmem_mlx.documents import Document, Mark, Piece
+from allmem_mlx.documents.tokens import tokenize, tokenize_with_ends
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.tokens import tokenize, tokenize_with_ends
 
 # Cutting.
 

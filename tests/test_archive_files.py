@@ -23,7 +23,7 @@ from test_tokens import PROSE, build, gpt2
 from allmem_mlx.archive import database
 from allmem_mlx.archive.archive import Archive
 from allmem_mlx.archive.cutting import passages
-from allmem_mlx.document import Document
+from allmem_mlx.documents import Document
 from allmem_mlx.errors import AllMemError
 
 resource = pytest.importorskip("resource")
@@ -43,7 +43,7 @@ class Characters:
 COMMON = f"""
 import os, re, resource, sys
 from allmem_mlx.archive.archive import Archive
-from allmem_mlx.document import Document
+from allmem_mlx.documents import Document
 from allmem_mlx.errors import AllMemError
 
 {inspect.getsource(Characters)}

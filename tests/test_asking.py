@@ -16,10 +16,11 @@ from allmem_mlx import state as states
 from allmem_mlx.archive import Archive
 from allmem_mlx.archive.archive import Passage
 from allmem_mlx.archive.lookup import Source, merged
-from allmem_mlx.conversation import Conversation, Template
-from allmem_mlx.document import Document, Mark
+from allmem_mlx.chat_template import Template
+from allmem_mlx.conversation import Conversation
+from allmem_mlx.documents import Document, Mark
+from allmem_mlx.documents.plain_text import control_tokens, encode
 from allmem_mlx.errors import AllMemError, SettingError
-from allmem_mlx.plain_text import control_tokens, encode
 from allmem_mlx.session import Session
 
 

@@ -20,11 +20,11 @@ from helpers import (
 from matplotlib.image import imread
 
 from allmem_mlx.benchmarking import fluency, results, soak, speed
-from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW, window_model
-from allmem_mlx.memory import MemoryState
-from allmem_mlx.model import base_model
-from allmem_mlx.output import as_json
+from allmem_mlx.cli.report import as_json
+from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
+from allmem_mlx.memory.layer import MemoryState
 from allmem_mlx.streaming import tokens_read
+from allmem_mlx.variants import base_model, window_model
 
 CHUNK = TINY_ALLMEM["chunk"]
 

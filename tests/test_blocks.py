@@ -25,21 +25,21 @@ from helpers import (
     tiny_args,
     tiny_model,
 )
+from launches import count_step
 from mlx_lm.models.cache import can_trim_prompt_cache
 from model_launches import launches
 
-from allmem_mlx import kernels, load, ring
+from allmem_mlx import load, ring
 from allmem_mlx import state as states
 from allmem_mlx.config import BLOCK, AllMemConfig
 from allmem_mlx.distillation.recipe import Step
 from allmem_mlx.distillation.student import set_view
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.evaluation.systems import window_model
-from allmem_mlx.graph import count_step
-from allmem_mlx.model import Model
+from allmem_mlx.memory import kernels
+from allmem_mlx.model import Model, has_memory
 from allmem_mlx.session import Session
 from allmem_mlx.state import State
-from allmem_mlx.streaming import has_memory
+from allmem_mlx.variants import window_model
 
 TOLERANCE = 1e-5
 STATE_TOLERANCE = 1e-4  # see test_splits.py

@@ -22,10 +22,11 @@ from allmem_mlx import chat as chat_module
 from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.chat import Chat, Quit
-from allmem_mlx.conversation import Conversation, Template
-from allmem_mlx.document import Document
+from allmem_mlx.chat_template import Template
+from allmem_mlx.cli.progress import Progress
+from allmem_mlx.conversation import Conversation
+from allmem_mlx.documents import Document
 from allmem_mlx.errors import AllMemError, SettingError
-from allmem_mlx.progress import Progress
 from allmem_mlx.session import Session
 
 TURNS = ["HOW?", "WHO TURNS?", "THE RING.", "A QUICK FOX", "WHY NOT?", "AND THEN?"]

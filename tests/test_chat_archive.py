@@ -9,7 +9,7 @@ from test_chat import Terminal, piped
 from allmem_mlx import load
 from allmem_mlx.archive import Archive
 from allmem_mlx.chat import Chat
-from allmem_mlx.conversation import Template
+from allmem_mlx.chat_template import Template
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.session import Session
 

@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from allmem_mlx import load
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import AllMemError, SettingError
-from allmem_mlx.model import base_model
+from allmem_mlx.variants import base_model
 
 SIZES = {"window": 48, "sinks": 4, "chunk": 64}
 

@@ -6,13 +6,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from helpers import activate_memory, random_tokens, run, tiny_args, tiny_model
+from launches import Counts, count, count_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from allmem_mlx import accounts
+from allmem_mlx.benchmarking import flops
 from allmem_mlx.cost import PAPER, PAPER_MODELS, costs, lazy_model
-from allmem_mlx.graph import Counts, count, count_step
-from allmem_mlx.model import Model, base_model
+from allmem_mlx.model import Model
 from allmem_mlx.streaming import state_bytes
+from allmem_mlx.variants import base_model
 
 
 def read(model, tokens: int):
@@ -51,34 +52,34 @@ def expected_reading(sizes, before: int, **which) -> int:
     """Operations for a chunk after ``before`` tokens, logits included."""
     chunk = sizes.config.chunk
     longer, shorter = (
-        accounts.operations(sizes, n, block=chunk, **which).total
+        flops.operations(sizes, n, block=chunk, **which).total
         for n in (before + chunk, before)
     )
     return longer - shorter + 2 * sizes.head * chunk
 
 
 def assert_as_counted(model):
-    sizes = accounts.Sizes.of(model)
+    sizes = flops.Sizes.of(model)
     c = sizes.config
     before = 4 * (c.window + c.sinks) // c.chunk * c.chunk  # on the grid, and deep
     read_by = reading(model, before, c.chunk)
     assert near(read_by.operations, expected_reading(sizes, before))
-    state = accounts.ring_bytes(sizes) + accounts.memory_bytes(sizes)
+    state = flops.ring_bytes(sizes) + flops.memory_bytes(sizes)
     assert state_bytes(read(model, before)) == state
     operations, moved = decoding(model, before, c.chunk)
-    assert near(operations, accounts.decoding_operations(sizes, before))
-    assert near(moved, accounts.decoding_bytes(sizes, before).total)
+    assert near(operations, flops.decoding_operations(sizes, before))
+    assert near(moved, flops.decoding_bytes(sizes, before).total)
 
 
 def assert_as_counted_with_full_attention(model):
-    sizes, full = accounts.Sizes.of(model), base_model(model)
+    sizes, full = flops.Sizes.of(model), base_model(model)
     chunk, before = sizes.config.chunk, 7 * sizes.config.chunk
     read_by = reading(full, before, chunk)
     assert near(read_by.operations, expected_reading(sizes, before, full=True))
     before = 255  # mlx-lm's cache grows by 256 tokens; it is full after the next
     operations, moved = decoding(full, before, 1)
-    assert near(operations, accounts.decoding_operations(sizes, before, full=True))
-    assert near(moved, accounts.decoding_bytes(sizes, before, full=True).total)
+    assert near(operations, flops.decoding_operations(sizes, before, full=True))
+    assert near(moved, flops.decoding_bytes(sizes, before, full=True).total)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -95,7 +96,7 @@ def test_as_counted_beside_sliding_layers():
     model = Model(args)
     activate_memory(model)
     mx.eval(model.parameters())
-    assert accounts.Sizes.of(model).sliding == (40,)
+    assert flops.Sizes.of(model).sliding == (40,)
     assert_as_counted(model)
 
 
@@ -141,7 +142,7 @@ def test_count():
 def test_pairs(window, sinks):
     seen = [sum(i - j < window or j < sinks for j in range(i + 1)) for i in range(100)]
     for length in (1, 6, 57, 100):
-        assert accounts.pairs(length, window, sinks) == sum(seen[:length])
+        assert flops.pairs(length, window, sinks) == sum(seen[:length])
 
 
 @pytest.mark.parametrize(
@@ -150,13 +151,13 @@ def test_pairs(window, sinks):
 )
 def test_figure_3(name, mixer, everything):
     """About 1/9 of the operations of full attention at 128k, as the paper has it."""
-    sizes = accounts.Sizes.of(lazy_model(PAPER_MODELS[name], PAPER))
+    sizes = flops.Sizes.of(lazy_model(PAPER_MODELS[name], PAPER))
     row = costs(sizes, 131072)
     assert round(1 / row["token mixer, AllMem / full"], 1) == mixer
     assert round(1 / row["all, AllMem / full"], 1) == everything
     assert round(1 / row["state, AllMem / full"]) == 27
     added = {"Qwen3-0.6B": 66, "Qwen3-1.7B": 126}  # million parameters, its table
-    projections = sizes.hybrids * accounts.memory_operations(sizes) / 2
+    projections = sizes.hybrids * flops.memory_operations(sizes) / 2
     assert projections > 0.9 * added[name] * 1e6
 
 

@@ -32,7 +32,7 @@ from allmem_mlx.distillation.measure import initialize, measure
 from allmem_mlx.distillation.recipe import Recipe, Step, draw_step
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import recall_tasks
-from allmem_mlx.model import base_model
+from allmem_mlx.variants import base_model
 
 # test_distill_layer put the PyTorch program's folder on the path.
 import initial as torch_initial  # isort: skip

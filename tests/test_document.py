@@ -13,9 +13,9 @@ import pytest
 from helpers import ROOT
 from test_tokens import PROSE, build, gpt2, smollm2
 
-from allmem_mlx import source
-from allmem_mlx.document import Document
-from allmem_mlx.encodings import SAMPLE
+from allmem_mlx.documents import source
+from allmem_mlx.documents import Document
+from allmem_mlx.documents.encodings import SAMPLE
 from allmem_mlx.errors import AllMemError, MissingLibrary, SettingError
 
 
@@ -413,7 +413,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
 MEASURE = """
 import re, resource, sys
 from transformers import AutoTokenizer
-from allmem_mlx.document import Document
+from allmem_mlx.documents import Document
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 for file in sys.argv[2:]:
     opened, tokens, first = Document(file, piece=8192), 0, 0

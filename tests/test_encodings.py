@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from allmem_mlx import encodings
-from allmem_mlx.encodings import Decoder, decode, find_encoding
+from allmem_mlx.documents import encodings
+from allmem_mlx.documents.encodings import Decoder, decode, find_encoding
 from allmem_mlx.errors import AllMemError, MissingLibrary
 
 TEXTS = {

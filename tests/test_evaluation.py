@@ -20,6 +20,7 @@ from helpers import (
 from matplotlib.image import imread
 
 from allmem_mlx import load
+from allmem_mlx.cli.report import as_json, panels
 from allmem_mlx.convert import convert
 from allmem_mlx.evaluation import likelihood, report
 from allmem_mlx.evaluation import systems as systems_module
@@ -34,13 +35,10 @@ from allmem_mlx.evaluation.systems import (
     WINDOW,
     Reader,
     blocks,
-    frozen_model,
-    matched_window,
     systems,
-    window_model,
 )
-from allmem_mlx.memory import MemoryState
-from allmem_mlx.output import as_json, panels
+from allmem_mlx.memory.layer import MemoryState
+from allmem_mlx.variants import frozen_model, matched_window, window_model
 
 LENGTH = 200  # several times window and chunk
 

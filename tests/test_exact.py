@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from allmem_mlx import load
 from allmem_mlx.convert import convert
-from allmem_mlx.model import base_model
+from allmem_mlx.variants import base_model
 
 torch.set_num_threads(2)
 

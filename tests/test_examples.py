@@ -10,7 +10,7 @@ from helpers import ROOT
 from test_server import serving, talking_folder
 
 from allmem_mlx import generate, load
-from allmem_mlx.conversation import Template
+from allmem_mlx.chat_template import Template
 
 # Letters the tiny tokenizer knows.
 BOOK = "HOW THE RING TURNS! " * 20

@@ -27,9 +27,10 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 from allmem_mlx import load, ring, state
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import SettingError
-from allmem_mlx.memory import Memory
-from allmem_mlx.model import HybridAttention, SlidingAttention, base_model
+from allmem_mlx.memory.layer import Memory
+from allmem_mlx.model import HybridAttention, SlidingAttention
 from allmem_mlx.session import Session
+from allmem_mlx.variants import base_model
 
 LENGTH = 200  # many times the native windows of 24, and several blocks
 CUTS = [70, 1, 1, 40, *[1] * 8, 80]

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from helpers import assert_close, relative_error
 
-from allmem_mlx import fast_weights
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.fast_weights import EPS, FastWeights
-from allmem_mlx.memory import Memory
+from allmem_mlx.memory.fast_weights import EPS, FastWeights
+from allmem_mlx.memory.layer import Memory, fast_weights
 
 OFF = 1e6  # a Theta that never clips
 SHAPES = [

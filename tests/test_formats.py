@@ -27,9 +27,9 @@ from document_files import (
     unpacked,
 )
 
+from allmem_mlx.documents.formats import Part, find_reader, looks_like_format
+from allmem_mlx.documents.formats.page_text import mend
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.formats import Part, find_reader, looks_like_format
-from allmem_mlx.formats.page_text import mend
 
 ROOT = Path(__file__).parents[1]
 NAME = "'book.pdf'"
@@ -128,7 +128,7 @@ def test_pdf_is_read_lazily(long_report):
 
 MEASURE = """
 import re, resource, sys
-from allmem_mlx.formats import find_reader
+from allmem_mlx.documents.formats import find_reader
 with open(sys.argv[1], "rb") as file:
     characters = 0
     for part in find_reader(file.read(65536), file, "it")(file, "it", print):

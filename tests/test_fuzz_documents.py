@@ -18,8 +18,8 @@ import pytest
 from document_files import archive, book, page, paper, report, unpacked
 from lxml import etree
 
+from allmem_mlx.documents.formats import find_reader
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.formats import find_reader
 
 FILES = 1000  # of each format
 SECONDS = 10  # of the processor for one file; it takes milliseconds

@@ -24,7 +24,7 @@ from helpers import (
 
 from allmem_mlx import generate, load, stream_generate
 from allmem_mlx.convert import convert
-from allmem_mlx.document import Document
+from allmem_mlx.documents import Document
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.generate import setup_arg_parser
 

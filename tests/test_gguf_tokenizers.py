@@ -8,7 +8,7 @@ from gguf_files import save_gguf
 from helpers import tiny_base_folder
 
 from allmem_mlx.convert.gguf import unpack
-from allmem_mlx.loading import load_tokenizer, read_config
+from allmem_mlx.model_folder import load_tokenizer, read_config
 
 TEXTS = [
     "Hello, world!",

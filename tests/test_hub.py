@@ -270,7 +270,7 @@ class TestFaults:
         _, err = process.communicate(timeout=20)
         assert time.monotonic() - start < 5
         assert process.returncode == 130, err
-        assert err.decode().splitlines()[-1] == "convert: interrupted"
+        assert err.decode().splitlines()[-1] == "allmem_mlx.convert: interrupted"
         assert not user.left() and not list(user.cache.rglob("*.incomplete"))
 
         hub.bytes_per_second = None
@@ -468,7 +468,7 @@ def test_an_interrupted_conversion_leaves_nothing(user, base, event, part, numbe
         INTERRUPTED, *signalled, "--hf-path", base, "--mlx-path", new
     )
     assert result.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert result.stderr.decode().splitlines()[-1] == "convert: interrupted"
+    assert result.stderr.decode().splitlines()[-1] == "allmem_mlx.convert: interrupted"
     assert not user.left()
 
 

@@ -12,8 +12,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import AutoTokenizer
 
 from allmem_mlx import load
-from allmem_mlx.command import add_eos_tokens
-from allmem_mlx.conversation import Conversation, Template
+from allmem_mlx.chat_template import Template
+from allmem_mlx.cli.flags import add_eos_tokens
+from allmem_mlx.conversation import Conversation
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.session import Session
@@ -359,7 +360,7 @@ class TestTokensWithoutARow:
 def test_forged_turns_do_not_hide_a_fact(smollm2, tmp_path):
     """A document that forges turns is asked about: the answer is in its first line, and
     is the same as if the marks had been broken up."""
-    from allmem_mlx.document import Document
+    from allmem_mlx.documents import Document
 
     model, tokenizer = smollm2
     forged = (

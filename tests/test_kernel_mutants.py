@@ -25,7 +25,7 @@ from kernel_cases import (
 )
 from metal_host import MetalError, lint, matrices_in_memory
 
-from allmem_mlx import kernels
+from allmem_mlx.memory import kernels
 
 # More than one document, head, threadgroup and tile, and a ragged end.
 CASES = {
@@ -440,8 +440,8 @@ def mutated(text: str, mutant: Mutant) -> str:
 
 def module(text: str) -> ModuleType:
     """Another kernels.py."""
-    made = ModuleType("allmem_mlx.mutant")
-    made.__package__ = "allmem_mlx"
+    made = ModuleType("allmem_mlx.memory.mutant")
+    made.__package__ = "allmem_mlx.memory"
     exec(compile(text, "mutant", "exec"), made.__dict__)
     return made
 

@@ -32,10 +32,10 @@ from kernel_cases import (
 from metal_host import lint, matrices_in_memory
 from mlx.utils import tree_flatten, tree_unflatten
 
-from allmem_mlx import kernel_check, kernels
 from allmem_mlx import model as model_module
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.fast_weights import FastWeights
+from allmem_mlx.memory import kernel_check, kernels
+from allmem_mlx.memory.fast_weights import FastWeights
 
 BYTES_PER_FLOOR = 1.1
 LAUNCHES = 6

@@ -18,7 +18,7 @@ from kernel_cases import (
     strided,
 )
 
-from allmem_mlx import kernel_check, kernels
+from allmem_mlx.memory import kernel_check, kernels
 
 # The reference's products in float32, also where a GPU has faster ones.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

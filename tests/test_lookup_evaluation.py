@@ -45,10 +45,10 @@ from allmem_mlx.evaluation.systems import (
     WINDOW_PASSAGES,
     Reader,
     System,
-    window_model,
 )
 from allmem_mlx.model import Model, ModelArgs
 from allmem_mlx.session import Session
+from allmem_mlx.variants import window_model
 
 SETS, PASSAGES = ("facts", "two", "unanswerable"), 2
 DISTANCES = (300, 3000)

@@ -23,7 +23,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import SettingError
-from allmem_mlx.memory import Memory, MemoryState
+from allmem_mlx.memory.layer import Memory, MemoryState
 from allmem_mlx.model import Model
 
 DIMS = TINY_BASE["hidden_size"]

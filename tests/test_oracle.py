@@ -15,7 +15,7 @@ from helpers import (
 )
 from mlx.utils import tree_flatten
 
-from allmem_mlx.memory import MemoryState
+from allmem_mlx.memory.layer import MemoryState
 
 CHUNK, FOLD = TINY_ALLMEM["chunk"], TINY_ALLMEM["fold"]
 # Five chunks, two folded blocks and three tokens that wait in the open one.

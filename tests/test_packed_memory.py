@@ -10,8 +10,8 @@ from allmem_mlx.convert import convert
 from allmem_mlx.distillation import student
 from allmem_mlx.distillation.measure import initialize, measure
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.model import base_model
 from allmem_mlx.packed_memory import pack, unpack
+from allmem_mlx.variants import base_model
 
 
 def test_packing(tmp_path):

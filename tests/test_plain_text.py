@@ -10,10 +10,10 @@ from test_tokens import byte_level, llama2, llama3, mistral, pre_tokenizers
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from allmem_mlx.conversation import Template
-from allmem_mlx.document import Document
+from allmem_mlx.chat_template import Template
+from allmem_mlx.documents import Document
+from allmem_mlx.documents.plain_text import as_plain_text, control_tokens, encode
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.plain_text import as_plain_text, control_tokens, encode
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"

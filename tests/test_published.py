@@ -31,7 +31,7 @@ from allmem_mlx.convert import convert
 from allmem_mlx.convert.pickled import unpack
 from allmem_mlx.convert.torch_export import export_torch
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.loading import tokens_without_row
+from allmem_mlx.model_folder import tokens_without_row
 
 SIZES = {"window": 48, "sinks": 4, "chunk": 64}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

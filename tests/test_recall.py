@@ -8,7 +8,8 @@ import pytest
 from helpers import active_folder
 
 from allmem_mlx import load
-from allmem_mlx.conversation import PARAGRAPH, Conversation, Template
+from allmem_mlx.chat_template import PARAGRAPH, Template
+from allmem_mlx.conversation import Conversation
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import recall, recall_tasks, report
 from allmem_mlx.evaluation.recall import Answer, Asking, make_tasks

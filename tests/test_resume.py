@@ -316,7 +316,7 @@ def test_stopped_again_and_again(folder, model, tmp_path):
     document.write_text(TEXT * 4)
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
-        "from allmem_mlx.progress import Progress\n"
+        "from allmem_mlx.cli.progress import Progress\n"
         "def stop(self, done): raise KeyboardInterrupt\n"
         "Progress.__call__ = stop\n"
         "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
@@ -363,7 +363,7 @@ def test_a_disk_that_goes_away(folder, model, tmp_path, step):
     document.write_text(TEXT * 40)
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
-        "from allmem_mlx.source import Source\n"
+        "from allmem_mlx.documents.source import Source\n"
         f"read, left = Source._read, [{step}]\n"
         "def failing(self, file, count):\n"
         "    left[0] -= 1\n"

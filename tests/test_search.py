@@ -12,7 +12,7 @@ from allmem_mlx.archive.archive import Archive
 from allmem_mlx.archive.citations import printable, printable_line
 from allmem_mlx.archive.counting import counting_note, counts
 from allmem_mlx.archive.lookup import Lookup, Source
-from allmem_mlx.document import Document
+from allmem_mlx.documents import Document
 
 HOSTILE = "A hostile walrus \x1b]0;owned\x07\x1b[31mred\x1b[0m \x9b2J \u202egnirts end."
 FILLER = "The tide came and the tide went, and nobody wrote it down. " * 30

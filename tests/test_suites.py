@@ -10,6 +10,7 @@ import pytest
 from helpers import active_folder, made_up_text
 
 from allmem_mlx import load
+from allmem_mlx.cli.report import as_json
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import report
 from allmem_mlx.evaluation.lookups import Shelves
@@ -34,7 +35,6 @@ from allmem_mlx.evaluation.systems import (
     WINDOW_PASSAGES,
     Reader,
 )
-from allmem_mlx.output import as_json
 
 # SHA-256 of the prompts in the publishers' files: LongBench/config/dataset2prompt.json,
 # src/prompt.py (yarn_mistral_templates), config.py (DATASET_PROMPT).

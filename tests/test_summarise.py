@@ -11,19 +11,18 @@ from contextlib import closing
 import pytest
 from helpers import ROOT, active_folder, assert_refused, run
 
-from allmem_mlx import load, session
+from allmem_mlx import load, session, summaries
 from allmem_mlx import state as states
-from allmem_mlx.archive import summaries
 from allmem_mlx.archive.archive import Archive
 from allmem_mlx.archive.citations import printable
-from allmem_mlx.archive.printing import print_summaries, tell
-from allmem_mlx.archive.summaries import OF_A_PART, Part, Summariser, Summary, parts
 from allmem_mlx.chat import Chat
-from allmem_mlx.conversation import Template
-from allmem_mlx.document import Document, Mark
+from allmem_mlx.chat_template import Template
+from allmem_mlx.cli.summaries import print_summaries, tell
+from allmem_mlx.documents import Document, Mark
+from allmem_mlx.documents.plain_text import control_tokens
 from allmem_mlx.errors import AllMemError, SettingError
-from allmem_mlx.plain_text import control_tokens
 from allmem_mlx.session import Session
+from allmem_mlx.summaries import OF_A_PART, Part, Summariser, Summary, parts
 from allmem_mlx.summarise import setup_arg_parser, summarise
 
 LINE = "THE RING {} TURNS AND THE RIVER GOES ON PAST THE OLD MILL OF THE TOWN. "
@@ -408,7 +407,7 @@ class TestKept:
     def test_an_end_between_parts(self, folder, tiny, path, document, number):
         code = (
             "import os, sys, time\n"
-            "from allmem_mlx.archive.summaries import Summariser\n"
+            "from allmem_mlx.summaries import Summariser\n"
             "from allmem_mlx.summarise import main\n"
             "ask, asked = Summariser._ask, []\n"
             "def end(*args):\n"

@@ -21,9 +21,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from allmem_mlx import tokens
+from allmem_mlx.documents import tokens
+from allmem_mlx.documents.tokens import tokenize
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.tokens import tokenize
 
 # Tokenizers like those of real models, trained on Python's own help pages.
 

@@ -24,7 +24,7 @@ class HybridAttention(oracle.HybridAttention):
 
 
 def initialise(memory: oracle.Memory) -> None:
-    """The memory before training, as ``allmem_mlx.memory`` begins: q and v see the
+    """The memory before training, as ``allmem_mlx.memory.layer`` begins: q and v see the
     token itself, k the token before it."""
     with torch.no_grad():
         for projection in (memory.in_proj, memory.o_proj):

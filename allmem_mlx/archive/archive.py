@@ -17,10 +17,10 @@ from itertools import tee
 from pathlib import Path
 from typing import Any
 
-from ..document import Document, Mark
+from ..documents import Document, Mark
+from ..documents.plain_text import as_plain_text
+from ..documents.tokens import tokenize_with_ends
 from ..errors import AllMemError
-from ..plain_text import as_plain_text
-from ..tokens import tokenize_with_ends
 from . import database
 from .cutting import Cut, passages
 from .terms import query, terms

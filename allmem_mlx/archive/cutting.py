@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from ..document import Mark, Piece
+from ..documents import Mark, Piece
 
 LONGEST = 600  # bytes of UTF-8 in a passage: about 150 tokens of English
 AHEAD = 4 * LONGEST  # characters that must be known to cut, so that pieces don't matter
@@ -59,7 +59,7 @@ def passages(parts: Iterable[Piece]) -> Iterator[Cut]:
     How the text came in pieces does not matter.
 
     Args:
-        parts: of :meth:`~allmem_mlx.document.Document.parts`.
+        parts: of :meth:`~allmem_mlx.documents.document.Document.parts`.
     """
     text, at = "", 0  # what is to be cut, and the characters of the document before it
     here: Mark | None = None  # where it begins

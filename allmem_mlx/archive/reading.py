@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..document import Document
+from ..documents import Document
 from ..errors import AllMemError
 from .archive import Archive, key_of
 from .database import ArchiveError

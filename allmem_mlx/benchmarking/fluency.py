@@ -12,11 +12,12 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
+from ..cli.report import table
 from ..evaluation.intervals import Interval, ratio
-from ..evaluation.systems import ALLMEM, FULL, WINDOW, blocks, window_model
-from ..model import Model, base_model
-from ..output import table
+from ..evaluation.systems import ALLMEM, FULL, WINDOW, blocks
+from ..model import Model
 from ..streaming import reading
+from ..variants import base_model, window_model
 
 WRITERS = (ALLMEM, WINDOW, FULL)
 PAGES = 12

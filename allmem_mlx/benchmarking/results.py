@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from .. import accounts
+from ..cli.report import Panel, panels, table
 from ..evaluation.systems import ALLMEM, WINDOW
 from ..model import Model
-from ..output import Panel, panels, table
+from . import flops
 from .speed import CHUNK, Measured, kinds, latency
 
 FIRST = "first of a chunk"
@@ -69,16 +69,16 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def shares(model: Model, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The memory's share of time at the longest length, against window + sinks alone,
-    beside its share of operations and bytes; see :mod:`accounts`. Empty if window +
+    beside its share of operations and bytes; see :mod:`flops`. Empty if window +
     sinks were not measured, or if there is no memory."""
     length = max(row["length"] for row in rows)
     at = {row["system"]: row for row in rows if row["length"] == length}
     if WINDOW not in at or model.memory_is_off:
         return {}
-    of = accounts.Sizes.of(model)
+    of = flops.Sizes.of(model)
     reading, decoding = (
-        accounts.operations(of, length, block=of.config.chunk),
-        accounts.decoding_bytes(of, length),
+        flops.operations(of, length, block=of.config.chunk),
+        flops.decoding_bytes(of, length),
     )
     speed = at[ALLMEM]["generation_tps"] / at[WINDOW]["generation_tps"]
     return {

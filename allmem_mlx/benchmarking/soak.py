@@ -12,13 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..cli.report import Panel, panels, table
 from ..evaluation.systems import blocks
-from ..fast_weights import FastWeights, row_norms
-from ..kernels import Operations
-from ..memory import Memory, MemoryState
+from ..hooks import Tap
+from ..memory.fast_weights import FastWeights, row_norms
+from ..memory.kernels import Operations
+from ..memory.layer import Memory, MemoryState
 from ..model import Model
-from ..output import Panel, panels, table
-from ..tap import Tap
 
 MARKS = 20  # lines of a log
 LOOKED_AT = 4  # every so many blocks one is looked at closely

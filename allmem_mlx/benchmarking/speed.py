@@ -14,9 +14,10 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
-from ..evaluation.systems import ALLMEM, FULL, WINDOW, window_model
-from ..model import Model, base_model
+from ..evaluation.systems import ALLMEM, FULL, WINDOW
+from ..model import Model
 from ..streaming import reading
+from ..variants import base_model, window_model
 
 STRETCH = 2048  # tokens that one reads before the next one's turn; mlx-lm's own step
 CHUNK, FOLD, PLAIN = "chunk", "fold", "plain"  # what a decoded token has to do

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..conversation import PARAGRAPH, Template
+from ..chat_template import PARAGRAPH, Template
 from ..errors import AllMemError, reason
 from .planted import draw_facts
 

@@ -10,9 +10,9 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ..errors import AllMemError
-from ..memory_ops import RMS_EPS
+from ..hooks import Tap
+from ..memory.ops import RMS_EPS
 from ..model import Model
-from ..tap import Tap
 from .initial import Layer, Output, initial_memory
 from .student import hybrid_layers, logits_of, teacher_hidden
 

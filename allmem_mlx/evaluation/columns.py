@@ -11,8 +11,9 @@ from typing import Any
 from .. import state as states
 from ..conversation import Conversation
 from ..errors import AllMemError
-from ..model import Model, base_model
+from ..model import Model
 from ..session import Session
+from ..variants import base_model, window_model
 from .bars import Bar, no_bar
 from .lookups import ANSWER, DRAWN, ELSEWHERE, FOUND, RIGHT
 from .recall import Asking
@@ -30,7 +31,6 @@ from .systems import (
     WINDOW_PASSAGES,
     Reader,
     System,
-    window_model,
 )
 
 SAVE = 10_000  # tokens between two times that a state is saved

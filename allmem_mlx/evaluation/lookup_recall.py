@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..document import Document
+from ..documents import Document
 from ..errors import AllMemError
 from ..model import Model
 from .bars import Bar, no_bar

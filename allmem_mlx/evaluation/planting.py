@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..archive.cutting import sentences
+from ..documents.plain_text import as_plain_text
+from ..documents.tokens import tokenize_with_ends
 from ..errors import AllMemError
-from ..plain_text import as_plain_text
-from ..tokens import tokenize_with_ends
 from .planted_words import GOODS, LOST, NAMES, PLACES, THINGS, TRADES
 from .synonyms import FORMS, PAIRS, content_words
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..conversation import PARAGRAPH, Template
+from ..chat_template import PARAGRAPH, Template
+from ..documents.plain_text import encode
 from ..errors import AllMemError
 from ..model import Model
-from ..plain_text import encode
 from .recall_tasks import DEPTHS, NAMES, PLACES, Task, encoder, facts, mqar, passkey
 from .systems import Reader, System, systems
 from .texts import Text

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..output import Panel, table
+from ..cli.report import Panel, table
 from .columns import COLUMNS
 from .intervals import Interval
 from .lookups import SOURCES

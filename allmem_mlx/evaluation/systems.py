@@ -6,18 +6,17 @@ tokens that left the window.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..families import family_of
-from ..kernels import Operations
-from ..memory import Memory, MemoryState
-from ..model import Model, SlidingAttention, base_model
+from ..memory.layer import MemoryState
+from ..model import Model
+from ..variants import base_model, frozen_model, matched_window, window_model
 
 FULL = "full attention"
 WINDOW = "window + sinks"
@@ -55,69 +54,6 @@ class System:
     model: nn.Module
     limit: int | None = None
     borrows: bool = False
-
-
-class FrozenMemory(Memory):
-    """A memory that is read and never written."""
-
-    def learn(
-        self, ops: Operations, state: MemoryState, rows: mx.array, token: int
-    ) -> MemoryState:
-        """See :class:`Memory`."""
-        return state
-
-
-def _with_attention(model: Model, change: Callable[[int, Any], Any]) -> Model:
-    """The model with ``change(layer, attention)`` in the place of each attention that
-    is over window and sinks."""
-    other = copy.copy(model)
-    other.model = copy.copy(model.model)
-    other.model.layers = [copy.copy(layer) for layer in model.layers]
-    for i in model.windowed:
-        layer = other.model.layers[i]
-        layer.self_attn = change(i, layer.self_attn)
-    return other
-
-
-def window_model(model: Model, window: int) -> Model:
-    """The model at alpha = 0, without its memory: attention over window and sinks.
-
-    Args:
-        model (Model): a hybrid.
-        window (int): tokens that attention sees.
-    """
-    config = replace(model.allmem, window=window)
-    family = family_of(model.base_config["model_type"])
-    base = base_model(model)
-    other = _with_attention(
-        model,
-        lambda i, _: SlidingAttention(base.layers[i].self_attn, config, family),
-    )
-    other.allmem = config
-    return other
-
-
-def frozen_model(model: Model) -> Model:
-    """The model with a memory that is read and never written."""
-
-    def freeze(i: int, attention: Any) -> Any:
-        attention = copy.copy(attention)
-        if "memory" in attention:
-            attention.memory = FrozenMemory.of(attention.memory)
-        return attention
-
-    return _with_attention(model, freeze)
-
-
-def matched_window(model: Model) -> int:
-    """The window whose keys and values have the bytes of window and memory together:
-    the smallest one that has at least as many."""
-    cache = model.make_cache()
-    model(mx.array([[0]]), cache=cache)
-    memory = sum(x.nbytes for layer in cache for x in layer.memory)
-    rings = sum(cache[i].ring.nbytes for i in model.windowed)
-    token = rings // (model.allmem.sinks + model.allmem.window)
-    return model.allmem.window + math.ceil(memory / token)
 
 
 def systems(model: Model) -> list[System]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..document import Document
+from ..documents import Document
+from ..documents.plain_text import as_plain_text
+from ..documents.tokens import tokenize
 from ..errors import AllMemError, warn
-from ..plain_text import as_plain_text
-from ..tokens import tokenize
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.errors import AllMemError
 
 SHORTEST = 100_000  # characters of a book

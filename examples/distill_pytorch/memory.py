@@ -19,7 +19,7 @@ def unit(x: Tensor) -> Tensor:
 
 class Memory(nn.Module):
     """``y = W_o concat(g RMSNorm(read(W, q)))``; the layouts are those of
-    :class:`allmem_mlx.memory.Memory`.
+    :class:`allmem_mlx.memory.layer.Memory`.
 
     Args:
         dims (int): D, width of the model.

@@ -17,7 +17,7 @@ from hybrid import Hybrid, HybridAttention, View
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 
 KEYS, VALUES, OTHERS = range(96), range(96, 192), range(192, 256)

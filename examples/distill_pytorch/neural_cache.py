@@ -21,7 +21,7 @@ from hybrid import TEACHER, Hybrid
 from judge import VIEW, Judge, token_losses
 from torch import Tensor
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.distillation.documents import open_sources
 from allmem_mlx.distillation.initial import CALIBRATION, input_scale

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.packed_memory import pack
 
 

@@ -18,7 +18,7 @@ from initial import initialize, measure
 from memory import unit
 from torch import Tensor
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.distillation.documents import Texts
 from allmem_mlx.distillation.initial import CALIBRATION

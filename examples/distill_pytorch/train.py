@@ -24,7 +24,7 @@ from loss import forward_kl
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
-from allmem_mlx.command import ArgumentParser, run
+from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.distillation.documents import Document, open_sources
 from allmem_mlx.distillation.initial import CALIBRATION, input_scales

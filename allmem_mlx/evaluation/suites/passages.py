@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from ...conversation import PARAGRAPH
+from ...chat_template import PARAGRAPH
+from ...documents.tokens import token_ids
 from ...model import Model
 from ...session import room_beside
-from ...tokens import token_ids
 from ..lookups import Shelf, Shelves
 from ..systems import ALLMEM, ALLMEM_PASSAGES, PASSAGES_ONLY, WINDOW, WINDOW_PASSAGES
 from .suite import Example

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...conversation import Template
+from ...chat_template import Template
 from ...errors import AllMemError
 from ...model import Model
 from ..intervals import ratio

@@ -1,0 +1,1 @@
+"""The plumbing of the commands: flags, signals, progress, lines typed, results."""

@@ -1,0 +1,308 @@
+"""The memory branch of a hybrid layer: projections, convolution, rates and gates.
+
+What it computes from the layer's normed input u (AllMem, arXiv 2602.13680, section 3):
+
+    q, k = L2(RMSNorm(SiLU(conv(W u)))),  v = SiLU(conv(W x))       per head
+    eta  = softplus(lr(u) + b0),  m = sigmoid(momentum(u)),  g = sigmoid(gate(u))
+    y    = W_o concat(g RMSNorm(read(W, q)))
+
+where x is u, or the embedding of the token (``values`` of :class:`AllMemConfig`); and,
+while reading, how the fast weights W change (``fast_weights.py``). The arithmetic is in
+``ops.py``, and on Apple GPUs in ``kernels.py``.
+"""
+
+import copy
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import AllMemConfig
+from . import fast_weights, kernels
+from .fast_weights import FastWeights
+from .ops import RMS_EPS
+
+
+class MemoryState(NamedTuple):
+    """What one layer's memory holds between calls, for a batch of B documents.
+
+    Everything but ``tail`` is float32. The arrays stand in this order in the
+    ``ArraysCache`` of the layer. A token waits in ``block`` until the block is full.
+
+    Args:
+        tail: the last ``conv_kernel - 1`` inputs of the convolution, ``[B, k-1, 3np]``.
+        weights: W, the fast weights.
+        scales: what makes U of them, ``[B, n, rows, 1]``.
+        momentum: M.
+        grads: G, the open chunk's gradient so far.
+        block: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``; rows
+            not yet filled are zero.
+        decay: the sum of m over the tokens in G, ``[B, n]``.
+    """
+
+    tail: mx.array
+    weights: FastWeights
+    scales: FastWeights
+    momentum: FastWeights
+    grads: FastWeights
+    block: mx.array
+    decay: mx.array
+
+    @classmethod
+    def size(cls) -> int:
+        """Number of arrays."""
+        return 3 + 4 * len(FastWeights._fields)
+
+    @classmethod
+    def from_arrays(cls, arrays: list[mx.array]) -> "MemoryState":
+        tail, *matrices, block, decay = arrays
+        weights, scales, momentum, grads = (
+            FastWeights(*matrices[i : i + 3]) for i in range(0, 12, 3)
+        )
+        return cls(tail, weights, scales, momentum, grads, block, decay)
+
+    def arrays(self) -> list[mx.array]:
+        return [
+            self.tail,
+            *self.weights,
+            *self.scales,
+            *self.momentum,
+            *self.grads,
+            self.block,
+            self.decay,
+        ]
+
+
+def _zeros_like(weights: FastWeights) -> FastWeights:
+    return FastWeights(*(mx.zeros_like(w) for w in weights))
+
+
+def _projection(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.weight = mx.random.normal(linear.weight.shape, scale=0.02)
+    return linear
+
+
+class Memory(nn.Module):
+    """A memory that is trained while it reads.
+
+    ``in_proj`` holds, in this order, the rows of q, k, v (n p each), the learning
+    rates (3 n: gate, up and down of each head), the momentum decay (n) and the output
+    gate (n). Where values are made of the token, their rows are ``value_proj``.
+    ``w0_*`` are the fast weights before anything was read.
+
+    Args:
+        dims (int): D, width of the model.
+        config (AllMemConfig): sizes of the memory.
+
+    Shape:
+        - input: ``[B, T, D]``, a part of one chunk or whole chunks.
+        - output: ``[B, T, D]``.
+    """
+
+    def __init__(self, dims: int, config: AllMemConfig):
+        super().__init__()
+        n, p, h = config.heads, config.head_dim, config.hidden_dim
+        self.config = config
+        of_tokens = config.values == "token"
+        self.in_proj = _projection(dims, (2 if of_tokens else 3) * n * p + 5 * n)
+        if of_tokens:
+            self.value_proj = _projection(dims, n * p)
+        self.rate_bias = mx.zeros((5 * n,))
+        self.conv_weight = self._initial_taps()
+        self.q_norm = nn.RMSNorm(p, eps=RMS_EPS)
+        self.k_norm = nn.RMSNorm(p, eps=RMS_EPS)
+        self.w0_gate = mx.random.normal((n, h, p), scale=0.5)
+        self.w0_up = mx.random.normal((n, h, p), scale=0.5)
+        self.w0_down = mx.random.normal((n, p, h), scale=h**-0.5)
+        self.o_norm = nn.RMSNorm(p, eps=config.output_eps)
+        self.o_proj = _projection(n * p, dims)
+        self._norms: Any = ((None,) * 3, None)  # W0 and N, see initial_norms
+
+    @classmethod
+    def of(cls, memory: "Memory") -> "Memory":
+        """A memory of this kind with the parameters of another."""
+        same = copy.copy(memory)
+        same.__class__ = cls
+        return same
+
+    def _initial_taps(self) -> mx.array:
+        """``[3np, k]``: q and v see the token itself, k the token before it.
+
+        So the memory starts as an induction head: after a token like the one before
+        token t, it recalls token t.
+        """
+        width, taps = self.config.heads * self.config.head_dim, self.config.conv_kernel
+        own = mx.zeros((width, taps))
+        own[:, -1] = 1
+        previous = mx.zeros((width, taps))
+        previous[:, max(-2, -taps)] = 1
+        return mx.concatenate([own, previous, own])
+
+    @property
+    def initial_weights(self) -> FastWeights:
+        """W0 in float32, without a batch dimension."""
+        initial = (self.w0_gate, self.w0_up, self.w0_down)
+        return FastWeights(*(w.astype(mx.float32) for w in initial))
+
+    def initial_state(self, batch: int, dtype: mx.Dtype) -> MemoryState:
+        """The state before the first token.
+
+        Args:
+            batch (int): B.
+            dtype (mx.Dtype): type of the model's activations.
+        """
+        c = self.config
+        n, p = c.heads, c.head_dim
+        norms = self.initial_norms
+        scales = fast_weights.row_scales(self.initial_weights, norms)
+
+        def of_batch(arrays: FastWeights) -> FastWeights:
+            # A kernel would copy an array without memory of its own at every call.
+            return FastWeights(
+                *(mx.contiguous(mx.broadcast_to(x, (batch, *x.shape))) for x in arrays)
+            )
+
+        weights = of_batch(self.initial_weights)
+        return MemoryState(
+            tail=mx.zeros((batch, c.conv_kernel - 1, 3 * n * p), dtype),
+            weights=weights,
+            scales=of_batch(scales),
+            momentum=_zeros_like(weights),
+            grads=_zeros_like(weights),
+            block=mx.zeros((batch, n, c.fold, 2 * p + 4)),
+            decay=mx.zeros((batch, n)),
+        )
+
+    @property
+    def initial_norms(self) -> FastWeights:
+        """N, the row norms of :attr:`initial_weights`, ``[n, rows, 1]``.
+
+        Every write needs them: they are computed once for the same arrays.
+        """
+        own = (self.w0_gate, self.w0_up, self.w0_down)
+        of, norms = self._norms
+        if any(x is not y for x, y in zip(own, of, strict=True)):
+            norms = fast_weights.row_norms(self.initial_weights)
+            # By this thread, as others may use them too. While a function is traced,
+            # nothing can be evaluated.
+            with suppress(ValueError):
+                mx.eval(norms)
+            self._norms = own, norms
+        return norms
+
+    def _projected(self, u: mx.array, embedded: Any) -> mx.array:
+        """x of :func:`ops.memory_inputs`, ``[B, T, 3np + 5n]``."""
+        projected = self.in_proj(u)
+        if "value_proj" not in self:
+            return projected
+        width = self.config.heads * self.config.head_dim
+        queries_keys, rates = mx.split(projected, [2 * width], axis=-1)
+        values = self.value_proj(embedded)
+        return mx.concatenate([queries_keys, values, rates], axis=-1)
+
+    def __call__(
+        self, u: mx.array, cache: Any, token: int, embedded: mx.array | None = None
+    ) -> mx.array:
+        """Reads the memory for T tokens, chunk by chunk, and learns each.
+
+        Args:
+            u (mx.array): the layer's normed input, ``[B, T, D]``: a part of one chunk,
+                or whole chunks.
+            cache (ArraysCache): the layer's :class:`MemoryState`, updated in place.
+            token (int): number of tokens read before.
+            embedded (mx.array): the normed embeddings of the tokens, ``[B, T, D]``,
+                where values are made of them.
+        """
+        c = self.config
+        ops = kernels.operations(c, self.training, u.dtype)
+        B, T, _ = u.shape
+        if cache.empty():
+            state = self.initial_state(B, u.dtype)
+        else:
+            state = MemoryState.from_arrays(cache.cache)
+
+        queries, rows, gates, tail = ops.memory_inputs(
+            projected=self._projected(u, embedded),
+            tail=state.tail,
+            conv_weight=self.conv_weight,
+            rate_bias=self.rate_bias,
+            q_norm=self.q_norm.weight,
+            k_norm=self.k_norm.weight,
+            learning_rate=c.learning_rate,
+        )
+        state = state._replace(tail=tail)
+        recalled = []
+        for start in range(0, T, c.chunk):
+            chunk = slice(start, min(start + c.chunk, T))
+            recalled.append(
+                ops.memory_read(
+                    weights=state.weights,
+                    queries=queries[:, :, chunk],
+                    gates=gates[:, :, chunk],
+                    norm=self.o_norm.weight,
+                    eps=c.output_eps,
+                    dtype=u.dtype,
+                )
+            )
+            state = self.learn(ops, state, rows[:, :, chunk], token + start)
+        cache.cache = state.arrays()
+        y = recalled[0] if len(recalled) == 1 else mx.concatenate(recalled, axis=1)
+        return self.o_proj(y)
+
+    def learn(
+        self, ops: kernels.Operations, state: MemoryState, rows: mx.array, token: int
+    ) -> MemoryState:
+        """Learns T tokens of one chunk: adds the gradient of every completed block of
+        ``fold`` tokens to G, and writes W where the chunk ends.
+
+        Args:
+            ops (Operations): to use.
+            state (MemoryState): before.
+            rows (mx.array): of :func:`ops.memory_inputs`, ``[B, n, T, 2p + 4]``.
+            token (int): number of tokens read before.
+        """
+        c = self.config
+        T, waiting = rows.shape[2], token % c.fold
+        if waiting + T < c.fold:
+            block = state.block[...]  # the old state stays as it was
+            block[:, :, waiting : waiting + T] = rows
+            return state._replace(block=block)
+
+        if waiting:
+            rows = mx.concatenate([state.block[:, :, :waiting], rows], axis=2)
+        full = rows.shape[2] // c.fold * c.fold
+        grads, decay, squares = ops.memory_fold(
+            weights=state.weights,
+            scales=state.scales,
+            grads=state.grads,
+            decay=state.decay,
+            rows=rows[:, :, :full],
+        )
+        state = state._replace(grads=grads, decay=decay)
+        left = rows[:, :, full:]
+        if waiting or left.shape[2]:  # else no token waited, and none does
+            padding = [(0, 0), (0, 0), (0, c.fold - left.shape[2]), (0, 0)]
+            state = state._replace(block=mx.pad(left, padding))
+        if (token + T) % c.chunk:
+            return state
+
+        weights, scales, momentum, grads, decay = ops.memory_write(
+            weights=state.weights,
+            scales=state.scales,
+            momentum=state.momentum,
+            grads=state.grads,
+            squares=squares,
+            decay=state.decay,
+            tokens=c.chunk,
+            norms=self.initial_norms,
+            max_norm=c.max_update_norm,
+        )
+        return state._replace(
+            weights=weights,
+            scales=scales,
+            momentum=momentum,
+            grads=grads,
+            decay=decay,
+        )

@@ -1,0 +1,115 @@
+"""Convert a pretrained model to an AllMem model folder."""
+
+import argparse
+from pathlib import Path
+
+from allmem_mlx.cli.flags import add_sizes, sizes
+from allmem_mlx.cli.run import ArgumentParser, run
+from allmem_mlx.config import VALUES
+from allmem_mlx.errors import AllMemError, SettingError
+
+DTYPES = ("float16", "bfloat16", "float32")
+Q_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+FORM = (
+    "heads",
+    "head_dim",
+    "hidden_dim",
+    "learning_rate",
+    "output_eps",
+    "values",
+    "layers",
+)
+
+
+def configure_parser() -> argparse.ArgumentParser:
+    """The flags are mlx-lm's, where it has them."""
+    parser = ArgumentParser(prog="allmem_mlx.convert", description=__doc__)
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--hf-path",
+        "--model",
+        metavar="FOLDER_OR_REPO",
+        help="Hugging Face or mlx-lm model folder, or ORG/NAME of the Hugging Face hub",
+    )
+    source.add_argument("--gguf", metavar="FILE", help="GGUF file")
+    add("--revision", help="Branch, tag or commit of the hub repository. Default: main")
+    add("--mlx-path", help="Folder to create. Default: mlx_model")
+    add("--dtype", choices=DTYPES, help="Type of the weights. Default: the source's")
+    add("-q", "--quantize", action="store_true", help="Quantise the base model")
+    add("--q-group-size", type=int, help="Group size for quantization")
+    add("--q-bits", type=int, help="Bits per weight for quantization")
+    add("--q-mode", default="affine", choices=Q_MODES, help="Quantization mode")
+    add(
+        "--torch-path",
+        metavar="PATH",
+        help="Memory weights distilled in PyTorch, a file or a folder",
+    )
+    add(
+        "--export-torch",
+        metavar="PATH",
+        help="Write the memory of an AllMem --model for PyTorch, and convert nothing",
+    )
+    add("--upload-repo", metavar="ORG/NAME", help="Hub repository to upload to")
+    add_sizes(parser)
+    add = parser.add_argument_group(
+        "form of a memory that is to be trained"
+    ).add_argument
+    add("--heads", type=int, help="Heads. Default: the base's, of keys and values")
+    add("--head-dim", type=int, help="Width of a head. Default: 64")
+    add("--hidden-dim", type=int, help="Hidden units of a head. Default: 128")
+    add("--learning-rate", type=float, help="Before training moves it. Default: 0.2")
+    add("--output-eps", type=float, help="Of the output's norm. Default: 1e-6")
+    add("--values", choices=VALUES, help="Made of this. Default: hidden")
+    add(
+        "--layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="Layers with a memory, from 0, or from the end: -1. Default: all",
+    )
+    return parser
+
+
+def command(args: argparse.Namespace) -> None:
+    if not args.quantize and (args.q_bits or args.q_group_size):
+        raise SettingError("--q-bits and --q-group-size need -q")
+    if args.export_torch is not None:
+        export(args)
+        return
+    if args.gguf and not Path(args.gguf).exists():
+        raise AllMemError(f"{args.gguf}: no such GGUF file")
+    from . import convert
+
+    convert(
+        args.hf_path or args.gguf,
+        args.mlx_path or "mlx_model",
+        dtype=args.dtype,
+        quantize=args.quantize,
+        q_bits=args.q_bits,
+        q_group_size=args.q_group_size,
+        q_mode=args.q_mode,
+        torch_path=args.torch_path,
+        revision=args.revision,
+        upload_repo=args.upload_repo,
+        **sizes(args, *FORM),
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        used = name in ("hf_path", "export_torch", "debug")
+        if not used and value != configure_parser().get_default(name):
+            flag = name.replace("_", "-")
+            raise SettingError(f"--export-torch does not go with --{flag}")
+    from .torch_export import export_torch
+
+    export_torch(args.hf_path, args.export_torch)
+
+
+def main() -> None:
+    run(configure_parser(), command)
+
+
+if __name__ == "__main__":
+    main()
