@@ -7,7 +7,7 @@ BOOK := .demo/alice.txt
 .PHONY: demo test lint docs lowest kernels families clean
 
 demo: .venv/installed $(BOOK)
-	$(BIN)/python -m allmem_mlx.generate --prompt-file $(BOOK) \
+	$(BIN)/allmem_mlx generate --prompt-file $(BOOK) \
 	    --save-state .demo/alice.allmem --max-tokens 30 \
 	    --prompt "What was written on the bottle?" \
 	    --prompt "What words were marked on the cake?" \
@@ -22,7 +22,7 @@ lint: .venv/tested
 	$(BIN)/mypy
 
 docs: .venv/documented
-	$(BIN)/sphinx-build -E -n -W --keep-going -q -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build -E -W --keep-going -q -d build/doctrees docs build/docs
 	@echo build/docs/index.html
 
 # The lowest versions that pyproject.toml allows, for `make test` to try.

@@ -1,6 +1,7 @@
 """Read documents of any length in constant memory: AllMem (arXiv 2602.13680) on MLX."""
 
 import importlib
+from typing import Any
 
 from . import blas
 from .version import __version__
@@ -17,7 +18,7 @@ _API = {
 }
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _API:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_API[name]}", __name__), name)

@@ -1,48 +1,55 @@
-"""Run a command, or list them."""
+"""The command ``allmem_mlx``, which runs the others."""
 
 import difflib
 import importlib
 import sys
+from typing import NoReturn
 
 from .version import __version__
 
+# The module and the purpose of each command.
 COMMANDS = {
-    "generate": "read a document and go on from it, or answer about it",
-    "chat": "talk with a model that remembers what it has read",
-    "summarise": "summarise a document, part by part and as a whole",
-    "search": "search what was read for words, without a model",
-    "benchmark": "reading speed and memory beside full attention",
-    "cost": "what a model costs by arithmetic, at any length",
-    "evaluate": "how well a model remembers, beside the controls",
-    "distill": "train the memory of a converted model",
-    "convert": "convert a pretrained model",
+    "generate": ("generate", "read a document and answer questions, or write on"),
+    "chat": ("chat", "talk with a model that remembers what it has read"),
+    "summarise": ("summarise", "summarise a document, part by part and as a whole"),
+    "search": ("search", "search the documents of an archive, without a model"),
+    "convert": ("convert.command", "convert a pretrained model"),
+    "distill": ("distill", "train the memory of a converted model"),
+    "evaluate": ("evaluate", "measure how well a model remembers"),
+    "benchmark": ("benchmark", "measure speed and memory beside full attention"),
+    "cost": ("cost", "count operations and memory at any length"),
 }
-MODULES = {"convert": "convert.command"}
 
 
 def main() -> None:
-    name, *rest = sys.argv[1:] or ["-h"]
+    name, *rest = sys.argv[1:] or ["--help"]
+    # Also as its module is called, or its file.
+    command = name.removeprefix("allmem_mlx.").removesuffix(".py")
     if name == "--version":
         print(__version__)
     elif name in ("-h", "--help", "help"):
-        for command, purpose in COMMANDS.items():
-            print(f"python -m allmem_mlx.{command:<11} {purpose}")
+        _print_help()
+    elif command in COMMANDS:
+        module, _ = COMMANDS[command]
+        sys.argv = [f"allmem_mlx {command}", *rest]
+        importlib.import_module(f"{__package__}.{module}").main()
     else:
-        # As its module is called, or its script.
-        command = name.removeprefix("allmem_mlx.").removesuffix(".py")
-        if command not in COMMANDS:
-            sys.exit(_unknown(name))
-        sys.argv = [f"allmem_mlx.{command}", *rest]
-        module = f"{__package__}.{MODULES.get(command, command)}"
-        importlib.import_module(module).main()
+        _refuse(name)
 
 
-def _unknown(name: str) -> int:
-    """Says so of a command that there is not, and which is near."""
+def _print_help() -> None:
+    print("usage: allmem_mlx <command> ...\n       allmem_mlx --version\n\ncommands:")
+    for command, (_, purpose) in COMMANDS.items():
+        print(f"  {command:<10} {purpose}")
+    print("\nallmem_mlx <command> --help lists the options of a command.")
+
+
+def _refuse(name: str) -> NoReturn:
+    """Exits with an error for an unknown command."""
     near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-    print(f"allmem_mlx: error: there is no command {name!r}; {meant}", file=sys.stderr)
-    return 2
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+    print(f"allmem_mlx: error: unknown command {name!r}; {hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

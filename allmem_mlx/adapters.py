@@ -1,4 +1,4 @@
-"""``--adapter-path``: what ``mlx_lm.lora`` or ``allmem_mlx.distill`` trained."""
+"""``--adapter-path``: adapters of ``mlx_lm.lora`` or ``allmem_mlx distill``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,19 @@ from typing import Any
 from mlx.utils import tree_flatten
 
 from .errors import AllMemError, reason
+from .files import read_json
 from .model import is_memory
-from .weight_files import read_json, readable, safetensors_header
+from .weight_files import readable, safetensors_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 PEFT = ("adapter_model.safetensors", "adapter_model.bin")
-LEAVES = ("lora_a", "lora_b", "m")  # what LoRA and DoRA add to a layer
-WANTED = "give the folder that mlx_lm.lora or allmem_mlx.distill wrote"
+LEAVES = ("lora_a", "lora_b", "m")  # the parameters that LoRA and DoRA add to a layer
+WANTED = "give the folder that mlx_lm.lora or allmem_mlx distill wrote"
 SETTINGS = {"num_layers": int, "lora_parameters": dict}
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """mlx-lm's ``load_adapters``, after a look at what is in the folder.
+    """mlx-lm's ``load_adapters``, with checks of the folder.
 
     Args:
         model (Model): the model; its layers are replaced.
@@ -60,8 +61,8 @@ def _check(folder: Path) -> Mapping[str, Any]:
     if "peft_type" in config or any((folder / name).exists() for name in PEFT):
         raise AllMemError(
             f"{folder} is an adapter of PEFT; merge it into its base model (peft's "
-            "merge_and_unload, save_pretrained) and convert that: python -m "
-            "allmem_mlx.convert --hf-path MERGED --mlx-path NEW_FOLDER"
+            "merge_and_unload, save_pretrained) and convert that: "
+            "allmem_mlx convert --hf-path MERGED --mlx-path NEW_FOLDER"
         )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -69,8 +70,8 @@ def _check(folder: Path) -> Mapping[str, Any]:
     if config.get("fine_tune_type") != "full":
         for name, kind in SETTINGS.items():
             if not isinstance(config.get(name), kind):
-                said = readable(config.get(name))
-                raise AllMemError(f"{folder / CONFIG}: {name} is {said}; {WANTED}")
+                value = readable(config.get(name))
+                raise AllMemError(f"{folder / CONFIG}: {name} is {value}; {WANTED}")
     return safetensors_header(folder / WEIGHTS)
 
 
@@ -82,9 +83,9 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _misfit(folder: Path, lines: list[str]) -> AllMemError:
-    name, _, what = lines[0].strip().partition(": ")
+    name, _, problem = lines[0].strip().partition(": ")
     more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
     return AllMemError(
-        f"{folder} does not fit the model: {readable(name)}: {what}{more}; give the "
+        f"{folder} does not fit the model: {readable(name)}: {problem}{more}; give the "
         f"model that it was trained on, and the {CONFIG} of the same training"
     )

@@ -12,15 +12,15 @@ import mlx.nn as nn
 
 from .config import AllMemConfig
 from .families import Family
-from .patches import subclass
+from .patches import specialize
 from .ring import Past, Tiles
 
 
 class WindowAttention(nn.Module):
     """A base model's attention, over window and sinks.
 
-    It is a subclass of the base's class too, and runs its code: what that takes for
-    its cache and its mask is another.
+    It is a subclass of the base's class too, and runs its code, which is handed a ring
+    in place of its KV cache, and the ring's mask.
 
     Args:
         base (nn.Module): the attention layer of an mlx-lm model. Its parameters are
@@ -30,7 +30,7 @@ class WindowAttention(nn.Module):
     """
 
     def __init__(self, base: nn.Module, config: AllMemConfig, family: Family):
-        self.__class__ = subclass(type(self), type(base))
+        specialize(self, type(self), type(base))
         nn.Module.__init__(self)
         vars(self).update(vars(base))
         dict.update(self, base)
@@ -42,7 +42,7 @@ class WindowAttention(nn.Module):
 
         Args:
             keys (mx.array): ``[B, heads, T, d]``.
-            distance (int | mx.array): how far, in tokens; one for all, or ``[B]``.
+            distance (int | mx.array): distance in tokens; one for all, or ``[B]``.
         """
         if not self.family.rotates(self):
             return keys
@@ -54,17 +54,19 @@ class WindowAttention(nn.Module):
             turned = turned.at[..., : self.rope.dims].multiply(1 / scale)
         return turned.reshape(B, n, T, d)
 
-    def __call__(self, x: mx.array, ring: Any) -> mx.array:
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """Attends to the ring and to the T new tokens, then keeps them.
 
         Args:
             x (mx.array): ``[B, T, D]``, a part of one chunk or whole chunks.
-            ring (RotatingKVCache): the layer's keys and values, updated in place.
+            mask: not used; the layer makes its own.
+            cache (HybridCache): the layer's state; its ring is updated in place.
 
         Returns:
             mx.array: ``[B, T, D]``.
         """
         B, T, _ = x.shape
+        ring = cache[0]
         slots, chunk = self.config.sinks + self.config.window, self.config.chunk
         if T <= chunk or ring.offset + T <= slots + chunk:
             return self._attend(x, Past(ring, self, T))

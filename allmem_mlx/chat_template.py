@@ -1,7 +1,8 @@
-"""What a chat template puts around the messages of a conversation.
+"""The text of a chat template around the messages of a conversation.
 
-It renders whole conversations. Here it is asked once, so that a turn can be appended to
-what a model has read, and a document can be read as a part of a user's message.
+A template renders whole conversations. Here it is rendered once, and split: so a turn
+can be appended to what a model has read, and a document can be read as a part of a
+user's message.
 """
 
 import re
@@ -14,20 +15,15 @@ from .errors import AllMemError, reason
 
 # Stand-ins for the messages while the template is rendered.
 SYSTEM = "<<7f4e0c1a the system prompt 9b2d>>"
-
-
 USER = "<<7f4e0c1a said by the user 9b2d>>"
-
-
 ASSISTANT = "<<7f4e0c1a said by the assistant 9b2d>>"
-
 
 PARAGRAPH = "\n\n"  # between the parts of a message
 
 
 @dataclass
 class Template:
-    """What stands around the things that are said.
+    """The text around the messages of a conversation.
 
     Args:
         opening (str): before the first message of the user, the system prompt with it.
@@ -36,7 +32,7 @@ class Template:
             if the template allows no second turn.
         start (list): token ids before everything.
         system (tuple): where in the opening the system prompt begins and ends.
-        notes (list): what is to be said of the template, a line each.
+        notes (list): warnings about the template, a line each.
     """
 
     opening: str
@@ -48,13 +44,13 @@ class Template:
 
     @classmethod
     def plain(cls, tokenizer: Any) -> "Template":
-        """Texts as they stand, one after the other."""
-        # What the tokenizer puts before every text, a BOS for one.
+        """No template: texts as they stand, one after the other."""
+        # The tokenizer may begin every text with a token, such as BOS.
         return cls("", "", PARAGRAPH, tokenizer.encode(""))
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Template":
-        """The tokenizer's chat template, or none if it has none."""
+        """The tokenizer's chat template, or a plain one if it has none."""
         return (cls.of_chat if tokenizer.has_chat_template else cls.plain)(tokenizer)
 
     @classmethod
@@ -65,7 +61,7 @@ class Template:
         prefill: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> "Template":
-        """What a tokenizer's chat template puts around messages.
+        """The text that a tokenizer's chat template puts around messages.
 
         Args:
             tokenizer: mlx-lm's wrapper of a tokenizer that has a chat template.
@@ -90,9 +86,9 @@ class Template:
                 )
             except Exception as error:  # a template is a program
                 raise AllMemError(
-                    f"the chat template fails ({reason(error)}); "
-                    "--chat-template-config may give it what it wants, and "
-                    "allmem_mlx.generate --ignore-chat-template does without it"
+                    f"the chat template fails ({reason(error)}); give it what it needs "
+                    "with --chat-template-config, or do without it: allmem_mlx generate "
+                    "--ignore-chat-template"
                 ) from error
 
         opening, closing = _around(render(("user", USER)), USER)
@@ -100,8 +96,8 @@ class Template:
             if prefill.lstrip().startswith(thought_marks(tokenizer)[0]):
                 closing = _without_thought(closing, tokenizer) + prefill
             else:
-                said = ("user", USER), ("assistant", prefill)
-                _, closing = _around(render(*said, respond=False), USER)
+                turns = ("user", USER), ("assistant", prefill)
+                _, closing = _around(render(*turns, respond=False), USER)
         following = None
         with suppress(AllMemError):
             rendered = render(("user", "."), ("assistant", ASSISTANT), ("user", USER))
@@ -123,7 +119,7 @@ class Template:
 
     @property
     def parts(self) -> list[Part]:
-        """The opening, of which the system prompt comes from outside."""
+        """The opening in parts. The system prompt comes from outside."""
         start, stop = self.system
         return [
             (self.opening[:start], False),
@@ -133,21 +129,22 @@ class Template:
 
 
 def _around(rendered: str, mark: str) -> tuple[str, str]:
+    """The text before and after a stand-in."""
     if rendered.count(mark) != 1:
         raise AllMemError(
-            "the chat template does not repeat the message as it is; "
-            "allmem_mlx.generate --ignore-chat-template does without it"
+            "the chat template does not repeat the message as it is; do without it: "
+            "allmem_mlx generate --ignore-chat-template"
         )
     before, _, after = rendered.partition(mark)
     return before, after
 
 
 def thought_marks(tokenizer: Any) -> tuple[str, str]:
-    """What opens and closes a thought."""
+    """The marks that open and close a thought."""
     return tokenizer.think_start or "<think>", tokenizer.think_end or "</think>"
 
 
 def _without_thought(closing: str, tokenizer: Any) -> str:
-    """What leads to a response, without a thought that it opens, or closes at once."""
+    """The text before a response, without an open or an empty thought at its end."""
     start, end = map(re.escape, thought_marks(tokenizer))
     return re.sub(rf"{start}\s*({end}\s*)?\Z", "", closing)

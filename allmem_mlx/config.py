@@ -13,7 +13,7 @@ BLOCK = 512  # tokens that go through a layer at once, at most, if a chunk is sm
 
 @dataclass(frozen=True)
 class AllMemConfig:
-    """The ``allmem`` block of a model folder's ``config.json``.
+    """The ``allmem`` settings in a model folder's ``config.json``.
 
     Args:
         heads (int): memory heads, n.
@@ -64,7 +64,7 @@ class AllMemConfig:
     values: str = "hidden"
     layers: list[int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int:
@@ -104,7 +104,7 @@ class AllMemConfig:
             SettingError: if a name is unknown or missing, or a value impossible.
         """
         if not isinstance(block, dict):
-            raise SettingError(f"the allmem block is {block!r}; it must be an object")
+            raise SettingError(f"the allmem setting is {block!r}; it must be an object")
         names = {field.name: field for field in fields(cls)}
         if unknown := sorted(set(block) - set(names)):
             raise SettingError(f"unknown allmem setting {', '.join(unknown)}")
@@ -129,7 +129,7 @@ class AllMemConfig:
             heads = base["num_attention_heads"]
         return cls(**{"heads": heads, "head_dim": 64, "hidden_dim": 128, **settings})
 
-    def with_memory(self, candidates: list[int]) -> list[int]:
+    def memory_layers(self, candidates: list[int]) -> list[int]:
         """The layers that have a memory.
 
         Args:
@@ -153,8 +153,8 @@ class AllMemConfig:
 
     @property
     def block(self) -> int:
-        """Tokens that go through a layer at once while a text is read: whole chunks,
-        no more than the window has, as many as fit into 512."""
+        """Tokens that go through a layer at once while a text is read, in whole chunks,
+        as many as fit into 512 and into the window."""
         return self.chunk * max(1, min(self.window, BLOCK) // self.chunk)
 
     def cuts(self, token: int, tokens: int) -> Iterator[int]:
@@ -177,7 +177,7 @@ class AllMemConfig:
             token += size
 
     def shift(self, token: int) -> int:
-        """How far the positions of the chunk that holds ``token`` are moved down."""
+        """Positions by which the chunk that holds ``token`` is moved down."""
         if self.positions == "absolute":
             return 0
         start = token // self.chunk * self.chunk

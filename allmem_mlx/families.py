@@ -2,8 +2,8 @@
 
 A family is a model file of mlx-lm: a dense decoder whose layers have ``self_attn``,
 with softmax attention over rotated queries and keys. Its code for projections, norms,
-rotary embedding, biases, soft caps and scales is used as it is; what is said here is
-how it differs. ``docs/conversion.md`` has the table.
+rotary embedding, biases, soft caps and scales is used as it is; this module lists how
+it differs. ``docs/conversion.md`` has the table.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import patches as corrections
+from . import patches
 from .errors import AllMemError
 
 # A rotary embedding that only turns and scales, so that turning back is exact.
@@ -22,7 +22,7 @@ SCALED = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class Family:
-    """How a model file of mlx-lm fits the hybrid layer, and what it does not obey.
+    """How a model file of mlx-lm fits the hybrid layer, and which settings it lacks.
 
     Args:
         module (str): the model file, if it is not called as the family.
@@ -30,21 +30,21 @@ class Family:
         fixed (dict): settings of transformers that the model file does not read, and
             the values it stands for. A setting that is not listed stands for
             transformers' default.
-        settings (callable): what the model file reads under another name than
-            transformers, from the settings of transformers.
-        correct (callable): puts right what the model file computes otherwise than
-            transformers, given the model and its configuration.
+        settings (callable): the settings that the model file reads under another name
+            than transformers, from the settings of transformers.
+        patch (callable): patches the model where the model file computes otherwise
+            than transformers, given its configuration too.
         array_mask (bool): whether its attention wants every mask as an array.
         rotates (callable): whether an attention layer rotates queries and keys.
-        normed (bool): whether the layer norms what it gives to its attention, rather
-            than what it gets from it.
+        normed (bool): whether the layer norms the input of its attention, rather than
+            the output.
     """
 
     module: str | None = None
     rope_types: tuple[str, ...] = ("default",)
-    fixed: dict[str, tuple] = field(default_factory=dict)
+    fixed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     settings: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
-    correct: Callable[[Any, dict[str, Any]], None] = lambda model, config: None
+    patch: Callable[[Any, dict[str, Any]], None] = lambda model, config: None
     array_mask: bool = False
     rotates: Callable[[Any], bool] = lambda attention: True
     normed: bool = True
@@ -116,14 +116,12 @@ FAMILIES = {
         rotates=lambda attention: attention.use_rope,
         normed=False,
     ),
-    "gemma": Family(correct=corrections.gemma),
+    "gemma": Family(patch=patches.gemma),
     "gemma2": Family(settings=_gemma2, array_mask=True),
-    "gemma3_text": Family(
-        rope_types=SCALED, settings=_gemma3, correct=corrections.gemma3
-    ),
+    "gemma3_text": Family(rope_types=SCALED, settings=_gemma3, patch=patches.gemma3),
     "glm4": Family(),
     "granite": Family(rope_types=SCALED),
-    "helium": Family(correct=corrections.helium),
+    "helium": Family(patch=patches.helium),
     "llama": Family(rope_types=SCALED),
     "mistral": Family("llama", rope_types=SCALED),
     "nemotron": Family(
@@ -138,7 +136,7 @@ FAMILIES = {
     "seed_oss": Family(rope_types=SCALED),
     "smollm3": Family(rope_types=SCALED),
     "stablelm": Family(),
-    "starcoder2": Family(correct=corrections.starcoder2),
+    "starcoder2": Family(patch=patches.starcoder2),
 }
 # Sizes that every base states in its config.json, and more than any model has.
 SIZES = {
@@ -199,13 +197,13 @@ def sliding_windows(config: dict[str, Any]) -> list[int | None]:
     return [None if kind == "full_attention" else window for kind in types]
 
 
-def unbounded_layers(config: dict[str, Any]) -> list[int]:
+def global_layers(config: dict[str, Any]) -> list[int]:
     """The layers of a base that do not slide beside others that do."""
     return [i for i, w in enumerate(sliding_windows(config)) if w is None]
 
 
 def largest_window(config: dict[str, Any]) -> int | None:
-    """What the base's own attention sees, if all its layers slide."""
+    """The window of the base's own attention, if all its layers slide."""
     if config.get("layer_types"):
         return None
     return config.get("sliding_window")

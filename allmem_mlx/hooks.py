@@ -1,4 +1,4 @@
-"""Looking on while a model computes."""
+"""Hooks that see the inputs of a module."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import mlx.core as mx
 
 
-class Tap:
-    """In the place of a module: shows what it is given.
+class Hooked:
+    """A module with a forward pre-hook, in the place of the module alone.
 
     Args:
         module: any module.
-        show (Callable): is called with the arguments of each call before it.
+        hook (Callable): is called with the arguments of each call, before it.
     """
 
-    def __init__(self, module: Any, show: Callable[..., None]):
-        self._module, self._show = module, show
+    def __init__(self, module: Any, hook: Callable[..., None]):
+        self._module, self._hook = module, hook
 
     def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        self._show(x, *args, **kwargs)
+        self._hook(x, *args, **kwargs)
         return self._module(x, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

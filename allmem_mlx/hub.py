@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from .errors import AllMemError, MissingLibrary, SettingError
 from .version import __version__
 
-# Everything of a model but its weights. mlx-lm's list without *.py: code of a
-# repository is never run.
+# All files of a model but its weights. mlx-lm's list without *.py: code of a repository
+# is never run.
 FILES = (
     "*.json",
     "tokenizer.model",
@@ -33,17 +33,16 @@ OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*")
 WEIGHTS = ("model*.safetensors",)
 PICKLES = "pytorch_model*.bin"
 SOURCES = (*WEIGHTS, PICKLES)  # of a model that is to be converted
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a token that has access"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 OTHER_WEIGHTS = {
     "adapter_model.*": "merge it into its base with peft's merge_and_unload, and "
     "convert the result",
     "*.gguf": "`hf download {repo} {file}`, then convert that file with --gguf",
-    PICKLES: "convert it: python -m allmem_mlx.convert --hf-path {repo} --mlx-path "
-    "NEW_FOLDER",
+    PICKLES: "convert it: allmem_mlx convert --hf-path {repo} --mlx-path NEW_FOLDER",
     "*.bin": "load it with transformers, save it with save_pretrained, and convert "
     "that",
-    "*.pt": "save it as safetensors, and convert that",
-    "*.pth": "save it as safetensors, and convert that",
+    "*.pt*": "save it as safetensors, and convert that",
     "*.safetensors": "only model*.safetensors are read; rename it in a local folder",
 }
 
@@ -60,17 +59,16 @@ def resolve(
         path_or_repo (str | Path): a local folder or file or, if there is none of that
             name, a repository of the hub, ``ORG/NAME``.
         revision (str): branch, tag or commit of the repository. Default: ``main``.
-        check (Callable): is given the folder before the weights are downloaded; what it
-            raises ends the download.
-        weights (tuple): patterns of weight files, of which the first that a repository
-            has is downloaded.
+        check (Callable): called with the folder before the weights are downloaded; an
+            exception ends the download.
+        weights (tuple): patterns of weight files; the first that fits any file is used.
 
     Returns:
         Path: the local path as it is, or the repository's folder in the cache.
 
     Raises:
-        AllMemError: if there is no such path and no such repository, or it cannot be
-            downloaded.
+        AllMemError: if there is neither such a path nor such a repository, or if the
+            download fails.
         SettingError: if a local path is given with a revision.
     """
     path = Path(path_or_repo)
@@ -110,23 +108,23 @@ def _download(
     check: Callable[[Path], object] | None,
     patterns: tuple[str, ...],
 ) -> Path:
+    """The folder of a repository in the cache, completed if there is a network."""
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
         return _fetch(repo, revision, check, patterns)
     except AllMemError:
         raise
-    except Exception as error:  # those of the HTTP library have no base of their own
-        if not isinstance(error, RevisionNotFoundError):
-            options = {"local_files_only": True}
-            for pattern in patterns:
-                with suppress(LocalEntryNotFoundError):  # not all of it is in the cache
-                    folder = Path(
-                        _snapshot(repo, revision, (*FILES, pattern), **options)
-                    )
-                    if any(folder.glob(pattern)):
-                        return folder
-        raise _explain(error, repo, revision) from error
+    except RevisionNotFoundError:
+        raise AllMemError(f"{repo} has no revision {revision!r}") from None
+    except Exception as error:  # those of the HTTP library have no common base
+        for pattern in patterns:
+            with suppress(LocalEntryNotFoundError):  # the cache lacks some of it
+                allow = (*FILES, pattern)
+                folder = _snapshot(repo, revision, allow, local_files_only=True)
+                if any(folder.glob(pattern)):
+                    return folder
+        raise _explain(error, repo) from error
 
 
 def _fetch(
@@ -135,129 +133,110 @@ def _fetch(
     check: Callable[[Path], object] | None,
     patterns: tuple[str, ...],
 ) -> Path:
-    """Downloads what the cache does not have."""
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
     api = _api()
-    # Fails at once, where a snapshot tries again and again or waits without end.
+    # Fails at once, where a snapshot retries or waits without end.
     api.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
-    # Notes in the cache which commit this is and what files belong to it.
-    folder = Path(_snapshot(repo, revision, ("config.json", CARD)))
-    commit = folder.name
-    files = _snapshot(repo, commit, (*FILES, *patterns), dry_run=True)
-    of_pattern = [[x for x in files if fnmatch(x.filename, p)] for p in patterns]
-    weights = next(filter(None, of_pattern), None)
-    if weights is None:
-        raise _no_weights(repo, api.list_repo_files(repo, revision=commit))
-    if weights[0].filename.endswith(".bin"):
-        import_torch(f"{repo}/{weights[0].filename}")
+    # Records in the cache which commit this is and what files belong to it.
+    folder = _snapshot(repo, revision, ("config.json", CARD))
+    files = api.list_repo_files(repo, revision=folder.name)
+    ignored = _matching(files, *OTHER_FORMATS)
+    usable = [file for file in files if file not in ignored]
 
-    def get(files: list[Any]) -> None:
+    def get(files: list[str]) -> None:
         # One by one and in this thread: those of a snapshot do not hear Ctrl-C.
         for file in files:
-            if file.will_download:
-                api.hf_hub_download(repo, file.filename, revision=commit)
+            api.hf_hub_download(repo, file, revision=folder.name)
 
-    get([file for file in files if not any(file in found for found in of_pattern)])
+    choices = (_matching(usable, pattern) for pattern in patterns)
+    weights = next(filter(None, choices), None)
+    if weights is None:
+        raise _no_weights(repo, files)
+    if weights[0].endswith(".bin"):
+        import_torch(f"{repo}/{weights[0]}")
+    get(_matching(usable, *FILES))
     if check is not None:
         check(folder)
     get(weights)
     return folder
 
 
+def _matching(files: list[str], *patterns: str) -> list[str]:
+    return [x for x in files if any(fnmatch(x, pattern) for pattern in patterns)]
+
+
 def _snapshot(
     repo: str, revision: str | None, patterns: tuple[str, ...], **options: Any
-) -> Any:
-    return _api().snapshot_download(
+) -> Path:
+    folder = _api().snapshot_download(
         repo,
         revision=revision,
-        allow_patterns=list(patterns),
-        ignore_patterns=list(OTHER_FORMATS),
+        allow_patterns=patterns,
+        ignore_patterns=OTHER_FORMATS,
         tqdm_class=_NoBar,
         **options,
     )
+    return Path(folder)
 
 
 class _NoBar(tqdm):
-    """A snapshot's own bar, where each file has one already."""
+    """No bar for a snapshot: each file has one."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "disable": True})
 
 
 def _no_weights(repo: str, files: list[str]) -> AllMemError:
-    """What to do with a repository that has its weights in another format."""
+    """The error of a repository without weights, or with weights in another format."""
     for pattern, fix in OTHER_WEIGHTS.items():
-        if found := [file for file in files if fnmatch(file, pattern)]:
+        if found := _matching(files, pattern):
             fix = fix.format(repo=repo, file=shlex.quote(found[0]))
             return AllMemError(f"{repo} has no {WEIGHTS[0]}, but {found[0]}: {fix}")
     return AllMemError(f"{repo} has no weights ({WEIGHTS[0]}); give another repository")
 
 
-def _explain(error: Exception, repo: str, revision: str | None) -> AllMemError:
-    """What a failed download means, and what to do, in a line."""
-    from huggingface_hub import errors
+def _explain(error: Exception, repo: str) -> AllMemError:
+    """The error of a failed download: no access, no disk, or no network."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    def has(kind: type) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    causes = _causes(error)
-    status = _status(error)
-    access = _how_to_log_in()
-    absent = f"is not, or not completely, in {HF_HUB_CACHE}"
-    if has(errors.GatedRepoError):
-        text = f"{repo} is gated: ask for access at {ENDPOINT}/{repo}, then {access}"
-    elif has(errors.RepositoryNotFoundError):
+    root = _root(error)
+    if isinstance(error, RepositoryNotFoundError) or _is_denied(root):
         text = (
-            f"{repo} is neither a local folder nor a repository at {ENDPOINT}, or it "
-            f"is private: check the name, or {access}"
+            f"{repo} is neither a local folder nor a repository to which {ENDPOINT} "
+            f"gives access: check the name, ask for access on {ENDPOINT}/{repo} if it "
+            f"is gated, or {LOG_IN}"
         )
-    elif has(errors.RevisionNotFoundError):
-        text = f"{repo} has no revision {revision!r}"
-    elif status in (401, 403):
-        text = f"{ENDPOINT} refuses access to {repo}: {access}"
-    elif getattr(causes[-1], "errno", None) in UNWRITABLE:
+    elif getattr(root, "errno", None) in UNWRITABLE:
         text = (
-            f"{repo} could not be downloaded to {HF_HUB_CACHE} ({_line(causes[-1])}): "
-            "make room there, or set HF_HOME to a folder elsewhere"
+            f"{repo} could not be downloaded to {HF_HUB_CACHE} ({_line(root)}): make "
+            "room there, or set HF_HOME to a folder elsewhere"
         )
-    elif has(errors.OfflineModeIsEnabled):
-        text = f"{repo} {absent}, and HF_HUB_OFFLINE forbids to download it: unset it"
     else:
         text = (
-            f"{repo} could not be downloaded from {ENDPOINT} ({_line(causes[-1])}), "
-            f"and {absent}: check the network and try again; complete files are kept"
+            f"{repo} could not be downloaded from {ENDPOINT} ({_line(root)}), and is "
+            f"not, or not completely, in {HF_HUB_CACHE}: check the network and try "
+            "again; complete files are kept"
         )
     return AllMemError(text)
 
 
-def _how_to_log_in() -> str:
-    from huggingface_hub import get_token
-
-    if get_token() is None:
-        return "log in with `hf auth login` or set HF_TOKEN"
-    return "use a token that has access (`hf auth login` or HF_TOKEN)"
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error, what caused it, and so on to the root."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    return causes
+def _root(error: BaseException) -> BaseException:
+    """The first cause of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status that is at the root of an error."""
-    response = getattr(_causes(error)[-1], "response", None)
-    return getattr(response, "status_code", None)
+def _is_denied(error: BaseException) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in (401, 403)
 
 
 def _line(error: BaseException) -> str:
     """The first line of a message; those of the hub have many."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip()
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def origin(path: Path) -> tuple[str, str] | None:
@@ -272,7 +251,7 @@ def origin(path: Path) -> tuple[str, str] | None:
 
 
 def name_of(path: Path) -> str:
-    """What to call a folder or file where its place is nobody's business."""
+    """The name of a folder or file without its location, which may be private."""
     name = path.name or path.resolve().name
     if (found := origin(path)) is None:
         return name
@@ -280,15 +259,15 @@ def name_of(path: Path) -> str:
 
 
 def remedy(file: Path) -> str:
-    """What to do about a damaged file."""
+    """Advice for a damaged file."""
     if origin(file.parent) is None:
         return "get it again"
-    # Its name in the cache is a link, which would be made again.
+    # The name in the cache is a link; deleted alone, it would be made again.
     return f"delete {file.resolve()} and try again"
 
 
 def import_torch(file: Path | str) -> Any:
-    """PyTorch, for a file that only it reads and writes.
+    """PyTorch, for a file that only PyTorch reads and writes.
 
     Raises:
         MissingLibrary: if it is not installed.
@@ -303,7 +282,7 @@ def import_torch(file: Path | str) -> Any:
 
 
 def check_upload(repo: str) -> None:
-    """Refuses what is known beforehand to end in no upload.
+    """Refuses an upload that is bound to fail.
 
     Raises:
         SettingError: if ``repo`` is not ``ORG/NAME``.
@@ -316,7 +295,7 @@ def check_upload(repo: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise AllMemError(f"HF_HUB_OFFLINE forbids the upload to {repo}; unset it")
     if get_token() is None:
-        raise AllMemError(f"the upload to {repo} needs a token: {_how_to_log_in()}")
+        raise AllMemError(f"the upload to {repo} needs a token: {LOG_IN}")
 
 
 def upload(folder: Path, repo: str) -> str:
@@ -327,7 +306,7 @@ def upload(folder: Path, repo: str) -> str:
         repo (str): ``ORG/NAME``.
 
     Returns:
-        str: where it is to be seen.
+        str: the URL of the repository.
 
     Raises:
         AllMemError: if the upload fails; the folder is left as it is.
@@ -336,9 +315,10 @@ def upload(folder: Path, repo: str) -> str:
     try:
         url = api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo)
-    except Exception as error:  # those of the HTTP library have no base of their own
-        reason = _line(_causes(error)[-1])
-        if _status(error) in (401, 403):
+    except Exception as error:  # those of the HTTP library have no common base
+        root = _root(error)
+        reason = _line(root)
+        if _is_denied(root):
             reason += "; the token must be allowed to write there"
         raise AllMemError(
             f"{folder} is complete, but was not uploaded to {repo} ({reason}); try "

@@ -11,17 +11,16 @@ from .errors import AllMemError, SettingError, warn
 from .hub import origin, resolve
 from .model import MODEL_TYPE
 from .model_folder import load_tokenizer, load_weights, read_config, tokens_without_row
-from .weight_files import readable
+from .weight_files import readable, shortlist
 
 
 def _without_tokens(tokenizer: Any, tokens: dict[str, int]) -> None:
-    """Says that there are tokens without a row, and makes them special, so that text
-    that spells them out is read as plain text."""
-    named = [f"{readable(token)!r} ({i})" for token, i in list(tokens.items())[:3]]
-    more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
+    """Warns about tokens without a row in the embedding, and makes them special: text
+    that spells them out is then plain text."""
+    names = shortlist([f"{readable(token)!r} ({i})" for token, i in tokens.items()])
     warn(
-        f"the tokenizer has tokens without a row in the embedding: {', '.join(named)}"
-        f"{more}; they are read as plain text"
+        f"the tokenizer has tokens without a row in the embedding: {names}; they are "
+        "read as plain text"
     )
     added = [x for x in tokenizer.added_tokens_decoder.values() if x.content in tokens]
     tokenizer.add_special_tokens({"additional_special_tokens": added})
@@ -37,8 +36,7 @@ def _hybrid_config(folder: Path) -> dict[str, Any]:
         raise AllMemError(
             f"{source} is not an AllMem model (model_type "
             f"{config.get('model_type')!r}); convert it first: "
-            f"python -m allmem_mlx.convert --hf-path {quoted}{revision} --mlx-path "
-            "NEW_FOLDER"
+            f"allmem_mlx convert --hf-path {quoted}{revision} --mlx-path NEW_FOLDER"
         )
     return config
 
@@ -51,7 +49,7 @@ def load(
     lazy: bool = False,
     return_config: bool = False,
     revision: str | None = None,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Loads an AllMem model folder, as ``mlx_lm.load`` does any other.
 
     Args:
@@ -59,7 +57,7 @@ def load(
             ``None`` for the embedded default model.
         tokenizer_config (dict): options of the tokenizer.
         model_config (dict): values that replace those of the folder's ``allmem``
-            block: ``window``, ``sinks``, ``chunk``, ...
+            settings: ``window``, ``sinks``, ``chunk``, ...
         adapter_path (str): folder of adapters to apply, see ``adapters.py``.
         lazy (bool): leave the weights on disk until they are used.
         return_config (bool): return the configuration too.
@@ -77,15 +75,15 @@ def load(
         path = default_model()
     folder = resolve(path, revision, check=_hybrid_config)
     config = _hybrid_config(folder)
-    block: Any = config.get("allmem")
+    settings: Any = config.get("allmem")
     try:
-        AllMemConfig.from_dict(block)
+        AllMemConfig.from_dict(settings)
     except SettingError as error:
         raise AllMemError(f"{folder / 'config.json'}: {error}") from None
-    block = {**block, **(model_config or {})}
-    AllMemConfig.from_dict(block)
+    settings = {**settings, **(model_config or {})}
+    AllMemConfig.from_dict(settings)
 
-    overrides = {"allmem": block, "model_file": None}
+    overrides = {"allmem": settings, "model_file": None}
     model, config = load_weights(folder, overrides, lazy=lazy)
     rows = model.model.embed_tokens.weight.shape[0]
     if adapter_path is not None:

@@ -7,9 +7,11 @@ block.
 """
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,10 +27,10 @@ from .families import (
     Family,
     check_sizes,
     family_of,
+    global_layers,
     largest_window,
     model_file,
     sliding_windows,
-    unbounded_layers,
 )
 from .memory.layer import Memory, MemoryState
 from .memory.ops import RMS_EPS
@@ -43,7 +45,7 @@ class _TransformersConfig(PretrainedConfig):
 
     model_type = MODEL_TYPE
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__()
 
 
@@ -52,7 +54,7 @@ AutoConfig.register(MODEL_TYPE, _TransformersConfig, exist_ok=True)
 
 @dataclass
 class ModelArgs(BaseModelArgs):
-    """What is read from ``config.json``.
+    """The settings of a model, from ``config.json``.
 
     Args:
         base (dict): the base model's configuration, with its own ``model_type``.
@@ -68,13 +70,13 @@ class ModelArgs(BaseModelArgs):
         """
         Raises:
             AllMemError: if the base is not supported.
-            SettingError: if a value of the ``allmem`` block is impossible.
+            SettingError: if a value of the ``allmem`` settings is impossible.
         """
         base = {**params, "model_type": params.get("base_model_type")}
         family_of(base["model_type"])
         check_sizes(base)
         allmem = AllMemConfig.from_dict(params.get("allmem"))
-        allmem.with_memory(unbounded_layers(base))
+        allmem.memory_layers(global_layers(base))
         largest = largest_window(base)
         if largest is not None and allmem.window > largest:
             raise SettingError(
@@ -93,8 +95,8 @@ class HybridCache(CacheList):
     model. It differs by not offering to be batched: rows would leave the chunk grid
     at different tokens.
 
-    ``embedded`` are the normed embeddings of the tokens that are being read, for the
-    memory, ``[B, T, D]``. They are no part of the state.
+    ``embedded`` are the normed embeddings of the tokens that are being read,
+    ``[B, T, D]``, while they are; see :meth:`Model.embedding`.
     """
 
     embedded: Any = None
@@ -109,7 +111,7 @@ class HybridCache(CacheList):
         return self.caches[1].cache if len(self.caches) > 1 else []
 
     @memory.setter
-    def memory(self, arrays: list[mx.array]):
+    def memory(self, arrays: list[mx.array]) -> None:
         if len(self.caches) > 1:
             self.caches[1].cache = arrays
 
@@ -120,11 +122,11 @@ class HybridCache(CacheList):
         return forked
 
     def is_trimmable(self) -> bool:
-        """What left the window, or changed the memory, cannot be taken back."""
+        """A token that left the window, or changed the memory, cannot be taken back."""
         return False
 
     @property
-    def merge(self):
+    def merge(self) -> NoReturn:
         raise AttributeError("an AllMem state cannot be batched")
 
 
@@ -135,15 +137,6 @@ HybridCache.__name__ = "CacheList"
 def _mix(attended: mx.array, alpha: mx.array, recalled: mx.array) -> mx.array:
     """One launch for the three operations that join the branches."""
     return attended + (alpha * recalled).astype(attended.dtype)
-
-
-class SlidingAttention(WindowAttention):
-    """A layer without a memory. One that slides in the base model, beside others that
-    do not, stays as it is, and has no sinks."""
-
-    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        """See :class:`HybridAttention`."""
-        return super().__call__(x, cache[0])
 
 
 class HybridAttention(WindowAttention):
@@ -176,7 +169,7 @@ class HybridAttention(WindowAttention):
             mask: not used; the layer makes its own.
             cache (HybridCache): the layer's state, updated in place.
         """
-        token, attended = cache[0].offset, super().__call__(x, cache[0])
+        token, attended = cache[0].offset, super().__call__(x, mask, cache)
         if len(cache.caches) == 1:
             return attended
         u = x if self.family.normed else mx.fast.rms_norm(x, None, RMS_EPS)
@@ -188,8 +181,8 @@ class HybridAttention(WindowAttention):
 def new_base(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's model for the base's configuration, with random weights."""
     arch = model_file(config["model_type"])
-    base = arch.Model(arch.ModelArgs.from_dict(config))
-    family_of(config["model_type"]).correct(base, config)
+    base: nn.Module = arch.Model(arch.ModelArgs.from_dict(config))
+    family_of(config["model_type"]).patch(base, config)
     return base
 
 
@@ -201,17 +194,21 @@ class Model(nn.Module):
             code expects; ``model.allmem`` is the hybrid layer's.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Model":
+        if args:  # none for a copy, whose class has its base already
+            cls = subclass(cls, model_file(args[0].base["model_type"]).Model)
+        return super().__new__(cls)
+
     def __init__(self, args: ModelArgs):
         kind, dims = args.base["model_type"], args.base["hidden_size"]
         arch, family = model_file(kind), family_of(kind)
-        self.__class__ = subclass(type(self), arch.Model)
         super().__init__(arch.ModelArgs.from_dict(args.base))  # type: ignore[call-arg]
         self.model_type = args.model_type
         self.base_config = args.base
         self.allmem = args.allmem
-        family.correct(self, args.base)
+        family.patch(self, args.base)
         windows = sliding_windows(args.base)
-        hybrids = args.allmem.with_memory(unbounded_layers(args.base))
+        hybrids = args.allmem.memory_layers(self.global_layers)
         for i, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
             if i in hybrids:
                 layer.self_attn = HybridAttention(
@@ -221,51 +218,61 @@ class Model(nn.Module):
                 config = args.allmem
                 if window is not None:
                     config = replace(config, window=window, sinks=0)
-                layer.self_attn = SlidingAttention(layer.self_attn, config, family)
+                layer.self_attn = WindowAttention(layer.self_attn, config, family)
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type of the activations: that of whatever is neither packed nor the
+        """The type of the activations, that of whatever is neither packed nor the
         memory's own."""
         parameters: Any = tree_flatten(self.parameters())
-        return next(
+        dtype: mx.Dtype = next(
             x.dtype
             for name, x in parameters
             if self.cast_predicate(name) and mx.issubdtype(x.dtype, mx.floating)
         )
+        return dtype
 
     @property
-    def windowed(self) -> list[int]:
+    def global_layers(self) -> list[int]:
         """The layers that see window and sinks, and may have a memory."""
-        return unbounded_layers(self.base_config)
+        return global_layers(self.base_config)
 
-    def embedded(
+    def normed_embeddings(
         self, inputs: mx.array, embeddings: mx.array | None = None
     ) -> mx.array:
-        """The normed embeddings of tokens, ``[B, T, D]``; see :meth:`embed`."""
+        """The normed embeddings of tokens, ``[B, T, D]``, of which values are made
+        where ``values`` of :class:`AllMemConfig` is ``"token"``."""
         x = self.model.embed_tokens(inputs) if embeddings is None else embeddings
         return mx.fast.rms_norm(x, None, RMS_EPS)
 
-    def embed(
+    @contextmanager
+    def embedding(
         self, inputs: mx.array, cache: list[Any], embeddings: mx.array | None = None
-    ) -> None:
-        """Shows the memories the tokens that the layers are going to read.
+    ) -> Iterator[None]:
+        """Hands the memories that need them the normed embeddings of the tokens that
+        the layers read meanwhile.
 
         Args:
             inputs (mx.array): token ids, ``[B, T]``.
             cache (list): the state of every layer; ``embedded`` of it is set.
-            embeddings (mx.array): in their place, ``[B, T, D]``.
+            embeddings (mx.array): in place of those of ``inputs``, ``[B, T, D]``.
         """
-        if self.allmem.values == "hidden":
-            return
-        x = self.embedded(inputs, embeddings)
-        for layer in cache:
+        memories: list[Any] = []
+        if self.allmem.values == "token":
+            memories = [layer for layer in cache if has_memory([layer])]
+        x = self.normed_embeddings(inputs, embeddings) if memories else None
+        for layer in memories:
             layer.embedded = x
+        try:
+            yield
+        finally:
+            for layer in memories:
+                layer.embedded = None
 
     @property
     def memory_is_off(self) -> bool:
-        """Whether alpha is 0 in every layer, as after a conversion. What the memories
-        recall would be lost: they have no state then, and cost nothing."""
+        """Whether alpha is 0 in every layer, as after a conversion. The memories then
+        add nothing: they have no state, and cost nothing."""
         alphas = [
             layer.self_attn.alpha
             for layer in self.layers
@@ -317,8 +324,8 @@ class Model(nn.Module):
             embeddings: Any = []  # not every base takes them
             if input_embeddings is not None:
                 embeddings = [input_embeddings[:, block]]
-            self.embed(inputs[:, block], cache, *embeddings)
-            logits.append(super().__call__(inputs[:, block], cache, *embeddings))
+            with self.embedding(inputs[:, block], cache, *embeddings):
+                logits.append(super().__call__(inputs[:, block], cache, *embeddings))
             start = block.stop
         return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)
 
@@ -327,11 +334,11 @@ class Model(nn.Module):
         return inherited(weights)
 
     @property
-    def quant_predicate(self):
-        """The memory is not quantised: it is small, and its rates must stay exact."""
+    def quant_predicate(self) -> Callable[[str, nn.Module], bool | dict[str, Any]]:
+        """The memory is not quantised, as it is small and its rates must be exact."""
         inherited = getattr(super(), "quant_predicate", None)
 
-        def predicate(path: str, module: nn.Module) -> bool | dict:
+        def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
             if ".memory" in path:
                 return False
             return inherited(path, module) if inherited else True
@@ -339,7 +346,7 @@ class Model(nn.Module):
         return predicate
 
     @property
-    def cast_predicate(self):
+    def cast_predicate(self) -> Callable[[str], bool]:
         """alpha, norms, rates and fast weights stay float32; projections follow the
         model."""
         inherited = getattr(super(), "cast_predicate", None)

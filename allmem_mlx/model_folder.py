@@ -6,9 +6,10 @@ from typing import Any
 import mlx.nn as nn
 
 from .errors import AllMemError, SettingError, reason, warn
+from .files import read_json
 from .hub import remedy
 from .model import Model, ModelArgs
-from .weight_files import indexed_files, read_json, safetensors_header
+from .weight_files import INDEX, indexed_files, safetensors_header
 
 TEMPLATE = "chat_template.json"  # of a processor; tokenizers have chat_template.jinja
 
@@ -35,21 +36,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_weights(folder: Path) -> None:
-    """Refuses a folder whose safetensors, or one that its index names, are missing,
-    truncated or not safetensors.
+def check_weights(folder: Path) -> list[Path]:
+    """The weight files of a folder.
 
     Raises:
-        AllMemError: naming the file.
+        AllMemError: if there are none, or if one is truncated, not safetensors, or
+            named by the index and missing.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise AllMemError(f"{folder} has no weights (model*.safetensors)")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if (index := folder / INDEX).is_file():
         indexed_files(index)
     for file in files:
         safetensors_header(file)
+    return files
 
 
 def load_weights(
@@ -109,7 +110,7 @@ def load_tokenizer(
     """
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
-    # Without any of these, transformers makes up an empty tokenizer for some families.
+    # Without one of these, transformers creates an empty tokenizer for some families.
     files = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken")
     if not (found := [file for pattern in files for file in folder.glob(pattern)]):
         raise AllMemError(f"{folder} has no tokenizer (tokenizer.json)")
@@ -132,7 +133,7 @@ def load_tokenizer(
 
 
 def _template(file: Path, tokenizer: Any) -> str | None:
-    """The chat template in a file of a processor, unless it cannot be used."""
+    """The chat template in a processor's file, or a warning that it cannot be used."""
     text = "a message"
     messages = [{"role": "user", "content": text}]
     try:
@@ -154,11 +155,11 @@ def _template(file: Path, tokenizer: Any) -> str | None:
 
 
 def tokens_without_row(tokenizer: Any, rows: int) -> dict[str, int]:
-    """Tokens that the model cannot read, and their ids.
+    """Tokens without a row in the embedding, and their ids.
 
     Args:
         tokenizer: the tokenizer.
-        rows (int): rows of the model's embedding.
+        rows (int): rows of the embedding.
     """
     tokens = tokenizer.get_vocab().items()
     return dict(sorted((x for x in tokens if x[1] >= rows), key=lambda x: x[1]))

@@ -1,7 +1,7 @@
 """A trained memory as a small file.
 
-Projections have 8 bits an entry, fast weights are bfloat16, everything else is float32.
-Read back, it is what ``convert --torch-path`` takes.
+Projections have 8 bits per entry, fast weights are bfloat16, all else is float32.
+Unpacked, it is a folder for ``allmem_mlx convert --torch-path``.
 """
 
 import json
@@ -14,15 +14,15 @@ from .config import AllMemConfig
 from .errors import AllMemError, reason
 
 GROUP = 32  # entries of a row that share a scale
-BITS_8 = 127
+LARGEST = 127  # of 8 bits
 
 
 def pack(memory: dict[str, mx.array], allmem: dict[str, Any], file: Path) -> None:
     """Writes a memory.
 
     Args:
-        memory (dict): parameters under their names in the model.
-        allmem (dict): the ``allmem`` block of its ``config.json``.
+        memory (dict): parameters by their names in the model.
+        allmem (dict): the ``allmem`` settings of its ``config.json``.
         file (Path): the file to write.
     """
     arrays: dict[str, mx.array] = {}
@@ -30,7 +30,7 @@ def pack(memory: dict[str, mx.array], allmem: dict[str, Any], file: Path) -> Non
         x = x.astype(mx.float32)
         if name.endswith("proj.weight"):
             groups = x.reshape(len(x), -1, GROUP)
-            scales = mx.abs(groups).max(-1, keepdims=True) / BITS_8
+            scales = mx.abs(groups).max(-1, keepdims=True) / LARGEST
             scales = mx.maximum(scales.astype(mx.float16), 1e-7)
             arrays[name] = mx.round(groups / scales).astype(mx.int8).reshape(x.shape)
             arrays[name.removesuffix("weight") + "scales"] = scales[..., 0]
@@ -42,10 +42,10 @@ def pack(memory: dict[str, mx.array], allmem: dict[str, Any], file: Path) -> Non
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Writes a folder for ``convert --torch-path``.
+    """Writes a folder for ``allmem_mlx convert --torch-path``.
 
     Args:
-        file (Path): of :func:`pack`.
+        file (Path): a file of :func:`pack`.
         folder (Path): an existing folder.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Where mlx-lm's model file computes otherwise than transformers, put right.
+"""Patches of mlx-lm's model files where they compute otherwise than transformers.
 
-A correction changes the class of a module, so that its parameters and their names stay
-as they are.
+A patch changes the class of a module, so that its parameters and their names stay as
+they are.
 """
 
 import math
@@ -13,14 +13,20 @@ import mlx.nn as nn
 
 
 @cache
-def subclass(own: Any, base: Any) -> type:
-    """A class that does what ``own`` says and all else as ``base``."""
-    return type(own.__name__, (own, base), {})
+def subclass(kind: Any, base: Any) -> type:
+    """A class that does what ``kind`` says and all else as ``base``."""
+    return type(kind.__name__, (kind, base), {})
 
 
-def _correct(module: Any, own: type) -> None:
-    kind: Any = type(module)
-    module.__class__ = subclass(own, kind)
+def specialize(module: nn.Module, kind: type, base: type | None = None) -> None:
+    """Changes the class of a module that exists.
+
+    Args:
+        module (nn.Module): the module; its parameters stay as they are.
+        kind (type): the class whose methods come first.
+        base (type): the class of all other methods. Default: the module's own.
+    """
+    module.__class__ = subclass(kind, base or type(module))
 
 
 class _GemmaMLP(nn.Module):
@@ -52,13 +58,13 @@ class _Gemma3Body(nn.Module):
 def gemma(model: Any, config: dict[str, Any]) -> None:
     """Gemma's GELU is the tanh approximation; mlx-lm computes the exact one."""
     for layer in model.layers:
-        _correct(layer.mlp, _GemmaMLP)
+        specialize(layer.mlp, _GemmaMLP)
 
 
 def gemma3(model: Any, config: dict[str, Any]) -> None:
     """mlx-lm rounds the scale of the embedding to bfloat16, whatever the model's
     type."""
-    _correct(model.model, _Gemma3Body)
+    specialize(model.model, _Gemma3Body)
 
 
 def helium(model: Any, config: dict[str, Any]) -> None:
@@ -70,4 +76,4 @@ def helium(model: Any, config: dict[str, Any]) -> None:
 def starcoder2(model: Any, config: dict[str, Any]) -> None:
     """As :func:`gemma`."""
     for layer in model.layers:
-        _correct(layer.mlp, _Starcoder2MLP)
+        specialize(layer.mlp, _Starcoder2MLP)

@@ -1,10 +1,16 @@
-"""Keys and values of window and sinks: what a base model's attention takes for its
-cache while it reads.
+"""Keys and values of window and sinks, handed to a base model's attention in place of
+its KV cache.
 
 They live in a ring of fixed size: token t is in slot t while that is free, then in slot
-``sinks + (t - sinks) % window``. Positions are bounded (:meth:`AllMemConfig.shift`):
-where they move, at the beginning of a chunk, the window's keys are turned and the sinks
-stay, so that the distance between the two stays bounded.
+``sinks + (t - sinks) % window``. With 2 sinks and a window of 6, before token 11:
+
+    slot     0   1   2   3   4   5   6   7
+    token    0   1   8   9  10   5   6   7      11 takes the place of 5, the oldest
+             sinks   window
+
+Positions are bounded (:meth:`AllMemConfig.shift`): where they move, at the beginning of
+a chunk, the window's keys are turned and the sinks stay, so that the distance between
+the two stays bounded.
 """
 
 from functools import lru_cache
@@ -17,7 +23,7 @@ import numpy as np
 
 @lru_cache(maxsize=64)
 def window_mask(tokens: int, past: int, window: int, sinks: int) -> mx.array:
-    """Who sees whom when ``tokens`` new tokens meet what the ring held.
+    """The mask of ``tokens`` new tokens over what the ring held and themselves.
 
     How many tokens were read between the sinks and the window makes no difference, so
     that all layers and, in the end, all chunks share one mask.
@@ -59,11 +65,11 @@ class Past:
 
     @property
     def turned(self) -> int:
-        """How far the window's keys are moved down before the T tokens come."""
+        """Positions by which the window's keys move down before the T tokens come."""
         return self.shift - self.config.shift(self.token - 1)
 
     def mask(self, tokens: int, as_array: bool) -> Any:
-        """Who sees whom, for the next T tokens."""
+        """The mask of the next T tokens."""
         if tokens == 1:
             return None
         if self.token + tokens <= self.slots and not as_array:
@@ -103,7 +109,7 @@ class Past:
         sinks, window, token = self.config.sinks, self.config.window, self.token
         end = token + new.shape[2]
         slots = slots[...]  # the old ring stays as it was
-        # Tokens that the block itself pushes out again are not written.
+        # Tokens that these themselves push out again are not written.
         first = token if end <= sinks + window else max(token, end - window)
         if token < sinks:
             slots[:, :, token : min(end, sinks)] = new[:, :, : sinks - token]
@@ -117,7 +123,7 @@ class Past:
         return slots
 
     def _in_order(self, slots: mx.array) -> list[mx.array]:
-        """What the ring held before this call, oldest first, in parts."""
+        """The tokens in the ring before this call, oldest first, in parts."""
         sinks, window, token = self.config.sinks, self.config.window, self.token
         if token <= sinks + window:
             return [slots[:, :, :token]]
@@ -148,7 +154,7 @@ class Tiles(Past):
         self.offset = self._of_rows([start - self.shift for start in self._starts])
 
     def mask(self, tokens: int, as_array: bool) -> mx.array:
-        """Who sees whom, in every chunk."""
+        """The mask of every chunk."""
         return window_mask(tokens, self.slots, self.config.window, self.config.sinks)
 
     def _of_rows(self, numbers: list[int]) -> mx.array:
@@ -185,7 +191,7 @@ class Tiles(Past):
         return mx.concatenate(parts, axis=2)
 
     def _ring(self, sinks: mx.array, held: mx.array) -> mx.array:
-        """The ring with the newest of what is lined up."""
+        """The ring, with the newest tokens in line."""
         window = self.config.window
         newest = held[:, :, -window:]
         end = self.token + self.tiles * self.chunk
@@ -209,7 +215,8 @@ class Tiles(Past):
         return self.attention.turn(copies, self._of_rows(moved))
 
     def _seen(self, sinks: mx.array, held: mx.array) -> mx.array:
-        """What each chunk sees, ``[B tiles, heads, sinks + window + chunk, d]``."""
+        """The tokens that each chunk sees,
+        ``[B tiles, heads, sinks + window + chunk, d]``."""
         B, n, length, d = held.shape
         columns = self.config.window + self.chunk
         # Slices that overlap: a chunk's begins a chunk after that of the one before it.

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from .archive.citations import printable, printable_line, quoted_sentence
 from .cli.archive_flags import NOTHING_FOUND, archive_beside, found_line
-from .cli.flags import incoming
+from .cli.flags import decode_text
 from .cli.run import ArgumentParser, run
 from .errors import AllMemError, SettingError
 
-SQLITE = b"SQLite format 3\0"  # what an archive begins with
+SQLITE = b"SQLite format 3\0"  # the first bytes of an archive
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(prog="allmem_mlx.search", description=__doc__)
+    parser = ArgumentParser(prog="allmem_mlx search", description=__doc__)
     add = parser.add_argument
     add(
         "file",
@@ -39,10 +39,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 
 def archive_of(name: str) -> Path:
-    """The archive that a file is, or that is beside it.
+    """The archive with this name, or the one beside the state with this name.
 
     Raises:
-        AllMemError: if it has none.
+        AllMemError: if there is none.
     """
     path, beside = Path(name), archive_beside(name)
     try:
@@ -56,18 +56,15 @@ def archive_of(name: str) -> Path:
     if beside.is_file():
         return beside
     if path.suffix == ".archive" or not path.exists():
-        return path  # and what is wrong is said where it is opened
+        return path  # opening it raises the error
     if path.suffix == ".allmem":
         raise AllMemError(
             f"there is no archive beside {name!r}: {str(beside)!r} does not exist"
         )
-    document, archive = (
-        shlex.quote(name),
-        shlex.quote(str(path.with_suffix(".archive"))),
-    )
+    document, archive = map(shlex.quote, (name, str(path.with_suffix(".archive"))))
     raise AllMemError(
-        f"{name!r} is not an archive; make one of a document: python -m "
-        f"allmem_mlx.generate --prompt-file {document} --archive {archive} --index-only"
+        f"{name!r} is not an archive; make one of a document: "
+        f"allmem_mlx generate --prompt-file {document} --archive {archive} --index-only"
     )
 
 
@@ -76,7 +73,7 @@ def search(args: argparse.Namespace) -> None:
         raise SettingError("--limit must be at least 1")
     from .archive.archive import Archive
 
-    words = incoming(" ".join(args.words), "the words")
+    words = decode_text(" ".join(args.words), "the words")
     archive = Archive.open(archive_of(args.file))
     found = archive.search(words, args.limit)
     if not found:

@@ -5,119 +5,32 @@ session, Ctrl-C for one, its state is that after some number of tokens.
 """
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from itertools import chain
+from typing import Any
 
 import mlx.core as mx
 
 from . import state as states
 from .archive.archive import Archive
 from .archive.finder import Finder
-from .archive.lookup import Lookup, Search, belongs, look_up
-from .archive.reading import Reading
+from .archive.indexing import IndexedDocument
+from .archive.lookup import Lookup, Search, is_unfinished, look_up
 from .chat_template import Template
-from .conversation import Conversation
+from .conversation import Conversation, room_beside
 from .documents import Pieces
 from .documents.tokens import token_ids
 from .errors import AllMemError, SettingError
-from .model import Model, has_memory
+from .model import Model
+from .responses import GenerationResponse, Responses, make_response, stop_at
+from .snapshots import Snapshots, without_waiting
 from .state import State
-from .streaming import (
-    GenerationResponse,
-    check_tokens,
-    reading,
-    stop_at,
-    stream_generate,
-)
-
-TURNS = 4  # snapshots where turns begin
-CHUNKS = 2  # snapshots at the last ends of chunks
+from .streaming import check_tokens, reading, refuse_cache_settings, respond
 
 PASSAGES = 4  # looked up for a question
-FRAME = 16  # tokens of a chat template around a question
 
-
-class Snapshots:
-    """States to go back to, a bounded number: where the last turns began, and the last
-    ends of chunks with the tokens that came after.
-
-    Args:
-        state (State): what was read before, the first state to go back to.
-    """
-
-    def __init__(self, state: State):
-        self.turns: list[State] = []
-        self.chunks = [_without_waiting(state)]
-        self.tokens = list(state.waiting)  # since the first of the chunks
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes; arrays that several snapshots share are counted once."""
-        arrays = {
-            id(x): x.nbytes
-            for state in (*self.turns, *self.chunks)
-            for x in state.arrays.values()
-        }
-        return sum(arrays.values())
-
-    def turn(self, state: State) -> None:
-        """Keeps the beginning of a turn."""
-        self.turns = [*self.turns, state][-TURNS:]
-
-    def chunk(self, state: State) -> None:
-        """Keeps the end of a chunk."""
-        first = self.chunks[0].read
-        self.chunks = [*self.chunks, _without_waiting(state)][-CHUNKS:]
-        self.tokens = self.tokens[self.chunks[0].read - first :]
-
-    def until(self, state: State) -> "Snapshots":
-        """Those that come before a state, which is one of them or made of them."""
-        kept = Snapshots(state)
-        kept.turns = [turn for turn in self.turns if turn.tokens <= state.tokens]
-        first = self.chunks[0].read
-        if earlier := [chunk for chunk in self.chunks if chunk.read <= state.read]:
-            kept.chunks = earlier
-            kept.tokens = self.tokens[: state.tokens - first]
-        return kept
-
-    def at(self, tokens: int) -> State:
-        """The state after ``tokens`` tokens, of which at least one waits, for the model
-        to answer, and at most a block.
-
-        Raises:
-            AllMemError: if that is further back than the snapshots go.
-        """
-        start = self.chunks[0].read
-        first, last = start and start + 1, start + len(self.tokens)
-        if not first <= tokens <= last:
-            raise AllMemError(
-                f"cannot go back to token {tokens}; {first} to {last} are possible"
-            )
-        earlier = [x for x in self.chunks if x.read < tokens or tokens == 0]
-        state = earlier[-1].fork()
-        state.waiting = self.tokens[state.read - start : tokens - start]
-        return state
-
-
-def _without_waiting(state: State) -> State:
-    state = state.fork()
-    state.waiting, state.logprobs = [], None
-    return state
-
-
-def room_beside(tokens: int, model: Model, max_tokens: int) -> int:
-    """Tokens that a window has left beside a text, a chat template and an answer, which
-    is taken for a quarter of the window at most.
-
-    Args:
-        tokens (int): of the text.
-        model (Model): whose window it is.
-        max_tokens (int): tokens of the answer; -1 for no limit.
-    """
-    window = model.allmem.window
-    answer = window // 4 if max_tokens < 0 else min(max_tokens, window // 4)
-    return window - tokens - FRAME - answer
+Sampler = Callable[[mx.array], mx.array]
 
 
 class Session:
@@ -127,8 +40,9 @@ class Session:
         model (Model): a model of :func:`allmem_mlx.load`.
         tokenizer: its tokenizer.
         state (State): to go on from; a new one if ``None``.
-        snapshots (bool): keep states to go back to; see :class:`Snapshots`.
-        archive (Archive): where the documents are that :meth:`ask` looks up.
+        snapshots (bool): keep states to go back to; see
+            :class:`~allmem_mlx.snapshots.Snapshots`.
+        archive (Archive): of the documents in which :meth:`ask` looks up.
     """
 
     def __init__(
@@ -144,10 +58,15 @@ class Session:
         self.model, self.tokenizer = model, tokenizer
         self.state = states.new(model) if state is None else state
         self.snapshots = Snapshots(self.state) if snapshots else None
-        self._tokens, self._seconds = 0, 0.0  # read, and not yet told in a response
+        self._tokens, self._seconds = 0, 0.0  # read since the last response
 
     def read(
-        self, pieces: Iterable[Sequence[int]], step: int | None = None
+        self,
+        pieces: Iterable[Sequence[int]],
+        step: int | None = None,
+        *,
+        opening: Sequence[int] = (),
+        resume: bool = False,
     ) -> Iterator[int]:
         """Reads token ids; whoever iterates may stop after any block.
 
@@ -159,22 +78,31 @@ class Session:
         before the first block is read.
 
         Args:
-            pieces: lists of token ids, of any size; ``Document.pieces`` for one.
+            pieces: lists of token ids, of any size, such as ``Document.pieces``; with
+                an archive also an ``IndexedDocument``.
             step (int): blocks end at multiples of it. Default: the model's block.
+            opening (list): token ids to read first, which are no part of the document.
+            resume (bool): the tokens read so far are the beginning of these, and are
+                not read again.
 
         Yields:
             int: the tokens read since ``read`` was called, after each block.
+
+        Raises:
+            AllMemError: if a token has no row in the model's embedding; with
+                ``resume``, if something else was read.
         """
-        began = time.perf_counter()
-        done = 0
-        if self.archive is not None and isinstance(pieces, Pieces):
-            pieces = self._archived(pieces)
+        began, done = time.perf_counter(), 0
+        start = len(opening) + (0 if resume else self.state.tokens)
+        pieces = chain([opening], self._open(pieces, start))
+        if resume:
+            pieces = states.unread(map(list, pieces), self.state)
         with reading(self.model) as read:
             for size in self._due(pieces, step or self.model.allmem.block):
                 state = self.state.fork()
                 block, state.waiting = state.waiting[:size], state.waiting[size:]
                 read(block, state.cache)
-                state.count(block)
+                state.record_tokens(block)
                 self.state = state
                 self._snapshot(state)
                 done += size
@@ -183,8 +111,24 @@ class Session:
                 yield done
                 began = time.perf_counter()
 
+    def _open(
+        self, pieces: Iterable[Sequence[int]], start: int
+    ) -> Iterable[Sequence[int]]:
+        """Adds a document to the archive, and notes that it is read from a token on."""
+        if self.archive is not None and isinstance(pieces, Pieces):
+            trusted = pieces.allow_special_tokens
+            document = IndexedDocument(self.archive, pieces.document, None, trusted)
+            document.index()
+            pieces = document
+        if isinstance(pieces, IndexedDocument):
+            state = self.state.fork()
+            state.close_documents()
+            state.open_document(pieces.key, start)
+            self.state = state
+        return pieces
+
     def _due(self, pieces: Iterable[Sequence[int]], step: int) -> Iterator[int]:
-        """Takes pieces, and says how many of the tokens that wait are to be read."""
+        """Takes pieces, and yields how many of the tokens that wait are to be read."""
 
         def due(step: int) -> Iterator[int]:
             while len(self.state.waiting) > (size := step - self.state.read % step):
@@ -197,17 +141,6 @@ class Session:
         for size in (self.model.allmem.block, self.model.allmem.chunk):
             yield from due(min(step, size))
 
-    def _archived(self, pieces: Pieces) -> Iterator[list[int]]:
-        """The tokens of a document, which the archive has then."""
-        archive, trusted = cast(Archive, self.archive), pieces.allow_special_tokens
-        reading = Reading(archive, pieces.document, None, trusted)
-        reading.index()
-        state = self.state.fork()
-        state.close_documents()
-        state.open_document(reading.key, state.tokens)
-        self.state = state
-        return reading.pieces()
-
     def _take(self, tokens: Sequence[int]) -> None:
         check_tokens(tokens, self.model)
         state = self.state.fork()
@@ -218,9 +151,9 @@ class Session:
             self.snapshots.tokens += tokens
 
     def _snapshot(self, state: State) -> None:
-        if self.snapshots is not None:
-            if state.read % self.model.allmem.chunk == 0:
-                self.snapshots.chunk(state)
+        """Keeps the state at the end of a chunk."""
+        if self.snapshots is not None and state.read % self.model.allmem.chunk == 0:
+            self.snapshots.add_chunk(state)
 
     def generate(
         self,
@@ -228,14 +161,14 @@ class Session:
         max_tokens: int = 256,
         stop: Sequence[str] = (),
         **options: Any,
-    ) -> Generator[GenerationResponse, None, None]:
+    ) -> Responses:
         """Generates after what was read and a prompt.
 
         Args:
             prompt (list): token ids; none to go on where the model is.
             max_tokens (int): tokens to generate; -1 for no limit.
             stop (list): strings that end the response, and are no part of its text.
-            options: passed to :func:`allmem_mlx.stream_generate`.
+            options: ``sampler`` and ``logits_processors``, as in mlx-lm.
 
         Yields:
             GenerationResponse: one for each token; its prompt is all that was read
@@ -246,62 +179,98 @@ class Session:
             SettingError: if there is nothing to go on from, or a string is empty.
         """
         if "" in stop:
-            raise SettingError("a string that ends a response must not be empty")
+            raise SettingError("a stop string must not be empty")
+        refuse_cache_settings(options)
         return stop_at(self._generate(prompt, max_tokens, **options), stop)
 
     def _generate(
-        self, prompt: Sequence[int], max_tokens: int, **options: Any
-    ) -> Generator[GenerationResponse, None, None]:
-        for _ in self.read([prompt] if prompt else []):
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampler: Sampler | None = None,
+        **options: Any,
+    ) -> Responses:
+        choose = sampler or (lambda logprobs: mx.argmax(logprobs, axis=-1))
+        for _ in self.read([prompt]):
             pass
-        choose = options.pop("sampler", None) or (lambda x: mx.argmax(x, axis=-1))
-        said = 0
+        generated = 0
         if not self.state.waiting:
-            said = 1
-            response = self._resume(choose, max_tokens)
+            response = self._next_token(choose, max_tokens)
             yield response
             if response.finish_reason is not None:
                 return
+            generated = 1
+        yield from self._respond(choose, max_tokens, generated, **options)
 
+    def _next_token(self, choose: Sampler, max_tokens: int) -> GenerationResponse:
+        """The token that the model was about to generate when it was stopped."""
+        logprobs = self.state.logprobs
+        if logprobs is None:
+            raise SettingError("the prompt has no tokens, and nothing was read before")
+        token: Any = choose(logprobs).item()
+        before = self.state.recent
+        if stop := token in self.tokenizer.eos_token_ids:
+            text = ""
+        else:
+            text = self.tokenizer.decode([*before, token])
+            text = text.removeprefix(self.tokenizer.decode(before))
+        self._take([token])
+        return self._make_response(
+            text=text,
+            token=token,
+            logprobs=logprobs.squeeze(0),
+            generation_tokens=1,
+            finish_reason="stop" if stop else "length" if max_tokens == 1 else None,
+        )
+
+    def _respond(
+        self, choose: Sampler, max_tokens: int, generated: int, **options: Any
+    ) -> Responses:
+        """Reads the tokens that wait, and generates in a fork of the state, which is
+        the session's at the end."""
         state = self.state.fork()
-        block, state.waiting = state.waiting, []
+        tokens, state.waiting = state.waiting, []
 
         def sampler(logprobs: mx.array) -> mx.array:
             state.logprobs = logprobs
             return choose(logprobs)
 
-        responses = stream_generate(
-            self.model,
-            self.tokenizer,
-            block,
-            max_tokens if max_tokens < 0 else max_tokens - said,
-            prompt_cache=state.cache,
-            sampler=sampler,
-            **options,
-        )
-        read, seconds = self._tokens, self._seconds
+        start = time.perf_counter() - self._seconds
         try:
-            for response in responses:
-                # The model has read the token that it says: its answer is on the way.
-                state.count([*block, response.token])
-                block = []
+            with reading(self.model) as read:
+                if tokens[:-1]:
+                    read(tokens[:-1], state.cache)
+            for response in respond(
+                self.model,
+                self.tokenizer,
+                tokens[-1:],
+                max_tokens,
+                state.cache,
+                self._tokens + len(tokens) - generated,
+                start,
+                generated,
+                sampler=sampler,
+                **options,
+            ):
+                # The token is read already: the one after it is on the way.
+                state.record_tokens([*tokens, response.token])
+                tokens = []
                 if self.snapshots is not None:
                     self.snapshots.tokens.append(response.token)
                 self._snapshot(state)
-                here = response.prompt_tokens
-                response.generation_tokens += said
-                response.prompt_tokens = here + read - said
-                response.prompt_tps = response.prompt_tokens / (
-                    seconds + here / response.prompt_tps
-                )
                 yield response
         except GeneratorExit:
-            self._said(state)
+            self._commit(state)
             raise
         except BaseException:
-            self.restore(self.state)  # in the middle of a token: as before the answer
+            self.restore(self.state)  # in the middle of a token: as before all of them
             raise
-        self._said(state)
+        self._commit(state)
+
+    def _commit(self, state: State) -> None:
+        """Goes on from the end of a response."""
+        self.state = state
+        self._tokens, self._seconds = 0, 0.0
 
     def ask(
         self,
@@ -312,17 +281,14 @@ class Session:
         template: Template | None = None,
         allow_special_tokens: bool = False,
         **options: Any,
-    ) -> Generator[GenerationResponse, None, None]:
-        """Answers a question in a fork, with what the archive has on it put before it.
+    ) -> Responses:
+        """Answers a question in a fork, after passages of the archive that may help.
         The session does not change; what waits to be read of a document is left out.
 
         Args:
-            question (str): what is asked.
-            passages (int): passages at most.
-            passage_tokens (int): tokens for them; see :meth:`look_up`.
-            max_tokens (int): tokens to generate.
-            template (Template): what stands around the question; the tokenizer's chat
-                template if ``None``.
+            question, passages, passage_tokens, max_tokens: see :meth:`look_up`.
+            template (Template): the text around the question. Default: the tokenizer's
+                chat template.
             allow_special_tokens (bool): read the names of control tokens in question
                 and passages as control tokens.
             options: of :meth:`generate`.
@@ -336,13 +302,12 @@ class Session:
         """
         lookup = self.look_up(question, passages, passage_tokens, max_tokens)
         fork = self.fork()
-        if self._in_a_document():
-            fork.restore(_without_waiting(fork.state))
-        if template is None:
-            template = Template.of(self.tokenizer)
-        talk = Conversation(fork, template, allow_special_tokens)
+        if self.archive is not None and is_unfinished(self.archive, self.state):
+            fork.restore(without_waiting(fork.state))
+        template = template or Template.of(self.tokenizer)
+        conversation = Conversation(fork, template, allow_special_tokens)
         message = lookup.message(question) if lookup else question
-        for response in talk.ask(message, max_tokens=max_tokens, **options):
+        for response in conversation.ask(message, max_tokens=max_tokens, **options):
             yield replace(response, lookup=lookup)
 
     def look_up(
@@ -353,10 +318,10 @@ class Session:
         max_tokens: int = 256,
         search: Search | None = None,
     ) -> Lookup | None:
-        """Looks up in the archive what may answer a question.
+        """Looks up passages in the archive that may answer a question.
 
         Args:
-            question (str): what is asked.
+            question (str): in the user's words.
             passages (int): passages at most; 0 to look up nothing.
             passage_tokens (int): tokens for them. Default: what the window has beside
                 the question and the answer, which is taken for no more than a quarter
@@ -377,14 +342,13 @@ class Session:
         def length(text: str) -> int:
             return len(token_ids(self.tokenizer, text))
 
-        tokens, window = length(question), self.model.allmem.window
-        room = room_beside(tokens, self.model, max_tokens)
+        room = room_beside(length(question), self.model, max_tokens)
         if passage_tokens is not None:
-            most = room_beside(tokens, self.model, 0)
-            if passage_tokens > most:
+            limit = max(room_beside(length(question), self.model, 0), 0)
+            if passage_tokens > limit:
                 raise SettingError(
-                    f"{passage_tokens} tokens of passages have no room: beside the "
-                    f"question the window of {window} has {max(most, 0)}"
+                    f"there is no room for {passage_tokens} tokens of passages: beside "
+                    f"the question the window of {self.model.allmem.window} has {limit}"
                 )
             room = passage_tokens
         if search is None:
@@ -395,69 +359,19 @@ class Session:
             self.archive, self.state, question, passages, room, length, search
         )
 
-    def _in_a_document(self) -> bool:
-        """Whether a document that the archive has is not read to its end."""
-        if self.archive is None:
-            return False
-        entries = belongs(self.archive, self.state)
-        return any(
-            stop is None and self.state.tokens - start < entries[key].tokens
-            for key, start, stop in self.state.notes.get("documents", [])
-        )
-
-    def _said(self, state: State) -> None:
-        self.state = state
-        self._tokens, self._seconds = 0, 0.0
-
-    def _resume(self, choose: Any, max_tokens: int) -> GenerationResponse:
-        """Says the token that the model was about to say when it was stopped."""
-        if self.state.logprobs is None:
-            raise SettingError("the prompt has no tokens, and nothing was read before")
-        logprobs = self.state.logprobs
-        token: Any = choose(logprobs).item()
-        before = self.state.recent
-        if stop := token in self.tokenizer.eos_token_ids:
-            text = ""
-        else:
-            text = self.tokenizer.decode([*before, token])
-            text = text.removeprefix(self.tokenizer.decode(before))
-        self._take([token])
-        return self._response(
-            text=text,
-            token=token,
-            logprobs=logprobs.squeeze(0),
-            generation_tokens=1,
-            finish_reason="stop" if stop else "length" if max_tokens == 1 else None,
-        )
-
-    def reading(self) -> GenerationResponse:
-        """The numbers of what was read, before anything was generated."""
+    def read_stats(self) -> GenerationResponse:
+        """The statistics of what was read, before anything is generated."""
         tokens = self._tokens + len(self.state.waiting)
         speed = self._tokens / self._seconds if self._tokens else 0.0
-        return self._response(prompt_tokens=tokens, prompt_tps=speed)
+        return self._make_response(prompt_tokens=tokens, prompt_tps=speed)
 
-    def _response(self, **numbers: Any) -> GenerationResponse:
-        config, read = self.model.allmem, self.state.tokens
-        defaults: dict[str, Any] = {
-            "text": "",
-            "token": None,
-            "logprobs": None,
-            "from_draft": False,
-            "prompt_tokens": 0,
-            "prompt_tps": 0.0,
-            "generation_tokens": 0,
-            "generation_tps": 0.0,
-            "peak_memory": mx.get_peak_memory() / 1e9,
-            "finish_reason": None,
-            "state_bytes": self.state.nbytes,
-            "tokens_read": read,
-            "tokens_in_window": min(read, config.sinks + config.window),
-            "memory": has_memory(self.state.cache),
-        }
-        return GenerationResponse(**{**defaults, **numbers})
+    def _make_response(self, **fields: Any) -> GenerationResponse:
+        state = self.state
+        return make_response(self.model, state.cache, len(state.waiting), **fields)
 
     def fork(self) -> "Session":
-        """A session of its own that goes on from here. What was read is told there."""
+        """Another session that goes on from here. Its next response, not that of this
+        one, counts what was read since the last."""
         other = Session(self.model, self.tokenizer, self.state, archive=self.archive)
         if self.snapshots is not None:
             other.snapshots = self.snapshots.until(self.state)
@@ -466,31 +380,31 @@ class Session:
         self._tokens, self._seconds = 0, 0.0
         return other
 
-    def go_back(self, tokens: int) -> None:
-        """Forgets all but the first tokens of what was read.
+    def begin_turn(self) -> None:
+        """Marks the beginning of a turn, to which :meth:`undo` goes back."""
+        self._earlier().add_turn(self.state)
 
-        Args:
-            tokens (int): how many to keep; at most a block of them is read again.
+    def undo(self) -> None:
+        """Goes back to the beginning of the last turn, as if it had not been."""
+        earlier = self._earlier()
+        if not earlier.turns:
+            raise AllMemError("there is nothing to undo")
+        self.restore(earlier.turns.pop())
+
+    def go_back(self, tokens: int) -> None:
+        """Goes back to the first tokens of what was read; a block of them at most is
+        read again.
 
         Raises:
             AllMemError: if that is further back than the snapshots go.
         """
-        self.restore(self._kept().at(tokens))
+        self.restore(self._earlier().at(tokens))
 
-    def turn(self) -> None:
-        """Marks the beginning of a turn, to which :meth:`undo` goes back."""
-        self._kept().turn(self.state)
-
-    def undo(self) -> None:
-        """Goes back to the beginning of the last turn, as if it had not been.
-
-        Raises:
-            AllMemError: if none is kept.
-        """
-        kept = self._kept()
-        if not kept.turns:
-            raise AllMemError("there is nothing to undo")
-        self.restore(kept.turns.pop())
+    def forget_waiting(self) -> None:
+        """Forgets the tokens that wait, where a document is not read to its end."""
+        notes = self.state.notes
+        self.go_back(self.state.read)
+        self.state.notes = notes
 
     def restore(self, state: State) -> None:
         """Goes on from an earlier state of the session."""
@@ -498,7 +412,7 @@ class Session:
         if self.snapshots is not None:
             self.snapshots = self.snapshots.until(state)
 
-    def _kept(self) -> Snapshots:
+    def _earlier(self) -> Snapshots:
         if self.snapshots is None:
             raise AllMemError("this session keeps no snapshots")
         return self.snapshots

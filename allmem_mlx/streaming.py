@@ -1,138 +1,32 @@
 """Reading a prompt of any length and generating from it, as ``mlx_lm`` does."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .archive.lookup import Lookup, Source
 from .errors import AllMemError, SettingError
-from .model import has_memory
+from .responses import GenerationResponse, make_response, print_stats, tokens_read
 
 CLEAR_EVERY = 2048  # tokens; mlx-lm's own step
 
 Prompt = str | mx.array | Sequence[int] | Iterable[Sequence[int]]
 
 
-@dataclass
-class GenerationResponse:
-    """One step of :func:`stream_generate`: mlx-lm's fields, then ours.
-
-    Args:
-        text (str): the next segment of text, maybe empty.
-        token (int): the next token.
-        logprobs (mx.array): log-probabilities of the vocabulary.
-        from_draft (bool): always ``False``.
-        prompt_tokens (int): tokens of the prompt, the document included.
-        prompt_tps (float): tokens per second while reading the prompt.
-        generation_tokens (int): tokens generated.
-        generation_tps (float): tokens per second while generating.
-        peak_memory (float): peak memory so far, in GB (1e9 bytes).
-        finish_reason (str): ``"stop"``, ``"length"`` or ``None``.
-        state_bytes (int): size of the model's state, in bytes.
-        tokens_read (int): all tokens that went into the state.
-        tokens_in_window (int): those that attention still sees, sinks included.
-        memory (bool): whether there is one; there is none while alpha is 0.
-        lookup (Lookup): what was looked up in an archive; ``None`` without one.
-    """
-
-    text: str
-    token: int
-    logprobs: mx.array
-    from_draft: bool
-    prompt_tokens: int
-    prompt_tps: float
-    generation_tokens: int
-    generation_tps: float
-    peak_memory: float
-    finish_reason: str | None
-    state_bytes: int
-    tokens_read: int
-    tokens_in_window: int
-    memory: bool
-    lookup: Lookup | None = None
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """The passages that were put before the question, the best first."""
-        return self.lookup.sources if self.lookup else ()
-
-
-def tokens_read(cache: list[Any]) -> int:
-    """Tokens that went into a state."""
-    return cache[0][0].offset
-
-
-def state_bytes(cache: list[Any]) -> int:
-    """Size of a state in bytes."""
-    return sum(layer.nbytes for layer in cache)
-
-
 def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
-    """Refuses tokens that a model cannot read.
-
-    Args:
-        tokens (list): token ids.
-        model (nn.Module): a model of :func:`allmem_mlx.load`.
-
-    Raises:
-        AllMemError: if one has no row in the embedding.
-    """
+    """Raises :class:`AllMemError` if a token has no row in the model's embedding."""
     embedding = model.model.embed_tokens
     # LoRA wraps it.
     rows = getattr(embedding, "embedding", embedding).weight.shape[0]
     wrong = next((token for token in tokens if not 0 <= token < rows), None)
     if wrong is not None:
         raise AllMemError(
-            f"token {wrong} has no row in the model's embedding, which has {rows}; the "
-            "tokenizer is another model's, or has tokens that were added to it alone"
+            f"token {wrong} has no row in the model's embedding, which has {rows}; use "
+            "the model's own tokenizer, without tokens that were added later"
         )
-
-
-def stop_at(
-    responses: Generator[GenerationResponse, None, None], stop: Sequence[str]
-) -> Generator[GenerationResponse, None, None]:
-    """Ends a response before the first of some strings, wherever tokens end.
-
-    Text that may be the beginning of a string is held back until it is known.
-
-    Args:
-        responses: of :func:`stream_generate`.
-        stop (list): strings, none of them empty.
-
-    Yields:
-        GenerationResponse: the same, the last with ``finish_reason`` ``"stop"`` if a
-        string came. The model has then read it.
-    """
-    held = ""
-    with closing(responses):
-        for response in responses:
-            held += response.text
-            found = [at for text in stop if (at := held.find(text)) >= 0]
-            if found:
-                yield replace(response, text=held[: min(found)], finish_reason="stop")
-                return
-            keep = 0 if response.finish_reason else _may_begin(held, stop)
-            shown = len(held) - keep
-            response, held = replace(response, text=held[:shown]), held[shown:]
-            yield response
-
-
-def _may_begin(text: str, stop: Sequence[str]) -> int:
-    """Characters at the end of a text that may be the beginning of a string."""
-    longest = min(len(text), max(map(len, stop), default=1) - 1)
-    return next(
-        (
-            n
-            for n in range(longest, 0, -1)
-            if any(x.startswith(text[-n:]) for x in stop)
-        ),
-        0,
-    )
 
 
 def _pieces(tokenizer: Any, prompt: Prompt) -> Iterable[Sequence[int]]:
@@ -150,12 +44,13 @@ def _pieces(tokenizer: Any, prompt: Prompt) -> Iterable[Sequence[int]]:
 
 
 def _blocks(
-    pieces: Iterable[Sequence[int]], step: int, start: int
+    pieces: Iterable[Sequence[int]], model: nn.Module, step: int, start: int
 ) -> Iterator[list[int]]:
     """Pieces of any size as blocks that end at multiples of ``step``; the last token
     comes alone, for the model to answer."""
     waiting: list[int] = []
     for piece in pieces:
+        check_tokens(piece, model)
         waiting.extend(piece)
         while len(waiting) > (size := step - start % step):
             yield waiting[:size]
@@ -178,8 +73,7 @@ def reading(model: nn.Module) -> Iterator[Callable[[list[int], list[Any]], None]
 
     Yields:
         Callable: reads a list of token ids into a state, updated in place, and
-        evaluates it. It raises :class:`AllMemError` if a token has no row in the
-        embedding.
+        evaluates it.
     """
     from mlx_lm.generate import generation_stream, wired_limit
 
@@ -187,14 +81,13 @@ def reading(model: nn.Module) -> Iterator[Callable[[list[int], list[Any]], None]
 
     def read(block: list[int], cache: list[Any]) -> None:
         nonlocal uncleared
-        check_tokens(block, model)
         with mx.stream(generation_stream):
             model(mx.array(block)[None], cache=cache)
             if mx.default_device() == mx.gpu:
                 mx.eval([c.state for c in cache])
             else:
-                # Far ahead of what it computes, MLX allocates memory on a CPU. And in
-                # between Ctrl-C is heard.
+                # On a CPU, MLX allocates memory far ahead of what it computes. Between
+                # two layers Ctrl-C is noticed, too.
                 for layer in cache:
                     mx.eval(layer.state)
         uncleared += len(block)
@@ -239,70 +132,75 @@ def stream_generate(
         GenerationResponse: one for each token, the last one with ``finish_reason``.
 
     Raises:
+        AllMemError: if a token has no row in the model's embedding.
         SettingError: if the prompt has no tokens; for ``max_kv_size``, ``kv_bits`` and
             ``draft_model``, which a state of fixed size cannot obey.
         ValueError: if ``max_tokens`` is 0.
     """
-    from mlx_lm.generate import stream_generate as mlx_lm_stream_generate
-
-    for name in ("max_kv_size", "kv_bits", "draft_model"):
-        if kwargs.get(name) is not None:
-            raise SettingError(f"{name} is not supported: the state has a fixed size")
-    config = model.allmem
+    refuse_cache_settings(kwargs)
     cache = model.make_cache() if prompt_cache is None else prompt_cache
-    progress = prompt_progress_callback or (lambda tokens: None)
-    step = prefill_step_size or config.block
+    step = prefill_step_size or model.allmem.block
+    pieces = _pieces(tokenizer, prompt)
 
-    start = time.perf_counter()
-    prompt_tokens = 0
-    blocks = _blocks(_pieces(tokenizer, prompt), step, tokens_read(cache))
+    start, count = time.perf_counter(), 0
+    blocks = _blocks(pieces, model, step, tokens_read(cache))
     block = next(blocks)
     with reading(model) as read:
         for following in blocks:
             read(block, cache)
-            prompt_tokens += len(block)
-            progress(prompt_tokens)
+            count += len(block)
+            if prompt_progress_callback is not None:
+                prompt_progress_callback(count)
             block = following
-    prompt_tokens += len(block)
-    check_tokens(block, model)
+    yield from respond(
+        model, tokenizer, block, max_tokens, cache, count + 1, start, **kwargs
+    )
 
+
+def refuse_cache_settings(options: dict[str, Any]) -> None:
+    """Raises :class:`SettingError` for settings of mlx-lm's cache."""
+    for name in ("max_kv_size", "kv_bits", "draft_model"):
+        if options.get(name) is not None:
+            raise SettingError(f"{name} is not supported: the state has a fixed size")
+
+
+def respond(
+    model: nn.Module,
+    tokenizer: Any,
+    last: list[int],
+    max_tokens: int,
+    cache: list[Any],
+    prompt_tokens: int,
+    start: float,
+    generated: int = 0,
+    **kwargs: Any,
+) -> Iterator[GenerationResponse]:
+    """Generates after a prompt of which all but the last token was read.
+
+    Args:
+        last (list): the last token.
+        max_tokens (int): tokens of the whole response; -1 for no limit.
+        prompt_tokens (int): tokens of the whole prompt.
+        start (float): when reading began, by ``time.perf_counter``.
+        generated (int): tokens of the response so far.
+    """
+    from mlx_lm.generate import stream_generate as mlx_lm_stream_generate
+
+    if max_tokens > 0:
+        max_tokens -= generated
     prompt_tps = None
     for response in mlx_lm_stream_generate(
-        model, tokenizer, block, max_tokens, prompt_cache=cache, **kwargs
+        model, tokenizer, last, max_tokens, prompt_cache=cache, **kwargs
     ):
         if prompt_tps is None:
             prompt_tps = prompt_tokens / (time.perf_counter() - start)
-        total = tokens_read(cache)
-        yield GenerationResponse(
-            **{
-                **vars(response),
-                "prompt_tokens": prompt_tokens,
-                "prompt_tps": prompt_tps,
-                "state_bytes": state_bytes(cache),
-                "tokens_read": total,
-                "tokens_in_window": min(total, config.sinks + config.window),
-                "memory": has_memory(cache),
-            }
-        )
-
-
-def print_statistics(response: GenerationResponse) -> None:
-    """mlx-lm's three lines about a generation, and one about the state."""
-    print(
-        f"Prompt: {response.prompt_tokens} tokens, "
-        f"{response.prompt_tps:.3f} tokens-per-sec"
-    )
-    if response.generation_tokens:
-        print(
-            f"Generation: {response.generation_tokens} tokens, "
-            f"{response.generation_tps:.3f} tokens-per-sec"
-        )
-    print(f"Peak memory: {response.peak_memory:.3f} GB")
-    rest = "in memory" if response.memory else "forgotten; memory: none"
-    print(
-        f"State: {response.state_bytes / 1e6:.1f} MB, {response.tokens_read} tokens "
-        f"read ({response.tokens_in_window} in the window, the rest {rest})"
-    )
+        fields = {
+            **vars(response),
+            "prompt_tokens": prompt_tokens,
+            "prompt_tps": prompt_tps,
+            "generation_tokens": response.generation_tokens + generated,
+        }
+        yield make_response(model, cache, **fields)
 
 
 def generate(
@@ -317,9 +215,9 @@ def generate(
     Args:
         model (nn.Module): a model of :func:`allmem_mlx.load`.
         tokenizer: its tokenizer.
-        prompt: as in :func:`stream_generate`.
+        prompt: as in :func:`.stream_generate`.
         verbose (bool): print the text as it comes, and statistics.
-        kwargs: passed to :func:`stream_generate`.
+        kwargs: passed to :func:`.stream_generate`.
 
     Returns:
         str: the text generated.
@@ -334,5 +232,5 @@ def generate(
     if verbose:
         print()
         print("=" * 10)
-        print_statistics(response)
+        print_stats(response)
     return text

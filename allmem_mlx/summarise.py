@@ -4,22 +4,19 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from .archive.citations import printable_line
-from .cli.archive_flags import archive_beside
+from .cli.archive_flags import archive_beside, archive_place
 from .cli.flags import (
+    add_generation,
     add_model,
-    add_reading,
-    add_sampling,
-    add_sizes,
-    chat_template_config,
-    check_counts,
+    check_numbers,
     check_state_files,
-    check_texts,
+    decode_texts,
     load_model,
     make_sampler,
+    make_template,
     warn,
 )
 from .cli.progress import PIECE, Progress
@@ -27,7 +24,7 @@ from .cli.run import ENDS, ArgumentParser, hear_signals, run
 from .documents import Document
 from .errors import AllMemError, SettingError
 
-# What of the command line changes how tokens are chosen.
+# Flags of the sampler, on which summaries depend.
 SAMPLING = (
     *("temp", "top_p", "min_p", "top_k", "xtc_probability", "xtc_threshold"),
     "min_tokens_to_keep",
@@ -35,7 +32,7 @@ SAMPLING = (
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(prog="allmem_mlx.summarise", description=__doc__)
+    parser = ArgumentParser(prog="allmem_mlx summarise", description=__doc__)
     add = parser.add_argument
     add(
         "files",
@@ -47,13 +44,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add(
         "--archive",
         metavar="FILE",
-        help="Where the document and the summaries of its parts are kept, so that a "
-        "run that was stopped goes on. Without a document, all that it has is "
+        help="Where the document and the summaries of its parts are stored, so that an "
+        "interrupted run can continue. Without a document, all of the archive is "
         "summarised. Default with --load-state: the one beside the state",
     )
     add_model(parser)
-    add_sizes(parser)
-    add("--max-tokens", "-m", type=int, default=128, help="Tokens of each summary")
     add(
         "--part-tokens",
         type=int,
@@ -61,8 +56,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Tokens of a part, about, where sections are longer. Default: what the "
         "window has room for, 2048 at most",
     )
-    add_sampling(parser)
-    add_reading(parser)
+    add_generation(parser, max_tokens=128)
     add(
         "--json",
         action="store_true",
@@ -72,48 +66,42 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuses what cannot be obeyed, before the model is loaded."""
+    """Refuses flags that contradict each other and files that cannot be used, before
+    the model is loaded."""
     if args.files and args.load_state is not None:
         raise SettingError("give a document or --load-state, not both")
     if "" in (args.archive, *args.files):
         raise SettingError("the name of a file must not be empty")
-    check_counts(args)
+    check_numbers(args)
     if args.part_tokens is not None and args.part_tokens < 1:
         raise SettingError("--part-tokens must be at least 1")
     check_state_files(args)
     place = archive_place(args)
-    if place is None:
-        if not args.files:
+    if not args.files and (place is None or not place.exists()):
+        if place is None and args.load_state is None:
             raise SettingError("nothing to summarise: give a document or --load-state")
+        beside = f" beside {args.load_state!r}" if place is None else ""
+        missing = str(place or archive_beside(args.load_state))
+        raise AllMemError(
+            f"there is no archive{beside}: {missing!r} does not exist; name it with "
+            "--archive, or give the document itself"
+        )
+    if place is None:
         return
     from .archive.archive import Archive
 
     if place.exists():
         Archive.open(place).close()
-    elif not args.files:
-        state = f" beside {args.load_state!r}" if args.archive is None else ""
-        raise AllMemError(
-            f"there is no archive{state}: {str(place)!r} does not exist; name it with "
-            "--archive, or give the document itself"
-        )
     if not os.access(place if place.exists() else place.parent, os.W_OK):
         raise AllMemError(
-            f"{str(place)!r} cannot be written, where summaries are kept; copy it, or "
-            "choose another place"
+            f"{str(place)!r} cannot be written, where summaries are stored; copy it, "
+            "or choose another place"
         )
-
-
-def archive_place(args: argparse.Namespace) -> Path | None:
-    """Where the archive is; ``None`` for a temporary one."""
-    if args.archive is not None:
-        return Path(args.archive)
-    return None if args.load_state is None else archive_beside(args.load_state)
 
 
 def summarise(args: argparse.Namespace) -> None:
     check_args(args)
-    check_texts(args, "system_prompt")
-    template_config = chat_template_config(args.chat_template_config)
+    decode_texts(args, "system_prompt")
     document = None
     if args.files:
         document = Document(args.files if len(args.files) > 1 else args.files[0], PIECE)
@@ -128,30 +116,18 @@ def summarise(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from .archive.archive import Archive
-    from .chat_template import Template
     from .cli.summaries import print_summaries
     from .summaries import Summariser
 
     model, tokenizer = load_model(args)
-    if tokenizer.has_chat_template:
-        template = Template.of_chat(
-            tokenizer, args.system_prompt, options=template_config
-        )
-        for note in template.notes:
-            warn(note)
-    elif args.system_prompt is not None or template_config:
-        flag = "system-prompt" if args.system_prompt else "chat-template-config"
-        raise SettingError(
-            f"--{flag} needs a chat template; the model's tokenizer has none"
-        )
-    else:
-        template = Template.plain(tokenizer)
+    template = make_template(args, tokenizer)
     hear_signals(*ENDS)
     place = archive_place(args)
     if place is None:
         archive = Archive.temporary(tokenizer)
     else:
-        archive = Archive.open(place, tokenizer, create=True)
+        # check_args has verified it.
+        archive = Archive.open(place, tokenizer, create=True, verify=False)
     with closing(archive):
         entries = [*documents(args, archive, document, model)]
         summariser = Summariser(
@@ -168,10 +144,10 @@ def summarise(args: argparse.Namespace) -> None:
             sampler=make_sampler(args, tokenizer),
             stop=args.stop,
         )
-        goes_on = "they are lost; --archive FILE would keep them"
+        hint = "they are lost; --archive FILE would keep them"
         if place is not None:
-            goes_on = f"they are in {str(place)!r}; the same command goes on from there"
-        print_summaries(summariser, entries, goes_on, args.json)
+            hint = f"they are in {str(place)!r}; the same command continues from there"
+        print_summaries(summariser, entries, hint, args.json)
     if not args.json:
         print(f"Peak memory: {mx.get_peak_memory() / 1e9:.3f} GB")
     if document is not None:
@@ -182,14 +158,14 @@ def summarise(args: argparse.Namespace) -> None:
 def documents(
     args: argparse.Namespace, archive: Any, document: Document | None, model: Any
 ) -> Iterator[Any]:
-    """What is to be summarised: the document, once it is in the archive, those that a
-    state has read, or all that an archive has.
+    """The documents to summarise: the one given, once it is in the archive, or those
+    that a state has read, or all of the archive.
 
     Raises:
         AllMemError: if there is none.
     """
     from . import state as states
-    from .archive.lookup import belongs
+    from .archive.lookup import entries_by_key
 
     if document is not None:
         with closing(Progress(document)) as progress:
@@ -198,7 +174,7 @@ def documents(
     keys = None
     if args.load_state is not None:
         state = states.load(args.load_state, model)
-        belongs(archive, state)
+        entries_by_key(archive, state)
         keys = state.documents
     entries = [x for x in archive.documents() if keys is None or x.key in keys]
     if not entries:

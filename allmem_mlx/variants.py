@@ -10,10 +10,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .attention import WindowAttention
 from .families import family_of
 from .memory import Memory, MemoryState
 from .memory.kernels import Operations
-from .model import Model, SlidingAttention, new_base
+from .model import Model, new_base
 
 
 def base_model(model: Model) -> nn.Module:
@@ -60,7 +61,7 @@ def _with_attention(model: Model, change: Callable[[int, Any], Any]) -> Model:
     other = copy.copy(model)
     other.model = copy.copy(model.model)
     other.model.layers = [copy.copy(layer) for layer in model.layers]
-    for i in model.windowed:
+    for i in model.global_layers:
         layer = other.model.layers[i]
         layer.self_attn = change(i, layer.self_attn)
     return other
@@ -78,7 +79,7 @@ def window_model(model: Model, window: int) -> Model:
     base = base_model(model)
     other = _with_attention(
         model,
-        lambda i, _: SlidingAttention(base.layers[i].self_attn, config, family),
+        lambda i, _: WindowAttention(base.layers[i].self_attn, config, family),
     )
     other.allmem = config
     return other
@@ -102,6 +103,6 @@ def matched_window(model: Model) -> int:
     cache = model.make_cache()
     model(mx.array([[0]]), cache=cache)
     memory = sum(x.nbytes for layer in cache for x in layer.memory)
-    rings = sum(cache[i].ring.nbytes for i in model.windowed)
+    rings = sum(cache[i].ring.nbytes for i in model.global_layers)
     token = rings // (model.allmem.sinks + model.allmem.window)
     return model.allmem.window + math.ceil(memory / token)

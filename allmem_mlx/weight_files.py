@@ -1,33 +1,24 @@
-"""Files that hold a model's weights, and the index that says which."""
+"""Weight files: safetensors, the index of several files, and their division."""
 
 import json
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from .errors import AllMemError, reason
+from .files import read_json
 from .hub import remedy
 
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads an object.
-
-    Raises:
-        AllMemError: if the file cannot be read or holds something else.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AllMemError(f"{file} cannot be read: {reason(error)}") from None
-    if not isinstance(value, dict):
-        raise AllMemError(f"{file} does not hold an object")
-    return value
+INDEX = "model.safetensors.index.json"
+T = TypeVar("T")
 
 
 def indexed_files(index: Path) -> list[Path]:
     """The weight files that an index names.
 
     Args:
-        index (Path): ``model.safetensors.index.json``, for one.
+        index (Path): ``model.safetensors.index.json`` or PyTorch's.
 
     Raises:
         AllMemError: if the index is damaged, or names a file that is not beside it.
@@ -45,6 +36,25 @@ def indexed_files(index: Path) -> list[Path]:
                 f"{remedy(index)}"
             )
     return [index.parent / name for name in dict.fromkeys(names.values())]
+
+
+def read_header(file: BinaryIO) -> Any:
+    """The header of an open safetensors file, as it is.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    size = int.from_bytes(file.read(8), "little")
+    if size > os.fstat(file.fileno()).st_size - 8:
+        raise ValueError("the header ends early")
+    return json.loads(file.read(size))
+
+
+def write_header(file: BinaryIO, header: dict[str, Any]) -> None:
+    """Writes the header of a safetensors file; the tensors follow it."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
 
 
 def safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -69,8 +79,35 @@ def safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         ) from None
 
 
+def split_into_shards(
+    tensors: Iterable[T], size: Callable[[T], int], limit: int
+) -> list[list[T]]:
+    """Tensors in groups of at most ``limit`` bytes, or of one larger tensor.
+
+    Args:
+        tensors (Iterable): the tensors, in their order.
+        size (callable): the bytes of one.
+        limit (int): bytes of a group.
+    """
+    shards: list[list[T]] = [[]]
+    total = 0
+    for tensor in tensors:
+        if shards[-1] and total + size(tensor) > limit:
+            shards.append([])
+            total = 0
+        shards[-1].append(tensor)
+        total += size(tensor)
+    return shards
+
+
+def shortlist(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def readable(name: Any) -> str:
-    """A name that a file gives, to be told to the user in one line."""
+    """A name in a file, as one line of a message."""
     text = str(name)
     text = text if text.isprintable() and text.strip() else repr(name)
     return text if len(text) <= 120 else text[:120] + "..."

@@ -1,13 +1,14 @@
 """Pretrained models as AllMem model folders: :func:`convert`.
 
-The package is ``allmem_mlx.convert``. In a checkout its folder can also be run, as
-``python -m convert``, which hands over to it.
+The package is ``allmem_mlx.convert``; in a checkout, ``python -m convert`` runs it too.
 """
+
+from typing import Any
 
 __all__ = ["convert"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Imported on first use: mlx-lm, and with it transformers, takes seconds to import.
     if name == "convert":
         from allmem_mlx.convert.conversion import convert

@@ -1,5 +1,4 @@
-"""Starts the command, as ``python -m allmem_mlx.convert`` and, in a checkout, as
-``python -m convert``."""
+"""Runs ``allmem_mlx convert``, in a checkout as ``python -m convert`` too."""
 
 from allmem_mlx.convert.command import main
 

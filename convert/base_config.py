@@ -1,8 +1,8 @@
 """A base model's ``config.json`` in the form that mlx-lm's model file reads.
 
-transformers is the authority on what a setting means: its configuration class fills in
-defaults and brings old spellings into one form. Every setting is then carried over,
-known not to change what the model computes, or refused by name.
+transformers is the authority on the meaning of a setting: its configuration class fills
+in defaults and unifies old spellings. Every setting is then carried over, known not to
+change the model's output, or refused by name.
 """
 
 import inspect
@@ -12,8 +12,8 @@ from typing import Any
 from allmem_mlx.errors import AllMemError, reason
 from allmem_mlx.families import SIZES, WRAPPERS, check_sizes, family_of, model_file
 
-# What is computed for a document does not depend on these: they are for training, for
-# the tokenizer, for generation, or describe the file.
+# The output for a document does not depend on these: they concern training, the
+# tokenizer or generation, or describe the file.
 HARMLESS = {
     "attention_dropout",
     "bos_token_id",
@@ -62,13 +62,13 @@ def language_model(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("text_config")
     if not isinstance(kind, str) or kind not in WRAPPERS or not isinstance(inner, dict):
         return config
-    kept = ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
-    outer = {name: config[name] for name in kept if name in config}
+    shared = ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
+    outer = {name: config[name] for name in shared if name in config}
     return {**inner, **outer, "model_type": WRAPPERS[kind]}
 
 
 def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
-    """All settings as transformers reads them."""
+    """All settings in the form of transformers."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[config["model_type"]]
@@ -86,7 +86,7 @@ def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
 def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]:
     """``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``."""
     rope = config["rope_parameters"]
-    if "full_attention" in rope:  # one for each kind of layer
+    if "full_attention" in rope:  # one per kind of layer
         if (kind := rope["sliding_attention"]["rope_type"]) != "default":
             raise AllMemError(f"rope_type {kind!r} of sliding layers is not supported")
         rope = rope["full_attention"]
@@ -106,7 +106,7 @@ def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]
         if not isinstance(known.get("factor"), int | float):
             raise AllMemError(f"factor of a {kind} rotary embedding is missing")
         if not (known.get("mscale") and known.get("mscale_all_dim")):
-            known.pop("mscale", None)  # transformers obeys both or none
+            known.pop("mscale", None)  # transformers uses both or neither
             known.pop("mscale_all_dim", None)
         ignored = set(rope) - ROPE[kind]
         ignored -= {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
@@ -122,7 +122,7 @@ def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]
 
 
 def _layers(config: dict[str, Any]) -> dict[str, Any]:
-    """``layer_types`` where layers differ; ``sliding_window`` where any slides."""
+    """``layer_types`` if layers differ, and ``sliding_window`` if any slides."""
     window = config.get("sliding_window")
     types = config.get("layer_types") or []
     for kind in types:
@@ -135,13 +135,13 @@ def _layers(config: dict[str, Any]) -> dict[str, Any]:
     return {"layer_types": list(types), "sliding_window": window}
 
 
-def _read(kind: str) -> set[str]:
-    """Settings that mlx-lm's model file reads."""
+def _mlx_lm_settings(kind: str) -> set[str]:
+    """Settings that mlx-lm's model file knows."""
     return set(inspect.signature(model_file(kind).ModelArgs).parameters)
 
 
-def fixed_settings(kind: str) -> dict[str, tuple]:
-    """Settings of a family that would not be obeyed, and the values they may have.
+def fixed_settings(kind: str) -> dict[str, tuple[Any, ...]]:
+    """Settings of a family that would be ignored, and the values they may have.
 
     Args:
         kind (str): ``model_type`` of the family.
@@ -150,24 +150,24 @@ def fixed_settings(kind: str) -> dict[str, tuple]:
 
     family = family_of(kind)
     defaults = {**CONFIG_MAPPING[kind]().to_dict(), "partial_rotary_factor": 1.0}
-    obeyed = _read(kind) | HARMLESS | set(PretrainedConfig().to_dict())
+    obeyed = _mlx_lm_settings(kind) | HARMLESS | set(PretrainedConfig().to_dict())
     fixed = {name: (x,) for name, x in defaults.items() if name not in obeyed}
     return {**fixed, **family.fixed}
 
 
 def carry_over(config: dict[str, Any]) -> dict[str, Any]:
-    """What must stand in a hybrid's ``config.json`` for the base to be computed right.
+    """The settings of the base model in a hybrid's ``config.json``.
 
     Args:
         config (dict): the ``config.json`` of the base, from transformers or mlx-lm.
 
     Returns:
-        dict: settings under the names that mlx-lm's model file reads, and
+        dict: settings under their names in mlx-lm's model file, and
         ``layer_types``, ``sliding_window`` and ``tie_word_embeddings``.
 
     Raises:
         AllMemError: if the base is not of a known family, or has a setting that would
-            not be obeyed.
+            be ignored.
     """
     kind: Any = config.get("model_type")
     family = family_of(kind)
@@ -190,4 +190,5 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
                 + " or ".join(map(repr, accepted))
             )
     carried["tie_word_embeddings"] = bool(settings.get("tie_word_embeddings"))
-    return {**{name: settings[name] for name in _read(kind) & set(settings)}, **carried}
+    known = _mlx_lm_settings(kind) & set(settings)
+    return {**{name: settings[name] for name in known}, **carried}

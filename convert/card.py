@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.errors import warn
+from allmem_mlx.errors import reason, warn
 from allmem_mlx.hub import CARD, origin
 from allmem_mlx.model_folder import read_config
 from allmem_mlx.version import __version__
 
-CARRIED_OVER = ("license", "license_name", "license_link", "language")
+CARRIED_OVER = ("license", "license_name", "license_link", "language", "base_model")
 TEXT = """\
 # {name}
 
 {source} with AllMem hybrid attention
-([arXiv 2602.13680](https://arxiv.org/abs/2602.13680)): each attention layer sees a
+([arXiv 2602.13680](https://arxiv.org/abs/2602.13680)). Each attention layer sees a
 window of {config.window} tokens and the first {config.sinks} of the document, and adds
-what a memory that is trained while it reads recalls of the rest. So it reads a document
-of any length with a state of fixed size.
+the output of a memory that is trained on the rest while the model reads it. The state
+has a fixed size, however long the document is.
 
 ## How it was made
 
@@ -38,8 +38,8 @@ Converted by allmem_mlx {version}:
 
 ```bash
 pip install allmem-mlx
-python -m allmem_mlx.generate --model {quoted} --prompt-file book.txt
-python -m allmem_mlx.chat --model {quoted}
+allmem_mlx generate --model {quoted} --prompt-file book.txt
+allmem_mlx chat --model {quoted}
 mlx_lm.generate --model {quoted} --trust-remote-code --prompt "hello"
 ```
 
@@ -58,14 +58,14 @@ model class from the installed package. allmem_mlx itself runs no code of the fo
 {limits}
 - The state has a fixed size and cannot be unlearned: no `--max-kv-size`, `--kv-bits`,
   draft model or batched generation.
-- What the base model cannot do, or does wrong, stays so.
+- The limits of the base model remain.
 """
 FRESH = """\
 - Memory: none (alpha = 0). **Nothing beyond the window and the sinks is remembered**
-  until the memory is distilled, and it costs nothing until then. Up to that length it
-  computes what the base model computes."""
+  until the memory is distilled, and it costs nothing until then. Up to that length the
+  output is the base model's."""
 IMPORTED = """\
-- What has left the window is remembered by the memory only, and not word for word."""
+- Text beyond the window is remembered by the memory only, and not word for word."""
 
 
 def write(
@@ -74,12 +74,12 @@ def write(
     """Writes the card of a finished folder.
 
     Args:
-        folder (Path): the folder; its ``config.json`` says what is in it.
-        name (str): what it will be called.
+        folder (Path): the folder, with its ``config.json``.
+        name (str): its future name.
         source (Path): the folder or file that was converted; the licence, languages and
-            tags of its own card are carried over.
-        source_name (str): what to call the source.
-        memory (str): where the memory's weights come from. Default: they are fresh.
+            tags of its card are carried over.
+        source_name (str): the name of the source.
+        memory (str): the origin of the memory's weights. Default: they are fresh.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -116,7 +116,7 @@ def write(
 
 def _weights(config: dict[str, Any]) -> str:
     """Type and quantisation, in words."""
-    dtype = config["torch_dtype"]
+    dtype: str = config["torch_dtype"]
     if not (quantized := config.get("quantization")):
         return dtype
     mode, bits = quantized.get("mode", "affine"), quantized["bits"]
@@ -127,7 +127,7 @@ def _weights(config: dict[str, Any]) -> str:
 
 
 def _carried_over(source: Path) -> dict[str, Any]:
-    """What the source's card says that holds for the conversion too."""
+    """The fields of the source's card that hold for the conversion too."""
     from huggingface_hub import ModelCard
 
     card = source / CARD
@@ -135,13 +135,11 @@ def _carried_over(source: Path) -> dict[str, Any]:
         return {}
     try:
         data = ModelCard(card.read_text(), ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # YAML's and our own, for text that is no card
-        line = " ".join(str(error).split())
-        warn(f"{card} cannot be read, its licence is not carried over: {line}")
+    except Exception as error:  # of many kinds, for text that is not a card
+        text = reason(error)
+        warn(f"{card} cannot be read, its licence is not carried over: {text}")
         return {}
-    kept = {name: data[name] for name in CARRIED_OVER if data.get(name)}
+    fields = {name: data[name] for name in CARRIED_OVER if data.get(name)}
     if isinstance(tags := data.get("tags"), list):
-        kept["tags"] = [str(tag) for tag in tags]
-    if base := data.get("base_model"):
-        kept["base_model"] = base
-    return kept
+        fields["tags"] = [str(tag) for tag in tags]
+    return fields

@@ -22,8 +22,8 @@ FORM = (
 
 
 def configure_parser() -> argparse.ArgumentParser:
-    """The flags are mlx-lm's, where it has them."""
-    parser = ArgumentParser(prog="allmem_mlx.convert", description=__doc__)
+    """The parser; flags that mlx-lm has too are the same."""
+    parser = ArgumentParser(prog="allmem_mlx convert", description=__doc__)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -43,30 +43,28 @@ def configure_parser() -> argparse.ArgumentParser:
     add(
         "--torch-path",
         metavar="PATH",
-        help="Memory weights distilled in PyTorch, a file or a folder",
+        help="File or folder of memory weights distilled in PyTorch",
     )
     add(
         "--export-torch",
         metavar="PATH",
-        help="Write the memory of an AllMem --model for PyTorch, and convert nothing",
+        help="Write the memory of an AllMem --model for PyTorch instead of converting",
     )
     add("--upload-repo", metavar="ORG/NAME", help="Hub repository to upload to")
     add_sizes(parser)
-    add = parser.add_argument_group(
-        "form of a memory that is to be trained"
-    ).add_argument
-    add("--heads", type=int, help="Heads. Default: the base's, of keys and values")
+    add = parser.add_argument_group("form of a memory to be trained").add_argument
+    add("--heads", type=int, help="Heads. Default: the base's key-value heads")
     add("--head-dim", type=int, help="Width of a head. Default: 64")
     add("--hidden-dim", type=int, help="Hidden units of a head. Default: 128")
-    add("--learning-rate", type=float, help="Before training moves it. Default: 0.2")
-    add("--output-eps", type=float, help="Of the output's norm. Default: 1e-6")
-    add("--values", choices=VALUES, help="Made of this. Default: hidden")
+    add("--learning-rate", type=float, help="Initial learning rate. Default: 0.2")
+    add("--output-eps", type=float, help="Epsilon of the output norm. Default: 1e-6")
+    add("--values", choices=VALUES, help="Source of the values. Default: hidden")
     add(
         "--layers",
         type=int,
         nargs="+",
         metavar="N",
-        help="Layers with a memory, from 0, or from the end: -1. Default: all",
+        help="Layers with a memory; -1 is the last. Default: all",
     )
     return parser
 
@@ -109,7 +107,3 @@ def export(args: argparse.Namespace) -> None:
 
 def main() -> None:
     run(configure_parser(), command)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,13 +2,13 @@
 
 The result is a plain mlx-lm folder: weights, ``config.json``, tokenizer, and a small
 ``allmem.py`` through which mlx-lm's own commands find the model class. Its memory is
-fresh: alpha is 0, so it computes what the base model computes over window and sinks.
-Or it was distilled in PyTorch.
+either fresh (alpha is 0, so it computes the same as the base model over window and
+sinks) or was distilled in PyTorch.
 """
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +22,7 @@ from allmem_mlx import hub
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason, warn
 from allmem_mlx.families import largest_window
+from allmem_mlx.files import creating
 from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs, is_memory
 from allmem_mlx.model_folder import (
     check_weights,
@@ -29,18 +30,14 @@ from allmem_mlx.model_folder import (
     load_weights,
     read_config,
 )
+from allmem_mlx.weight_files import shortlist
 
 from . import card, gguf
 from .base_config import carry_over, language_model
-from .new_folder import new_folder
 from .pickled import pickled_weights, unpack
-from .published import own_weights, without_head
+from .published import language_model_weights, without_head
 from .torch_files import Tensor, read_files
-from .torch_weights import (
-    TorchWeights,
-    read_torch_weights,
-    replace_memory,
-)
+from .torch_weights import TorchWeights, read_torch_weights, replace_memory
 
 MODEL_FILE = "allmem.py"
 MODEL_FILE_TEXT = '''\
@@ -58,11 +55,11 @@ SEED = 0  # of the fresh memory, so that a conversion can be repeated exactly
 
 
 class _FreshModel(Model):
-    """A hybrid whose memory's parameters are those it was created with.
+    """A hybrid that keeps the memory's parameters it was created with.
 
     Args:
         args (ModelArgs): the configuration.
-        base (Callable): makes the base's weights of what its files hold.
+        base (Callable): selects the base's weights from those in its files.
     """
 
     def __init__(
@@ -80,7 +77,7 @@ class _FreshModel(Model):
 
 
 def _cast(model: Any, dtype: mx.Dtype) -> None:
-    """Casts what may be cast; packed weights of a quantised base are not floats."""
+    """Casts the weights that may be cast; packed ones are integers."""
     casts = model.cast_predicate
 
     def cast(path: str, x: mx.array) -> mx.array:
@@ -92,13 +89,14 @@ def _cast(model: Any, dtype: mx.Dtype) -> None:
 
 
 def _quantize(
-    model: Any, config: dict[str, Any], group_size: int | None, bits: int | None, mode
+    model: Any, config: dict[str, Any], *options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """mlx-lm's ``quantize_model``, which knows what the model does not want."""
+    """mlx-lm's ``quantize_model``, which knows what the model does not want; group
+    size, bits and mode are its options."""
     from mlx_lm.utils import quantize_model
 
     try:
-        model, config = quantize_model(model, config, group_size, bits, mode=mode)
+        model, config = quantize_model(model, config, *options)
     except ValueError as error:
         raise SettingError(f"-q: {reason(error)}") from error
     parameters: Any = tree_flatten(model.parameters())
@@ -158,22 +156,11 @@ def convert(
         distilled = read_torch_weights(Path(torch_path))
         settings = distilled.settings(settings)
     options = (dtype, quantization, distilled, settings)
-    with new_folder(mlx_path) as folder:
+    with creating(mlx_path, Path.mkdir) as folder:
         check = partial(_configure, settings=settings)
         path = hub.resolve(source, revision, check, hub.SOURCES)
-        pickles = pickled_weights(path)
-        if path.is_dir() and not pickles:
-            _convert_folder(path, folder, *options)
-        else:
-            with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-                left_out = []
-                if pickles:
-                    base, _ = check(path)
-                    left_out = unpack(pickles, Path(unpacked), base)
-                else:
-                    gguf.unpack(path, Path(unpacked), dtype)
-                with _naming(path, unpacked):
-                    _convert_folder(Path(unpacked), folder, *options, left_out)
+        with _unpacked(path, folder.parent, dtype, check) as (unpacked, left_out):
+            _convert_folder(unpacked, folder, *options, left_out)
         memory = None
         if distilled:
             memory = f"distilled in PyTorch, `{hub.name_of(distilled.path)}`"
@@ -185,18 +172,40 @@ def convert(
 
 
 @contextmanager
-def _naming(source: Path, unpacked: str) -> Iterator[None]:
-    """Errors name what the user gave, not the folder that it became."""
-    try:
-        yield
-    except AllMemError as error:
-        raise type(error)(str(error).replace(unpacked, str(source))) from error
+def _unpacked(
+    source: Path,
+    place: Path,
+    dtype: str | None,
+    configure: Callable[[Path], tuple[dict[str, Any], AllMemConfig]],
+) -> Iterator[tuple[Path, list[str]]]:
+    """A source as a folder with safetensors: itself, or a temporary one in ``place``;
+    and the names of tensors that are not in it. Errors name the source."""
+    pickles = pickled_weights(source)
+    if source.is_dir() and not pickles:
+        yield source, []
+        return
+    with tempfile.TemporaryDirectory(dir=place) as temporary:
+        folder, left_out = Path(temporary), []
+        if pickles:
+            base, _ = configure(source)
+            left_out = unpack(pickles, folder, base)
+        else:
+            gguf.unpack(source, folder, dtype)
+        try:
+            yield folder, left_out
+        except AllMemError as error:
+            text = str(error).replace(temporary, str(source))
+            raise type(error)(text) from error
 
 
 def _configure(
     source: Path, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], AllMemConfig]:
-    """The configuration of a base model that can be converted, and the hybrid's."""
+    """The configurations of a base model and of its hybrid.
+
+    Raises:
+        AllMemError: if the model cannot be converted.
+    """
     base = read_config(source)
     if base.get("model_type") == MODEL_TYPE:
         raise AllMemError(f"{source} is an AllMem model already")
@@ -217,7 +226,7 @@ def _convert_folder(
     quantization: tuple[int | None, int | None, str] | None,
     distilled: TorchWeights | None,
     settings: dict[str, Any],
-    left_out: Sequence[str] = (),
+    left_out: list[str],
 ) -> None:
     from mlx_lm.utils import save_config, save_model
 
@@ -225,8 +234,8 @@ def _convert_folder(
     base_weights, memory, unused = _distilled_weights(distilled, source, base, allmem)
     left_out = [*left_out, *unused]
 
-    def of_the_base(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights, extras = own_weights(weights, base)
+    def select(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights, extras = language_model_weights(weights, base)
         left_out.extend(extras)
         if base["tie_word_embeddings"]:
             weights = without_head(weights)
@@ -240,7 +249,7 @@ def _convert_folder(
         "allmem": asdict(allmem),
     }
     mx.random.seed(SEED)
-    new_model: Any = partial(_FreshModel, base=of_the_base)
+    new_model: Any = partial(_FreshModel, base=select)
     model, config = load_weights(source, overrides, new_model, lazy=True)
     if distilled:
         replace_memory(model, memory, distilled.path)
@@ -255,18 +264,14 @@ def _convert_folder(
     tokenizer = load_tokenizer(source, config)
 
     config["model_file"] = MODEL_FILE
-    try:
-        save_model(folder, model, donate_model=True)
-    except RuntimeError as error:  # MLX says so of a full disk
-        raise AllMemError(f"{folder.parent} cannot be written to: {error}") from None
+    save_model(folder, model, donate_model=True)
     save_config(config, config_path=folder / "config.json")
     tokenizer.save_pretrained(folder)
     (folder / MODEL_FILE).write_text(MODEL_FILE_TEXT)
     if (generation := source / "generation_config.json").exists():
         shutil.copy(generation, folder)
     if left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        warn(f"left out of the weights: {', '.join(left_out[:3])}{more}")
+        warn(f"left out of the weights: {shortlist(left_out)}")
 
 
 def _distilled_weights(
@@ -275,14 +280,14 @@ def _distilled_weights(
     base: dict[str, Any],
     config: AllMemConfig,
 ) -> tuple[dict[str, mx.array], dict[str, mx.array], list[str]]:
-    """What a checkpoint of PyTorch has for the base model, what for the memory, and
-    what for neither."""
+    """The base model's weights and the memory's in a PyTorch checkpoint, and the names
+    of its other tensors."""
     if distilled is None:
         return {}, {}, []
     memory = distilled.memory(base["hidden_size"], config)
     tensors: dict[str, Tensor] = {}
     if distilled.base:
-        check_weights(source)
-        tensors, _ = read_files(sorted(source.glob("model*.safetensors")))
-    weights, left_out = distilled.base_weights(own_weights(tensors, base)[0], base)
+        tensors, _ = read_files(check_weights(source))
+    tensors, _ = language_model_weights(tensors, base)
+    weights, left_out = distilled.base_weights(tensors, base)
     return weights, memory, left_out

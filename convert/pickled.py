@@ -1,20 +1,16 @@
-"""A folder whose weights are pickles, as one with safetensors."""
+"""Folders with pickled weights, rewritten with safetensors."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from allmem_mlx.errors import AllMemError
 from allmem_mlx.hub import PICKLES, WEIGHTS
-from allmem_mlx.weight_files import indexed_files
+from allmem_mlx.weight_files import indexed_files, split_into_shards
 
-from .published import own_weights
-from .torch_files import Tensor, read_files, wrong_dtype
+from .published import language_model_weights
+from .torch_files import PICKLE_INDEX, read_files
 
-INDEX = "pytorch_model.bin.index.json"
-DTYPES = ("float16", "bfloat16", "float32")
 SHARD = 1 << 30  # bytes that are in memory at a time
 
 
@@ -26,7 +22,7 @@ def pickled_weights(folder: Path) -> list[Path]:
     """
     if any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
         return []
-    if (index := folder / INDEX).is_file():
+    if (index := folder / PICKLE_INDEX).is_file():
         return indexed_files(index)
     return sorted(folder.glob(PICKLES))
 
@@ -36,43 +32,25 @@ def unpack(files: list[Path], folder: Path, config: dict[str, Any]) -> list[str]
 
     Args:
         files (list): see :func:`pickled_weights`.
-        folder (Path): an existing folder to write to; what is no weight is linked.
+        folder (Path): an existing folder to write to; other files are linked.
         config (dict): the base model's configuration.
 
     Returns:
-        list: names of tensors that the model does without.
+        list: names of tensors that the model does not use.
 
     Raises:
         AllMemError: if PyTorch is not installed, or a file is damaged or needs more
             than tensors.
     """
     tensors, others = read_files(files)
-    own, extras = own_weights(tensors, config)
-    for tensor in own.values():
-        if tensor.dtype not in DTYPES:
-            raise wrong_dtype(tensor.file, tensor.name, tensor.dtype)
+    weights, extras = language_model_weights(tensors, config)
+    for tensor in weights.values():
+        tensor.check_dtype()
     for file in files[0].parent.iterdir():
         if file not in files and not file.name.endswith(".index.json"):
             (folder / file.name).symlink_to(file.resolve())
-    for i, shard in enumerate(_shards(own)):
-        arrays = {name: tensor.read() for name, tensor in shard.items()}
-        try:
-            mx.save_safetensors(str(folder / f"model-{i:05}.safetensors"), arrays)
-        except RuntimeError as error:  # MLX says so of a full disk
-            raise AllMemError(
-                f"{folder.parent} cannot be written to: {error}"
-            ) from None
+    shards = split_into_shards(weights.items(), lambda item: item[1].nbytes, SHARD)
+    for i, shard in enumerate(shards):
+        arrays = {name: tensor.read() for name, tensor in shard}
+        mx.save_safetensors(str(folder / f"model-{i:05}.safetensors"), arrays)
     return [*extras, *others]
-
-
-def _shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        new = math.prod(tensor.shape) * getattr(mx, tensor.dtype).size
-        if shards[-1] and size + new > SHARD:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += new
-    return shards

@@ -1,4 +1,4 @@
-"""What a published checkpoint holds beside the parameters of its language model."""
+"""The language model's parameters in a published checkpoint, apart from its extras."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ import mlx.core as mx
 from allmem_mlx.errors import AllMemError
 
 HEAD, EMBEDDING = "lm_head.", "model.embed_tokens."
-# Nothing that is computed for a text depends on these.
+# The output for a text does not depend on these.
 EXTRAS = (
-    # Tables that follow from the configuration; once, transformers saved them.
+    # Tables that follow from the configuration; transformers used to save them.
     r"(.+\.)?rotary_emb\w*\.\w+",
     r"(.+\.)?(\w*attn|attention)\.(masked_)?bias",
     # Heads that predict more than one token at a time.
@@ -27,40 +27,40 @@ PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 T = TypeVar("T")
 
 
-def own_weights(
+def language_model_weights(
     weights: Mapping[str, T], config: Mapping[str, Any]
 ) -> tuple[dict[str, T], list[str]]:
-    """Leaves out what the language model does without.
+    """The weights that the language model uses.
 
     Args:
         weights (Mapping): the checkpoint's tensors by name.
         config (Mapping): the base model's configuration.
 
     Returns:
-        tuple: the rest, under the names of the language model alone, and the names of
-        what is left out. A tensor that is not known is no extra.
+        tuple: the weights under the names of the language model alone, unknown tensors
+        included; the names of the others.
     """
     layers = config["num_hidden_layers"]
-    more = config.get("num_nextn_predict_layers")
-    predicting = range(layers, layers + more) if isinstance(more, int) else ()
-    own, extras = {}, []
+    count = config.get("num_nextn_predict_layers")
+    predicting = range(layers, layers + count) if isinstance(count, int) else ()
+    plain_weights, extras = {}, []
     for name, x in weights.items():
         plain = _without_prefix(name)
         layer = _LAYER.fullmatch(plain)
         if _EXTRA.fullmatch(plain) or (layer and int(layer[1]) in predicting):
             extras.append(name)
         else:
-            own[plain] = x
-    if config["tie_word_embeddings"] and not _parts(own, EMBEDDING):
-        for part in _parts(own, HEAD):  # saved under the other of its two names
-            own[EMBEDDING + part] = own.pop(HEAD + part)
-    return own, extras
+            plain_weights[plain] = x
+    if config["tie_word_embeddings"] and not _parts(plain_weights, EMBEDDING):
+        for part in _parts(plain_weights, HEAD):  # saved under the other name
+            plain_weights[EMBEDDING + part] = plain_weights.pop(HEAD + part)
+    return plain_weights, extras
 
 
 def _without_prefix(name: str) -> str:
-    for prefix, own in PREFIXES.items():
+    for prefix, plain in PREFIXES.items():
         if name.startswith(prefix):
-            return own + name.removeprefix(prefix)
+            return plain + name.removeprefix(prefix)
     return name
 
 
@@ -70,8 +70,8 @@ def _parts(weights: Mapping[str, Any], module: str) -> list[str]:
 
 
 def without_head(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """The weights of a model whose head is its embedding, which a checkpoint may hold
-    twice.
+    """The weights of a model that uses its embedding as its head, without the copy that
+    a checkpoint may hold.
 
     Raises:
         AllMemError: if the head in the checkpoint is another matrix.
@@ -83,6 +83,6 @@ def without_head(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
             raise AllMemError(
                 f"{HEAD}{part} differs from the embedding, but config.json says that "
                 "they are one (tie_word_embeddings); set that to false if the model "
-                "has a head of its own, or delete the tensor"
+                "has its own head, or delete the tensor"
             )
     return weights

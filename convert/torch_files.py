@@ -1,8 +1,9 @@
 """The tensors of a PyTorch checkpoint: safetensors or pickles, one file or several.
 
-Nothing of a pickle is run: only tensors, and the dictionaries around them, are read.
+No code in a pickle is run: only tensors, and the dictionaries around them, are read.
 """
 
+import math
 import re
 import warnings
 import zipfile
@@ -16,16 +17,17 @@ import mlx.core as mx
 import numpy as np
 
 from allmem_mlx.errors import AllMemError, reason
-from allmem_mlx.hub import import_torch
-from allmem_mlx.weight_files import indexed_files, readable, safetensors_header
+from allmem_mlx.hub import PICKLES, import_torch
+from allmem_mlx.weight_files import INDEX, indexed_files, readable, safetensors_header
 
-PICKLES = (".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *PICKLES)
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Where trainers put the model's tensors; what stands beside them is not the model's.
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+# Keys under which trainers store the model's tensors, beside those of other things.
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 # Types of a safetensors file that mx.load reads.
-DTYPES = "BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 C64".split()
+READABLE_DTYPES = "BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 C64".split()
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Tensor:
         name (str): its name there, for messages.
         shape (tuple): its shape.
         dtype (str): ``"float32"``, ``"int64"``, ...
-        read (callable): reads it.
+        read (callable): reads the tensor.
     """
 
     file: Path
@@ -45,6 +47,19 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], mx.array]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * int(getattr(mx, self.dtype).size)
+
+    def check_dtype(self) -> None:
+        """Refuses a type that weights do not have.
+
+        Raises:
+            AllMemError: naming the tensor and the type.
+        """
+        if self.dtype not in WEIGHT_DTYPES:
+            raise wrong_dtype(self.file, self.name, self.dtype)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -65,15 +80,15 @@ def find_files(path: Path) -> list[Path]:
         raise AllMemError(f"{path}: no such file or folder")
     files = sorted(file for file in path.iterdir() if file.is_file())
     safetensors = [file for file in files if file.suffix == ".safetensors"]
-    for index in INDEXES:
+    for index in (INDEX, PICKLE_INDEX):
         if path / index in files:
             shards = indexed_files(path / index)
             return shards + [file for file in safetensors if file not in shards]
     if safetensors:
         return safetensors
-    if shards := [file for file in files if file.match("pytorch_model*.bin")]:
+    if shards := [file for file in files if file.match(PICKLES)]:
         return shards
-    files = [file for file in files if file.suffix in PICKLES]
+    files = [file for file in files if file.suffix in PICKLE_SUFFIXES]
     if not files:
         raise AllMemError(f"{path} has no weights ({', '.join(SUFFIXES)})")
     if len(files) > 1:
@@ -89,8 +104,8 @@ def read_files(files: list[Path]) -> tuple[dict[str, Tensor], list[str]]:
         files (list): see :func:`find_files`.
 
     Returns:
-        tuple: tensors by name, and names of what is no tensor of the model, such as an
-        optimizer's state.
+        tuple: tensors by name, and names of entries that are not the model's, such as
+        an optimizer's state.
 
     Raises:
         AllMemError: if a file is damaged, needs more than tensors, or needs PyTorch
@@ -103,14 +118,14 @@ def read_files(files: list[Path]) -> tuple[dict[str, Tensor], list[str]]:
         for name, tensor in read(file, others):
             first = tensors.setdefault(name, tensor)
             if first is not tensor:
-                raise twice(first, tensor)
+                raise duplicate(first, tensor)
     return tensors, others
 
 
 def _safetensors(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
     header = safetensors_header(file)
     for name, (_, dtype) in header.items():
-        if dtype not in DTYPES:
+        if dtype not in READABLE_DTYPES:
             raise wrong_dtype(file, readable(name), dtype)
     try:
         arrays: Any = mx.load(str(file), format="safetensors")
@@ -122,8 +137,8 @@ def _safetensors(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
         yield name, Tensor(file, readable(name), shape, dtype, read)
 
 
-def twice(one: Tensor, other: Tensor) -> AllMemError:
-    """Two tensors that would take the same place."""
+def duplicate(one: Tensor, other: Tensor) -> AllMemError:
+    """The error of two tensors that are the same parameter."""
     return AllMemError(
         f"{one.file}: {one.name} and {other.name} of {other.file.name} are the same "
         "parameter; keep one"
@@ -131,7 +146,7 @@ def twice(one: Tensor, other: Tensor) -> AllMemError:
 
 
 def wrong_dtype(file: Path, name: str, dtype: str) -> AllMemError:
-    """A tensor that is no weight."""
+    """The error of a tensor whose type is not that of a weight."""
     return AllMemError(
         f"{file}: {name} is {dtype}; weights must be float32, float16 or bfloat16"
     )
@@ -152,17 +167,15 @@ def _pickled(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
     except Exception as error:  # of any kind: a pickle is a program
         raise _unreadable(file, error) from None
     for name, x in _flatten(file, loaded, others):
-        # No more values than the file holds, whatever the shape says.
+        shown = readable(name)
+        # The file must hold every value that the shape announces.
         whole = x.device.type == "cpu" and x.layout == torch.strided
         if not whole or x.is_nested or x.is_quantized or type(x) is not torch.Tensor:
-            shown = readable(name)
             raise AllMemError(f"{file}: {shown} is not an ordinary tensor with values")
         if x.numel() * x.element_size() > x.untyped_storage().nbytes():
-            shown = readable(name)
             raise AllMemError(f"{file}: {shown} repeats values; save it contiguous")
         dtype = str(x.dtype).removeprefix("torch.")
-        read = partial(from_torch, x)
-        yield name, Tensor(file, readable(name), tuple(x.shape), dtype, read)
+        yield name, Tensor(file, shown, tuple(x.shape), dtype, partial(from_torch, x))
 
 
 def _unreadable(file: Path, error: BaseException) -> AllMemError:
@@ -172,14 +185,14 @@ def _unreadable(file: Path, error: BaseException) -> AllMemError:
             f"{file} needs more than tensors to be read ({wanted[1]}); save "
             "the model's state_dict() alone"
         )
-    # PyTorch's own advice is to run what is in the file.
+    # PyTorch's advice is to run the code in the file.
     why = "" if "weights_only" in text else f" ({reason(error)})"
     return AllMemError(f"{file} is damaged, or was not written by torch.save{why}")
 
 
 def _check_archive(file: Path) -> None:
-    """torch.save never compresses; a small file that is large when read is no
-    checkpoint."""
+    """Refuses a compressed archive: torch.save never compresses, and a small file could
+    hold any amount of data."""
     if not zipfile.is_zipfile(file):
         return
     try:
@@ -192,13 +205,13 @@ def _check_archive(file: Path) -> None:
         x.compress_type != zipfile.ZIP_STORED or x.file_size > size for x in entries
     ):
         raise AllMemError(
-            f"{file} is a compressed archive, not of torch.save; save the model's "
-            "state_dict()"
+            f"{file} is a compressed archive, which torch.save never writes; save the "
+            "model's state_dict()"
         )
 
 
 def _flatten(file: Path, loaded: Any, others: list[str]) -> Iterator[tuple[str, Any]]:
-    """Tensors of the dictionaries that are the model's; names of everything else."""
+    """The model's tensors by name; names of all else are added to ``others``."""
     import torch
 
     if not isinstance(loaded, dict):

@@ -1,8 +1,8 @@
-"""How memory weights are called in PyTorch, and in which layouts they may come.
+"""Names and layouts of memory weights in PyTorch.
 
 A layer of the PyTorch model has the parameters of the MLX layer, under these names:
-n heads of width p, h hidden units, k taps, on a model of width D. A parameter comes
-whole, or in the parts given beside it, in this order:
+n heads of width p, h hidden units, k taps, on a model of width D. A parameter is one
+tensor, or the parts beside it in this order:
 
     model.layers.{i}.self_attn.    shape           or in parts
     alpha                          [D]
@@ -27,11 +27,11 @@ whole, or in the parts given beside it, in this order:
     memory.o_norm.weight           [p]
     memory.o_proj.weight           [D, np]
 
-``value_proj`` is there where values are made of the token (``values`` of
-``AllMemConfig``); ``in_proj`` then has no rows of v, and ``[2np + 5n, D]``.
+``value_proj`` exists if values are made of the token (``values`` of ``AllMemConfig``);
+``in_proj`` then has no rows of v and is ``[2np + 5n, D]``.
 
 The rows of the learning rates are gate, up and down of head 0, then of head 1, and so
-on. Names of wrappers (``WRAPPERS``) may stand anywhere in a name, and those of the
+on. Names of wrappers (``WRAPPERS``) may appear anywhere in a name, and those of the
 model itself (``MODELS``) any number of times at its beginning.
 """
 
@@ -58,7 +58,7 @@ PARAMETERS = (
     "memory.o_proj.weight",
 )
 VALUE = "memory.value_proj.weight"
-# The parts that a parameter may come in.
+# The parts that may replace a parameter.
 PARTS: dict[str, list[list[str]]] = {
     "memory.in_proj.weight": [
         [*_QKV, *_RATE_WEIGHTS],
@@ -87,7 +87,7 @@ def parameters(values: str) -> tuple[str, ...]:
     """The parameters of a layer.
 
     Args:
-        values (str): what values are made of, see ``AllMemConfig``.
+        values (str): the source of the values, see ``AllMemConfig``.
     """
     return (*PARAMETERS, VALUE) if values == "token" else PARAMETERS
 
@@ -129,12 +129,12 @@ def shapes(dims: int, config: AllMemConfig) -> dict[str, tuple[int, ...]]:
 
 
 def layout(parameter: str, names: set[str], values: str = "hidden") -> list[str]:
-    """The tensors that make a parameter: itself, or the parts of which most are there.
+    """The tensors of a parameter: itself, or the layout with the most parts present.
 
     Args:
         parameter (str): one of ``PARAMETERS``.
         names (set): the tensors of a layer.
-        values (str): what values are made of.
+        values (str): the source of the values.
     """
     if parameter in names:
         return [parameter]
@@ -144,7 +144,7 @@ def layout(parameter: str, names: set[str], values: str = "hidden") -> list[str]
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without wrappers, and without the model at its beginning."""
+    """A tensor's name without wrappers and without the model at its beginning."""
     steps = [step for step in name.split(".") if step not in WRAPPERS]
     while len(steps) > 1 and steps[0] in MODELS:
         del steps[0]
@@ -162,6 +162,6 @@ def place(plain: str) -> tuple[int, str] | None:
 
 
 def looks_like_memory(plain: str) -> bool:
-    """Whether a tensor that has no place was probably meant to have one."""
+    """Whether a tensor without a place was probably meant to have one."""
     steps = plain.split(".")
     return "memory" in steps or steps[-1] == "alpha"

@@ -10,10 +10,11 @@ from mlx.utils import tree_flatten
 
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason
+from allmem_mlx.files import read_json
 from allmem_mlx.model import is_memory
-from allmem_mlx.weight_files import read_json, readable
+from allmem_mlx.weight_files import readable
 
-from .torch_files import Tensor, find_files, read_files, twice, wrong_dtype
+from .torch_files import Tensor, duplicate, find_files, read_files
 from .torch_names import (
     VALUE,
     layout,
@@ -24,7 +25,6 @@ from .torch_names import (
     shapes,
 )
 
-DTYPES = ("float32", "float16", "bfloat16")
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 
@@ -36,9 +36,8 @@ class TorchWeights:
         path (Path): the file or folder.
         layers (dict): memory and ``alpha`` of each layer, by name; see
             ``torch_names.py``.
-        base (dict): all other tensors by plain name: those of the base model, or none
-            of ours.
-        others (list): names of what is no tensor of the model.
+        base (dict): all other tensors by plain name, such as the base model's.
+        others (list): names of entries that are not the model's tensors.
     """
 
     path: Path
@@ -47,11 +46,12 @@ class TorchWeights:
     others: list[str]
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Settings of the hybrid layer: the sizes that the tensors have, what a
-        ``config.json`` beside them says, and before those what is given.
+        """The settings of the hybrid layer: those of a ``config.json`` beside the
+        tensors, the sizes of the tensors, and the given ones.
 
         Args:
-            given (dict): settings by their name in :class:`AllMemConfig`.
+            given (dict): settings by their name in :class:`AllMemConfig`; they have
+                priority.
 
         Raises:
             AllMemError: if the tensors and ``config.json`` disagree.
@@ -60,30 +60,30 @@ class TorchWeights:
         found = self._sizes()
         folder = self.path if self.path.is_dir() else self.path.parent
         config = folder / "config.json"
-        block: Any = read_json(config).get("allmem") if config.is_file() else None
-        block = {} if block is None else block
-        if not isinstance(block, dict):
-            raise AllMemError(f"{config}: the allmem block must be an object")
+        saved: Any = read_json(config).get("allmem") if config.is_file() else None
+        saved = {} if saved is None else saved
+        if not isinstance(saved, dict):
+            raise AllMemError(f"{config}: the allmem settings must be an object")
         for name, size in found.items():
-            if block.get(name, size) != size:
-                said = readable(block[name])
+            if saved.get(name, size) != size:
                 raise AllMemError(
-                    f"{config}: {name} is {said}; in the weights it is {size}"
+                    f"{config}: {name} is {readable(saved[name])}; in the weights it "
+                    f"is {size}"
                 )
             if given.get(name, size) != size:
                 raise SettingError(
                     f"{name} is {given[name]!r}; in {self.path} it is {size}"
                 )
         try:
-            AllMemConfig.from_dict({**block, **found})
+            AllMemConfig.from_dict({**saved, **found})
         except SettingError as error:
-            where = config if block else self.path
+            where = config if saved else self.path
             raise AllMemError(f"{where}: {reason(error)}") from None
-        return {**block, **found, **given}
+        return {**saved, **found, **given}
 
     def _sizes(self) -> dict[str, Any]:
-        """Heads, widths and taps, by the tensors of the first layer, and what values
-        are made of, where its names tell."""
+        """Heads, widths, taps and, if the names tell, the source of the values, from
+        the tensors of the first layer."""
         layer, tensors = min(self.layers.items())
         taps = tensors.get(layout("memory.conv_weight", set(tensors))[0])
         gate = tensors.get("memory.w0_gate")
@@ -127,19 +127,19 @@ class TorchWeights:
                 if name not in expected:
                     raise _no_place(tensor)
                 _check(tensor, expected[name], sizes)
-            left = dict(tensors)
+            remaining = dict(tensors)
             for parameter in parameters(config.values):
                 parts = []
                 for name in layout(parameter, set(tensors), config.values):
                     if name not in tensors:
                         raise self._missing(layer, name)
-                    x = _read(left.pop(name)).astype(mx.float32)
+                    x = _read(remaining.pop(name)).astype(mx.float32)
                     if name.startswith("memory.conv") and x.ndim == 3:
                         x = x.squeeze(1)
                     parts.append(x)
                 name = f"model.layers.{layer}.self_attn.{parameter}"
                 arrays[name] = mx.concatenate(parts) if len(parts) > 1 else parts[0]
-            for tensor in left.values():
+            for tensor in remaining.values():
                 raise AllMemError(
                     f"{tensor.file}: {tensor.name} is there in another layout too; "
                     "keep one"
@@ -149,11 +149,11 @@ class TorchWeights:
     def base_weights(
         self, folder: dict[str, Tensor], config: dict[str, Any]
     ) -> tuple[dict[str, mx.array], list[str]]:
-        """The base model's weights, if the checkpoint has them too.
+        """The base model's weights, if they are in the checkpoint too.
 
         Args:
             folder (dict): the tensors of the base model's folder, see
-                ``published.own_weights``.
+                ``published.language_model_weights``.
             config (dict): its ``config.json``.
 
         Returns:
@@ -190,8 +190,8 @@ class TorchWeights:
         return arrays, [*self.others, *left_out]
 
     def _untie(self, base: dict[str, Tensor]) -> None:
-        """The base model's head is its embedding: a checkpoint has it under either
-        name, or under both."""
+        """Keeps one copy of an embedding that is the head too: a checkpoint has it
+        under either name, or under both."""
         head = base.pop(HEAD)
         embedding = base.setdefault(EMBEDDING, head)
         if embedding is head:
@@ -211,12 +211,11 @@ def _no_place(tensor: Tensor) -> AllMemError:
     )
 
 
-def _check(tensor: Tensor, shape: tuple[int, ...], whose: str) -> None:
-    if tensor.dtype not in DTYPES:
-        raise wrong_dtype(tensor.file, tensor.name, tensor.dtype)
+def _check(tensor: Tensor, shape: tuple[int, ...], model: str) -> None:
+    tensor.check_dtype()
     if tensor.shape != tuple(shape):
         raise AllMemError(
-            f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; {whose} needs "
+            f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; {model} needs "
             f"{list(shape)}"
         )
 
@@ -254,26 +253,26 @@ def read_torch_weights(path: Path) -> TorchWeights:
         else:
             tensors, key = base, plain
         if key in tensors:
-            raise twice(tensors[key], tensor)
+            raise duplicate(tensors[key], tensor)
         tensors[key] = tensor
     if not layers:
         raise AllMemError(
-            f"{path} has no memory: no tensor is called model.layers.0.self_attn.alpha "
-            "or model.layers.0.self_attn.memory. and so on"
+            f"{path} has no memory: no tensor is named model.layers.0.self_attn.alpha, "
+            "model.layers.0.self_attn.memory. ... or the like"
         )
     return TorchWeights(path, layers, base, others)
 
 
 def replace_memory(model: Any, memory: dict[str, mx.array], path: Path) -> None:
-    """Puts distilled parameters in the place of a model's fresh ones.
+    """Replaces a model's fresh parameters by distilled ones.
 
     Raises:
         AllMemError: if they are not those of the model's layers.
     """
     parameters: Any = tree_flatten(model.parameters())
     fresh = {name for name, _ in parameters if is_memory(name)}
-    if more := sorted(memory.keys() - fresh):
-        raise AllMemError(f"{path}: {more[0]} has no place: {_layers(fresh)}")
+    if extra := sorted(memory.keys() - fresh):
+        raise AllMemError(f"{path}: {extra[0]} has no place: {_layers(fresh)}")
     if missing := sorted(fresh - memory.keys()):
         raise AllMemError(f"{path}: {missing[0]} is missing: {_layers(fresh)}")
     model.load_weights(list(memory.items()), strict=False)

@@ -1,5 +1,5 @@
-"""Fetches the first chapters of Alice's Adventures in Wonderland (public domain) out of
-the source archive of the PyPI package ``brotli``, which carries the book as test data.
+"""Fetches the first chapters of Alice's Adventures in Wonderland (public domain) from
+the source archive of the PyPI package ``brotli``, which has the book as test data.
 
     python examples/fetch_alice.py alice.txt      # seven chapters, about 23,000 tokens
     python examples/fetch_alice.py alice.txt 3    # three, about 9,000

@@ -1,7 +1,7 @@
 """Holds a conversation of two turns with mlx-lm's server and prints the answers as they
-come. Only the standard library is used.
+come. It needs only the standard library.
 
-In one terminal, with a model folder that ``python -m allmem_mlx.convert`` made:
+In one terminal, with a model folder that ``allmem_mlx convert`` made:
 
     mlx_lm.server --model FOLDER --trust-remote-code
 
@@ -14,7 +14,7 @@ and in another:
 
     python examples/server_client.py
 
-The server keeps the state after each answer: the second turn reads only what is new.
+The server stores the state after each answer: the second turn reads only what is new.
 """
 
 import argparse
@@ -31,11 +31,11 @@ MESSAGES = [
 
 
 def events(url: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the server sends, piece by piece."""
+    """Yields the events that the server sends."""
     body = json.dumps(request).encode()
     with urllib.request.urlopen(f"{url}/v1/chat/completions", body) as response:
         for line in response:
-            # Other lines are empty, or tell that the server is still reading.
+            # Other lines are empty, or report that the server is still reading.
             if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                 yield json.loads(line.removeprefix(b"data: "))
 
@@ -58,9 +58,9 @@ def main(args: argparse.Namespace) -> None:
                 print(piece, end="", flush=True)
                 answer += piece
             if usage := event.get("usage"):
-                kept = usage["prompt_tokens_details"]["cached_tokens"]
-                new = usage["prompt_tokens"] - kept
-        print(f"\n({new} tokens were read, {kept} were known)\n")
+                cached = usage["prompt_tokens_details"]["cached_tokens"]
+                new = usage["prompt_tokens"] - cached
+        print(f"\n({new} tokens were read, {cached} were cached)\n")
         messages.append({"role": "assistant", "content": answer})
 
 

@@ -1,4 +1,4 @@
-// Adds the gradient of T tokens to G, at U = scale * W, and their m to the decay.
+// Adds the gradient of T tokens to G, at U = scale * W, and their m to decay_sum.
 //
 //   Hg = K Ug^T, Hi = K Uu^T, A = SiLU(Hg) * Hi, GA = -V Ud
 //   G_gate += (GA * Hi * SiLU'(Hg) * eta_gate)^T K
@@ -45,7 +45,7 @@ for (int i = thread_index; i < P; i += THREADS) {
   down_scales[i] = s_down[index * P + i];
 }
 const bool counts = threadgroup_position_in_grid.x == 0 && thread_index == 0;
-float decay_sum = counts ? decay[index] : 0.0f;
+float total = counts ? decay_sum[index] : 0.0f;
 float gate_squared, up_squared, down_squared;
 
 for (int start = 0; start < T; start += TOKENS) {
@@ -85,7 +85,7 @@ for (int start = 0; start < T; start += TOKENS) {
   }
   if (counts) {
     for (int t = 0; t < valid; t++) {
-      decay_sum += rates[4 * t + 3];
+      total += rates[4 * t + 3];
     }
   }
 
@@ -181,5 +181,5 @@ if (lane == 0) {
   own[2 * (H / 8)] = down_squared;
 }
 if (counts) {
-  decay_out[index] = decay_sum;
+  decay_sum_out[index] = total;
 }

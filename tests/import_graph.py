@@ -16,16 +16,17 @@ FOLDERS = {"allmem_mlx": "allmem_mlx", "allmem_mlx.convert": "convert"}
 
 # From the bottom up. A name stands for a module, or for a package and all in it.
 ROOMS = {
-    "settings": "__init__ version errors blas config files progress",
+    "settings": "__init__ version errors blas config files",
     "memory": "memory",
     "model": "patches families ring attention model variants hooks",
     "model folders": "hub weight_files model_folder adapters packed_memory",
     "conversion": "convert",
     "loading": "default_model loading",
     "documents": "documents",
-    "state": "state",
+    "state": "state_file state",
     "archive": "archive",
-    "session": "streaming chat_template conversation session summaries",
+    "session": "responses streaming chat_template conversation snapshots session "
+    "summaries",
     "command line": "cli",
     "measuring": "evaluation benchmarking",
     "training": "distillation",

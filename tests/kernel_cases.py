@@ -133,7 +133,7 @@ class Inputs:
         n, p, dtype = self.case.heads, self.case.head_dim, self.case.dtype
         return {
             "projected": self._normal(B, T, 3 * n * p + 5 * n).astype(dtype),
-            "tail": self._normal(B, TAPS - 1, 3 * n * p).astype(dtype),
+            "conv_state": self._normal(B, TAPS - 1, 3 * n * p).astype(dtype),
             "conv_weight": self._normal(3 * n * p, TAPS).astype(dtype),
             "rate_bias": self._normal(5 * n),
             "q_norm": 1 + self._normal(p, scale=0.1),
@@ -159,7 +159,7 @@ class Inputs:
             "weights": self.weights,
             "scales": self.scales,
             "grads": self.grads,
-            "decay": self._uniform(B, n),
+            "decay_sum": self._uniform(B, n),
             "rows": mx.concatenate([*rows, self._uniform(B, n, T, 4)], axis=-1),
         }
 
@@ -171,7 +171,7 @@ class Inputs:
             "momentum": self.momentum,
             "grads": self.grads,
             "squares": self._squares(),
-            "decay": WRITTEN * self._uniform(B, n),
+            "decay_sum": WRITTEN * self._uniform(B, n),
             "tokens": WRITTEN,
             "norms": self.norms,
             "max_norm": 3.0,
@@ -291,9 +291,9 @@ def _squared(arguments: dict) -> dict:
 # Inputs that are rare or should not be, by operation: from arguments to arguments.
 EXTREMES: dict[str, dict[str, Callable[[dict], dict]]] = {
     "memory_inputs": {
-        "zero": lambda x: changed(x, _to(0), "projected", "tail", "rate_bias"),
-        "large": lambda x: changed(x, _times(100), "projected", "tail"),
-        "small": lambda x: changed(x, _times(1e-12), "projected", "tail"),
+        "zero": lambda x: changed(x, _to(0), "projected", "conv_state", "rate_bias"),
+        "large": lambda x: changed(x, _times(100), "projected", "conv_state"),
+        "small": lambda x: changed(x, _times(1e-12), "projected", "conv_state"),
         "high rates": lambda x: changed(x, _to(200), "rate_bias"),
         "low rates": lambda x: changed(x, _to(-200), "rate_bias"),
     },
@@ -305,7 +305,7 @@ EXTREMES: dict[str, dict[str, Callable[[dict], dict]]] = {
         "empty": lambda x: changed(x, _to(0), "weights"),
     },
     "memory_fold": {
-        "zero": lambda x: changed(x, _to(0), "rows", "grads", "decay"),
+        "zero": lambda x: changed(x, _to(0), "rows", "grads", "decay_sum"),
         "zero G": lambda x: changed(x, _to(0), "grads"),
         "large": lambda x: changed(x, _times(100), "rows"),
         "small": lambda x: changed(x, _times(1e-12), "rows", "grads"),
@@ -313,7 +313,9 @@ EXTREMES: dict[str, dict[str, Callable[[dict], dict]]] = {
         "empty": lambda x: changed(x, _to(0), "weights"),
     },
     "memory_write": {
-        "zero": lambda x: _squared(changed(x, _to(0), "momentum", "grads", "decay")),
+        "zero": lambda x: _squared(
+            changed(x, _to(0), "momentum", "grads", "decay_sum")
+        ),
         "zero G": lambda x: _squared(changed(x, _to(0), "grads")),
         "large": lambda x: _squared(changed(x, _times(100), "grads", "momentum")),
         "small": lambda x: _squared(changed(x, _times(1e-12), "grads", "momentum")),

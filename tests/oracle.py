@@ -20,7 +20,7 @@ Matrices = tuple[Tensor, Tensor, Tensor]  # gate and up [B, n, h, p], down [B, n
 
 
 class Tokens(NamedTuple):
-    """What the memory gets of each token."""
+    """The inputs of the memory for each token."""
 
     queries: Tensor  # [B, n, L, p]
     keys: Tensor  # [B, n, L, p]
@@ -36,13 +36,13 @@ class Tokens(NamedTuple):
 class MemoryState(NamedTuple):
     """The memory after the last token, as a streaming layer keeps it."""
 
-    tail: Tensor
+    conv_state: Tensor
     weights: Matrices
     scales: Matrices
     momentum: Matrices
     grads: Matrices
-    block: Tensor
-    decay: Tensor
+    pending: Tensor
+    decay_sum: Tensor
 
 
 class LayerState(NamedTuple):
@@ -95,7 +95,7 @@ class Memory(nn.Module):
     def inputs(
         self, u: Tensor, embedded: Tensor | None = None
     ) -> tuple[Tokens, Tensor]:
-        """Projections, convolution, rates and gates; and the convolution's tail."""
+        """Projections, convolution, rates and gates; and the last inputs of the convolution."""
         n, p, taps = self.config.heads, self.config.head_dim, self.config.conv_kernel
         projected = self.in_proj(u)
         qkv, rates = projected[..., : -5 * n], projected[..., -5 * n :]
@@ -176,7 +176,7 @@ class Memory(nn.Module):
     ) -> tuple[Tensor, MemoryState]:
         B, L, _ = u.shape
         chunk, fold = self.config.chunk, self.config.fold
-        tokens, tail = self.inputs(u, embedded)
+        tokens, conv_state = self.inputs(u, embedded)
         weights = tuple(torch.stack([w] * B) for w in self.initial_weights)
         momentum = tuple(torch.zeros_like(w) for w in weights)
         reads = []
@@ -190,18 +190,18 @@ class Memory(nn.Module):
         start = L // chunk * chunk
         folded = L // fold * fold
         waiting = tokens.cut(folded, L)
-        block = torch.cat(
+        pending = torch.cat(
             [waiting.keys, waiting.values, waiting.rates, waiting.decay[..., None]],
             dim=-1,
         )
         return y, MemoryState(
-            tail=tail,
+            conv_state=conv_state,
             weights=weights,
             scales=self.scales(weights),
             momentum=momentum,
             grads=self.gradient(self.normalize(weights), tokens.cut(start, folded)),
-            block=F.pad(block, (0, 0, 0, fold - block.shape[2])),
-            decay=tokens.cut(start, folded).decay.sum(dim=-1),
+            pending=F.pad(pending, (0, 0, 0, fold - pending.shape[2])),
+            decay_sum=tokens.cut(start, folded).decay.sum(dim=-1),
         )
 
 
@@ -210,7 +210,7 @@ class HybridAttention(nn.Module):
 
     Args:
         base (dict): the base model's ``config.json``.
-        config (AllMemConfig): its ``allmem`` block.
+        config (AllMemConfig): its ``allmem`` settings.
         dtype (torch.dtype): of parameters and arithmetic.
     """
 

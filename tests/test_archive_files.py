@@ -13,16 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT
+from processes import ROOT, alone, peak, run, start
 from test_tokens import PROSE, build, gpt2
+from tokenizers import Tokenizer
 
-from allmem_mlx.archive import database
+from allmem_mlx.archive import database, schema
 from allmem_mlx.archive.archive import Archive
 from allmem_mlx.archive.cutting import passages
+from allmem_mlx.cli.archive_flags import check_archive, open_archive
 from allmem_mlx.documents import Document
 from allmem_mlx.errors import AllMemError
 
@@ -189,6 +193,24 @@ def test_the_checksum_is_of_all_tables(book):
         refusal(book, "damaged or incomplete", creating=True)
 
 
+def test_a_command_verifies_an_archive_once(saved, book, monkeypatch):
+    """Before the model is loaded, and not again when documents are added to it."""
+    flags = {"archive": str(book), "no_archive": False, "load_state": None}
+    args = Namespace(**flags, passages=None, passage_tokens=None)
+    state = SimpleNamespace(documents={}, add_document=lambda key: None)
+    calls, checksum = [], schema._checksum
+
+    def counted(connection):
+        calls.append(connection)
+        return checksum(connection)
+
+    monkeypatch.setattr(schema, "_checksum", counted)
+    check_archive(args)
+    with closing(open_archive(args, Characters(), state)) as archive:
+        assert content(archive) == saved[1]
+    assert len(calls) == 1
+
+
 # Files that are something else.
 
 
@@ -218,7 +240,7 @@ def test_foreign_files(tmp_path):
 
 def test_a_newer_version(book):
     with closing(sqlite3.connect(book)) as connection:
-        connection.execute(f"PRAGMA user_version = {database.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     for creating in (False, True):
         refusal(book, "version 2", "reads up to 1", creating=creating)
 
@@ -440,12 +462,12 @@ def test_no_more_pages(saved, book, tmp_path):
     """As SQLite itself says that a disk is full."""
     document = write(tmp_path, "more.txt", PROSE[:100_000])
     with closing(create(book)) as archive:
-        pages = archive._connection.execute("PRAGMA page_count").fetchone()[0]
-        archive._connection.execute(f"PRAGMA max_page_count = {pages + 9}")
+        pages = archive.database.connection.execute("PRAGMA page_count").fetchone()[0]
+        archive.database.connection.execute(f"PRAGMA max_page_count = {pages + 9}")
         with pytest.raises(AllMemError, match="No space left"):
             archive.add(document, True)
         assert content(archive) == saved[1]
-        archive._connection.execute("PRAGMA max_page_count = 99999")
+        archive.database.connection.execute("PRAGMA max_page_count = 99999")
         assert archive.add(document, True).complete
 
 
@@ -473,26 +495,17 @@ def test_a_commit_that_fails_while_a_document_is_read(book, tmp_path, limit):
 
 # Crashes.
 
-# For each line of stdin, a child of its own adds all documents of a folder, some of
-# them at once and some piece by piece.
-NURSERY = f"""{COMMON}
+# Adds all documents, some of them at once and some piece by piece.
+ADD = f"""{COMMON}
 path, *files = sys.argv[1:]
-def add():
-    archive = Archive.open(path, Characters(), create=True)
-    archive._connection.execute("PRAGMA cache_size = 20")  # pages, so that it spills
-    for number, file in enumerate(files):
-        if number % 2:
-            archive.add(Document(file), True)
-        else:
-            for _ in archive.stream(Document(file), str(number), True):
-                archive.commit()
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        add()
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+archive = Archive.open(path, Characters(), create=True)
+archive.database.connection.execute("PRAGMA cache_size = 20")  # so few that it spills
+for number, file in enumerate(files):
+    if number % 2:
+        archive.add(Document(file), True)
+    else:
+        for _ in archive.stream(Document(file), str(number), True):
+            archive.commit()
 """
 
 
@@ -515,31 +528,19 @@ def test_killed_30_times(tmp_path):
 
     path = tmp_path / "killed.archive"
     files = [tmp_path / name for name in texts]
-    nursery = subprocess.Popen(
-        [sys.executable, "-c", NURSERY, path, *files],
-        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
-        cwd=ROOT,
-    )
-
-    def start() -> int:
-        print(file=nursery.stdin, flush=True)
-        return int(nursery.stdout.readline())
-
-    def wait() -> int:
-        return int(nursery.stdout.readline())
-
-    began = time.monotonic()
-    start()
-    assert wait() == 0
-    duration = time.monotonic() - began
-    path.unlink()
+    for _ in range(2):  # the first may wait for what it imports
+        began = time.monotonic()
+        assert run("-c", ADD, path, *files).returncode == 0
+        duration = time.monotonic() - began
+        path.unlink()
     kills, places = 0, set()
-    while kills < 30:
-        child = start()
+    for _ in range(100):
+        if kills == 30:
+            break
+        process = start("-c", ADD, path, *files)
         time.sleep(rng.uniform(0, duration / 2))  # it goes on, and has less to do
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        code = wait()
+        process.kill()
+        code = process.wait()
         kills += code == -signal.SIGKILL
         if not path.exists():
             continue
@@ -560,10 +561,7 @@ def test_killed_30_times(tmp_path):
         if code == 0:
             path.unlink()
     assert len(places) > 2  # killed in different places
-    start()
-    assert wait() == 0
-    nursery.stdin.close()
-    nursery.wait(20)
+    assert kills == 30 and run("-c", ADD, path, *files).returncode == 0
     with closing(Archive.open(path)) as archive:
         assert content(archive) == whole
 
@@ -571,7 +569,7 @@ def test_killed_30_times(tmp_path):
 def spilling(path: Path, document: Document):
     """An archive, and what is streamed into it: so much that a part is in the file."""
     archive = create(path)
-    archive._connection.execute("PRAGMA cache_size = 5")
+    archive.database.connection.execute("PRAGMA cache_size = 5")
     stream = archive.stream(document, "a stream", True)
     next(stream)
     return archive, stream
@@ -696,14 +694,32 @@ def test_read_while_much_is_written(book, tmp_path, monkeypatch):
         assert len(reader.documents()) == 4
 
 
+def test_a_commit_while_an_archive_is_opened(saved, book, tmp_path, monkeypatch):
+    """Waits until its checksum is verified, which would be that of two states."""
+    monkeypatch.setattr(database, "BUSY", 0.1)
+    writer, checksum = create(book), schema._checksum
+    next(writer.stream(write(tmp_path, "mine.txt", "my words"), "a stream", True))
+
+    def commit_first(connection):
+        monkeypatch.setattr(schema, "_checksum", checksum)
+        with pytest.raises(AllMemError, match="by another process"):
+            writer.commit()
+        return checksum(connection)
+
+    monkeypatch.setattr(schema, "_checksum", commit_first)
+    with closing(writer), closing(Archive.open(book)) as archive:
+        assert content(archive) == saved[1]
+
+
 def test_made_by_two_at_once(tmp_path):
     """Each found it empty."""
     path = tmp_path / "book.archive"
     both = [database.connect(path, create=True) for _ in range(2)]
-    assert all(map(database.is_empty, both))
+    assert all(map(schema.is_empty, both))
     for connection in both:
-        database.make_tables(connection, "a tokenizer")
-        database.check(connection, "it")
+        schema.make_tables(connection, "a tokenizer")
+        schema.check_version(connection, "it")
+        schema.check_rows(connection)
     for connection in both:
         connection.close()
 
@@ -731,36 +747,36 @@ def test_four_processes_at_once(tmp_path):
 
 # Memory and size.
 
-PEAK = """
-def peak():
-    if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
-        with open("/proc/self/status") as status:
-            return int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-"""
 
-INDEX = f"""{COMMON}
-from tokenizers import Tokenizer
-{PEAK}
 class Fast(Characters):
-    backend_tokenizer = Tokenizer.from_file(sys.argv[1])
+    def __init__(self, file: Path):
+        self.backend_tokenizer = Tokenizer.from_file(str(file))
 
     def encode(self, text, add_special_tokens=False, verbose=False):
         return self.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
-for file in sys.argv[2:]:
-    archive = Archive.open(file + ".archive", Fast(), create=True)
-    entry = archive.add(Document(file), True)
-    archive.close()
-    print(entry.tokens, os.stat(file + ".archive").st_size, peak())
-"""
 
-SEARCH = f"""{COMMON}
-{PEAK}
+def sizes(tokenizer: Path, *files: Path) -> list[tuple[int, int, int]]:
+    """Tokens of files, bytes of their archives, and the largest size of the process."""
+    found = []
+    for file in files:
+        path = file.with_suffix(".archive")
+        with closing(Archive.open(path, Fast(tokenizer), create=True)) as archive:
+            entry = archive.add(Document(file), True)
+        found.append((entry.tokens, path.stat().st_size, peak()))
+    return found
+
+
+SEARCH = """
+import sys
+from allmem_mlx.archive.archive import Archive
 archive = Archive.open(sys.argv[1])
 for question in ("where is the import statement", "class", "locker 4471 of a class"):
     assert archive.search(question, 8)
-print(peak(), *{{name.split(".")[0] for name in sys.modules}})
+modules = {name.split(".")[0] for name in sys.modules}
+sys.path.append("tests")
+from processes import peak
+print(peak(), *modules)
 """
 
 
@@ -776,19 +792,14 @@ def test_memory_and_size(tmp_path):
         )
         write(tmp_path, f"{tokens}.txt", text)
         files.append(tmp_path / f"{tokens}.txt")
-    command = [sys.executable, "-c", INDEX, tmp_path / "tokenizer.json", *files]
-    out = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout
-    short, long = (
-        [float(x) for x in line.split()] for line in out.decode().splitlines()
-    )
+    short, long = alone(sizes, tmp_path / "tokenizer.json", *files)
     assert long[0] > 9 * short[0] and short[0] > 40_000
-    assert long[2] < short[2] + 30, (short, long)
+    assert long[2] < short[2] + 30 * 2**20, (short, long)
     bytes_per_token = [size / tokens for tokens, size, _ in (short, long)]
     assert max(bytes_per_token) < 15, bytes_per_token
     assert bytes_per_token[1] < bytes_per_token[0] + 0.5, bytes_per_token
 
-    command = [sys.executable, "-c", SEARCH, f"{files[1]}.archive"]
-    out = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout
-    used, *modules = out.decode().split()
+    path = files[1].with_suffix(".archive")
+    used, *modules = run("-c", SEARCH, path, fresh=True).stdout.decode().split()
     assert not {"mlx", "mlx_lm", "transformers", "torch", "numpy"} & set(modules)
-    assert float(used) < 100, used
+    assert int(used) < 100 * 2**20, used

@@ -2,20 +2,19 @@
 is put before the question."""
 
 import json
-import os
 import random
 import re
 import signal
 import time
 
 import pytest
-from helpers import PLACES, Nursery, active_folder, assert_refused, prose, run
+from helpers import PLACES, active_folder, assert_refused, prose
+from processes import run
 
-from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.archive import Archive
-from allmem_mlx.archive.archive import Passage
 from allmem_mlx.archive.lookup import Source, merged
+from allmem_mlx.archive.passage import Passage
 from allmem_mlx.chat_template import Template
 from allmem_mlx.conversation import Conversation
 from allmem_mlx.documents import Document, Mark
@@ -27,11 +26,6 @@ from allmem_mlx.session import Session
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return active_folder(tmp_path_factory.mktemp("model"), window=2048, chunk=256)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load(folder)
 
 
 @pytest.fixture
@@ -120,7 +114,7 @@ class TestSession:
 
     def test_forks_and_earlier_states_know_what_they_have_read(self, tiny, document):
         session = Session(*tiny, snapshots=True, archive=Archive.temporary(tiny[1]))
-        session.turn()
+        session.begin_turn()
         empty = session.fork()
         read(session, document)
         fork = session.fork()
@@ -214,11 +208,6 @@ class TestMessage:
         told = encode(session.tokenizer, [(message, True)])
         assert told and not control & set(told)
         assert control & set(encode(session.tokenizer, [(message, False)]))
-
-
-@pytest.fixture(scope="module")
-def command(folder, tmp_path_factory):
-    return Nursery(folder, tmp_path_factory.mktemp("command"))
 
 
 class TestGenerate:
@@ -347,8 +336,8 @@ def test_thirty_kills(command, document, tmp_path):
     for _ in range(30):
         process = command.start(*flags)
         time.sleep(rng.uniform(0.01, 0.5))
-        os.kill(process, signal.SIGKILL)
-        killed += command.wait() == -signal.SIGKILL
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
         if (tmp_path / "a.archive").exists():
             archive = Archive.open(tmp_path / "a.archive")
             entries = {entry.key: entry for entry in archive.documents()}

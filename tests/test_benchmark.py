@@ -14,16 +14,16 @@ from helpers import (
     assert_same_state,
     feed,
     random_tokens,
-    run,
     tiny_model,
 )
 from matplotlib.image import imread
+from processes import run
 
 from allmem_mlx.benchmarking import fluency, results, soak, speed
 from allmem_mlx.cli.report import as_json
 from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
 from allmem_mlx.memory.layer import MemoryState
-from allmem_mlx.streaming import tokens_read
+from allmem_mlx.responses import tokens_read
 from allmem_mlx.variants import base_model, window_model
 
 CHUNK = TINY_ALLMEM["chunk"]
@@ -290,6 +290,10 @@ class TestCommand:
         assert {"fold", "chunk", "p99", "max"} <= found["best"][0]["latency"].keys()
         image = imread(png)
         assert image.shape[1] > 1000 and image.std() > 0.05
+        results.plot(found, str(tmp_path / "again.png"))  # the JSON is enough
+        for name in ("{}.png", "{}-dark.png"):
+            again, first = (tmp_path / name.format(x) for x in ("again", "out"))
+            assert again.read_bytes() == first.read_bytes()
 
     def test_alone(self, folder, tmp_path):
         png = tmp_path / "out.png"

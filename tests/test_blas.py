@@ -1,21 +1,19 @@
 """MKL takes the place of MLX's own BLAS, where it is installed."""
 
 import platform
-import subprocess
 import sys
 from importlib import metadata
 
 import pytest
+from processes import run
 
 from allmem_mlx import blas
 
 
-def run(code: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
-    assert not result.stderr
-    return result.stdout
+def output(code: str) -> str:
+    result = run("-c", code, fresh=True)
+    assert result.returncode == 0 and not result.stderr, result.stderr.decode()
+    return result.stdout.decode()
 
 
 @pytest.mark.skipif(
@@ -24,7 +22,7 @@ def run(code: str) -> str:
 )
 def test_importing_the_package_is_enough():
     """And what MLX computes with it is a product."""
-    out = run(
+    out = output(
         "import allmem_mlx, mlx.core as mx\n"
         "x = mx.random.normal((64, 64))\n"
         "error = mx.abs(x @ x - (x[:, :, None] * x[None]).sum(1)).max().item()\n"
@@ -34,7 +32,7 @@ def test_importing_the_package_is_enough():
 
 
 def test_silent_without_it():
-    out = run(
+    out = output(
         "from importlib import metadata\n"
         "def files(name): raise metadata.PackageNotFoundError(name)\n"
         "metadata.files = files\n"
@@ -44,7 +42,7 @@ def test_silent_without_it():
 
 
 def test_too_late():
-    out = run("import mlx.core, allmem_mlx; print(allmem_mlx.blas.use_mkl())")
+    out = output("import mlx.core, allmem_mlx; print(allmem_mlx.blas.use_mkl())")
     assert out == "False\n"
 
 

@@ -1,10 +1,7 @@
 """Wide blocks: what goes through a layer at once does not change what is read."""
 
 import dataclasses
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from itertools import pairwise
@@ -14,7 +11,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from helpers import (
-    ROOT,
     activate_memory,
     active_folder,
     assert_close,
@@ -28,12 +24,13 @@ from helpers import (
 from launches import count_step
 from mlx_lm.models.cache import can_trim_prompt_cache
 from model_launches import launches
+from processes import run
 
 from allmem_mlx import load, ring
 from allmem_mlx import state as states
 from allmem_mlx.config import BLOCK, AllMemConfig
+from allmem_mlx.distillation.mlx.student import set_view
 from allmem_mlx.distillation.recipe import Step
-from allmem_mlx.distillation.student import set_view
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.memory import kernels
 from allmem_mlx.model import Model, has_memory
@@ -260,7 +257,7 @@ class TestOff:
         for model in (fresh, trained):
             assert has_memory(model.make_cache()) == (model is trained)
             model.eval()
-            assert Session(model, None).reading().memory == (model is trained)
+            assert Session(model, None).read_stats().memory == (model is trained)
 
     def test_a_state_of_it_is_refused_once_it_was_trained(self, fresh, tmp_path):
         state = states.new(fresh)
@@ -297,8 +294,9 @@ def test_a_convolution_keeps_no_more_than_its_tail():
 
 
 THREADS = """
-import os
+import os, sys
 from threading import Barrier, Thread
+sys.path.append("tests")
 from allmem_mlx.session import Session
 from helpers import random_tokens, tiny_model
 
@@ -327,11 +325,7 @@ def test_threads_read_with_one_model():
     """Each with a state of its own. Streams belong to threads: nothing that one has not
     evaluated may come to another."""
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", THREADS],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-            capture_output=True,
-        )
+        done = run("-c", THREADS)
         assert done.stdout.decode() == "[384, 384]\n", done.stderr.decode()
 
 

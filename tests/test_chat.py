@@ -3,26 +3,22 @@
 import contextlib
 import ctypes.util
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
-import sys
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from helpers import ROOT, active_folder, assert_refused, hear_hangups, run
+from helpers import active_folder, assert_refused
+from processes import Terminal, run
 
-from allmem_mlx import chat as chat_module
-from allmem_mlx import load
 from allmem_mlx import state as states
-from allmem_mlx.chat import Chat, Quit
 from allmem_mlx.chat_template import Template
+from allmem_mlx.cli import chat_commands
+from allmem_mlx.cli.chat_commands import Chat, Quit
 from allmem_mlx.cli.progress import Progress
 from allmem_mlx.conversation import Conversation
 from allmem_mlx.documents import Document
@@ -36,11 +32,6 @@ TEXT = "".join(f"HOW THE RING {i} TURNS! " for i in range(120))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return active_folder(tmp_path_factory.mktemp("model"), chunk=64, window=64)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load(folder)
 
 
 @pytest.fixture
@@ -58,12 +49,12 @@ def chat(tiny):
     return Chat(session, Template.of_chat(tokenizer), {"max_tokens": 3})
 
 
-def piped(folder, *lines, flags=(), code=0, **env) -> tuple[str, str]:
+def piped(folder, *lines, flags=(), code=0, **options) -> tuple[str, str]:
     """What the chat answers to lines on stdin, and what it says on stderr."""
     result = run(
         *("allmem_mlx.chat", "--model", folder, "-m", "8", *flags),
         stdin="".join(f"{line}\n" for line in lines),
-        **env,
+        **options,
     )
     assert result.returncode == code, result.stderr.decode()
     return result.stdout.decode(), result.stderr.decode()
@@ -88,37 +79,14 @@ def assert_same(actual: states.State, expected: states.State) -> None:
         assert mx.array_equal(one[name], other[name]), name
 
 
-class Terminal:
-    """The chat in a terminal of its own."""
+class ChatTerminal(Terminal):
+    """The chat at a terminal."""
 
-    def __init__(self, folder, *flags, **env):
-        self.main, side = pty.openpty()
-        termios.tcsetwinsize(side, (24, 200))
-        env = {"TERM": "xterm", **os.environ, **env}
-        flags = ["--model", folder, *flags]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "allmem_mlx.chat", *flags],
-            stdin=side,
-            stdout=side,
-            stderr=side,
-            cwd=ROOT,
-            env=env,
-            start_new_session=True,
-        )
-        os.close(side)
-        self.seen, self.at = "", 0
+    def __init__(self, folder, *flags, **options):
+        env = {"TERM": "xterm", **os.environ, **options.pop("env", {})}
+        command = ["allmem_mlx.chat", "--model", folder, *flags]
+        super().__init__(*command, columns=200, env=env, **options)
         self.until(">> ")
-
-    def until(self, words: str, seconds: float = 60) -> str:
-        """What is printed next, up to some words."""
-        deadline, begin = time.monotonic() + seconds, self.at
-        while (found := self.seen.find(words, begin)) < 0:
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([self.main], [], [], max(0, left))
-            assert ready, self.seen
-            self.seen += os.read(self.main, 4096).decode(errors="replace")
-        self.at = found + len(words)
-        return self.seen[begin : self.at]
 
     def type(self, text: str, until: str = ">> ") -> str:
         """What is printed after a line was typed, up to the next prompt."""
@@ -142,16 +110,12 @@ class Terminal:
         self.signal(signal.SIGINT, lambda seconds: self.until(words, seconds))
         return self.seen[begin : self.at]
 
-    def end(self, code: int = 0) -> None:
-        assert self.process.wait(20) == code
-        os.close(self.main)
-
 
 class TestTerminal:
     def test_every_command(self, folder, document, tmp_path):
-        chat = Terminal(folder, "-m", "8")
+        chat = ChatTerminal(folder, "-m", "8")
         file = tmp_path / "state"
-        assert chat.type("HOW?")
+        answer = chat.type("HOW?")
         tokens = re.search(r"Tokens: (\d+), ", stats := chat.type("/stats"))[1]
         for line in ("State: ", "Snapshots: ", "Generation: ", "Peak memory: "):
             assert line in stats
@@ -159,7 +123,7 @@ class TestTerminal:
         assert "read 2" in chat.type(f"/read {document}")
         assert "Reading: " in chat.type("/stats")
         assert f"{tokens} tokens remain" in chat.type("/undo")
-        assert chat.type("/retry")
+        assert chat.type("/retry") == answer
         assert f"in b, with {tokens} tokens" in chat.type("/fork b")
         chat.type("WHO?")
         assert f"in main, with {tokens} tokens" in chat.type("/switch main")
@@ -175,8 +139,8 @@ class TestTerminal:
             "/undo now": "usage: /undo",
             "/undo": "nothing to undo",
             "/retry": "no message to answer again",
-            "/fork b": "there is a branch b already",
-            "/switch c": "there is no branch c, but: main, b",
+            "/fork b": "branch b already exists",
+            "/switch c": "there is no branch c; there are: main, b",
             f"/load {document}": "not a state file",
             f"/save {document}": "not a state file",
             f"/load {tmp_path}/none": "No such file",
@@ -189,7 +153,7 @@ class TestTerminal:
         chat.end()
 
     def test_several_lines_and_history(self, folder, tiny):
-        chat = Terminal(folder, "-m", "8")
+        chat = ChatTerminal(folder, "-m", "8")
         chat.type('"""HOW', until="... ")
         chat.type("NOT", until="... ")
         several = chat.type('WHY?"""')
@@ -204,11 +168,11 @@ class TestTerminal:
 
     def test_ctrl_c_stops_an_answer(self, folder, tiny):
         """Not the program; the turn is closed, and the next one is answered."""
-        chat = Terminal(folder, "-m", "-1")
+        chat = ChatTerminal(folder, "-m", "-1")
         os.write(chat.main, b"HOW?\n")
         chat.until("\n")
         while len(chat.seen) == chat.at:  # until it answers
-            chat.seen += os.read(chat.main, 64).decode(errors="replace")
+            chat.read()
         chat.interrupt("[stopped; /retry answers again]")
         chat.until(">> ")
         assert "Tokens: " in chat.type("/stats")
@@ -218,7 +182,7 @@ class TestTerminal:
     def test_ctrl_c_stops_reading(self, folder, tmp_path):
         long = tmp_path / "long.txt"
         long.write_text(TEXT * 100)
-        chat = Terminal(folder, "-m", "8")
+        chat = ChatTerminal(folder, "-m", "8")
         os.write(chat.main, f"/read {long}\n".encode())
         chat.until("tokens-per-sec")
         stopped = chat.interrupt(">> ")
@@ -233,7 +197,7 @@ class TestTerminal:
         """Impatience does not end the chat, and what was read stays."""
         long = tmp_path / "long.txt"
         long.write_text(TEXT * 1000)
-        chat = Terminal(folder, "-m", "8")
+        chat = ChatTerminal(folder, "-m", "8")
         os.write(chat.main, f"/read {long}\n".encode())
         chat.until("tokens-per-sec")
         for _ in range(2):
@@ -271,7 +235,7 @@ class TestTerminal:
 
     def test_ctrl_c_at_the_prompt(self, folder):
         """Once leads to a new prompt, twice in a row ends."""
-        chat = Terminal(folder)
+        chat = ChatTerminal(folder)
         for _ in range(2):
             os.write(chat.main, b"HALF A LI")
             chat.interrupt("Ctrl-C again")
@@ -298,7 +262,13 @@ class TestTerminal:
             (tmp_path / name).write_text("HOW?")
         (tmp_path / "a folder").mkdir()
         (tmp_path / "a folder" / "x y.txt").write_text("HOW?")
-        chat = Terminal(folder, "-m", "8", LD_PRELOAD=library, HOME=str(tmp_path))
+        chat = ChatTerminal(
+            folder,
+            "-m",
+            "8",
+            env={"LD_PRELOAD": library, "HOME": str(tmp_path)},
+            fresh=True,
+        )
         # In a message it is itself.
         assert "there is no /HOW\tNOW; " in chat.type("HOW\tNOW\x01/")
         chat.type('"""HOW', until="... ")
@@ -336,12 +306,12 @@ class TestTerminal:
         chat.end()
 
     def test_terminated(self, folder):
-        chat = Terminal(folder)
+        chat = ChatTerminal(folder)
         chat.signal(signal.SIGTERM, chat.process.wait)
         chat.end(143)
 
     def test_no_color(self, folder):
-        chat = Terminal(folder, "-m", "8", NO_COLOR="1")
+        chat = ChatTerminal(folder, "-m", "8", env={"NO_COLOR": "1"})
         chat.type("HOW?")
         chat.type("/stats")
         os.write(chat.main, b"\x04")
@@ -372,7 +342,7 @@ class TestPiped:
     def test_names_and_slashes(self, folder, tiny, document):
         """~ is the home folder, - no standard input, and a message may begin with /."""
         lines = [f"/read ~/{document.name}", "/undo", "/read -", '"""/HOW?"""']
-        out, err = piped(folder, *lines, HOME=str(document.parent))
+        out, err = piped(folder, *lines, env={"HOME": str(document.parent)})
         assert out.startswith("read 2") and "cannot read standard input" in err
         assert out.endswith(fresh(tiny, "/HOW?")[0][0] + "\n")
 
@@ -487,7 +457,7 @@ class TestNames:
                 raise AllMemError("that is enough")
 
             with monkeypatch.context() as patch:
-                patch.setattr(chat_module, "Document", document)
+                patch.setattr(chat_commands, "Document", document)
                 with pytest.raises(AllMemError, match="that is enough"):
                     chat.take(f"/read {line}")
             [source] = sources
@@ -815,7 +785,7 @@ def test_help_is_quick():
         "except SystemExit: pass\n"
         "assert 'transformers' not in sys.modules and 'mlx_lm' not in sys.modules"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    result = run("-c", code, fresh=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -827,22 +797,14 @@ def test_the_real_model(default_folder):
 
 def test_a_closed_terminal(folder):
     """The line hangs up while the chat waits for a message."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        hear_hangups()
-        command = [sys.executable, "-m", "allmem_mlx.chat", "--model", str(folder)]
-        os.execv(sys.executable, command)
-    seen = b""
-    while b">> " not in seen:
-        seen += os.read(terminal, 4096)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    chat = ChatTerminal(folder)
+    os.close(chat.main)
+    assert chat.process.wait(30) == 128 + signal.SIGHUP
 
 
 def test_a_closed_terminal_that_does_not_control(folder):
     """There is no SIGHUP then, and the line editor may not see the end: it ends."""
-    chat = Terminal(folder)
+    chat = ChatTerminal(folder, controlled=False)
     os.close(chat.main)
     assert chat.process.wait(30) in (1, 128 + signal.SIGHUP)
 
@@ -917,9 +879,10 @@ def test_control_tokens_of_a_message(tiny):
 def test_whatever_fails_the_conversation_goes_on(folder, tmp_path):
     """A fault of our own, a name that no file can have, a name that is not UTF-8."""
     code = (
-        "import sys; from allmem_mlx import chat\n"
+        "from allmem_mlx import chat\n"
+        "from allmem_mlx.cli.chat_commands import COMMANDS\n"
         "def broken(self): raise TypeError('two\\nlines')\n"
-        "chat.Chat.stats = chat.COMMANDS['stats'] = broken\n"
+        "COMMANDS['stats'] = broken\n"
         "broken.__doc__ = 'stats: none'\n"
         "chat.main()"
     )
@@ -929,12 +892,8 @@ def test_whatever_fails_the_conversation_goes_on(folder, tmp_path):
         b"/undo",
         b"HOW?",
     ]
-    result = subprocess.run(
-        [sys.executable, "-c", code, "--model", folder, "-m", "4"],
-        input=b"\n".join(lines),
-        capture_output=True,
-        cwd=ROOT,
-    )
+    flags = ["--model", folder, "-m", "4"]
+    result = run("-c", code, *flags, stdin=b"\n".join(lines))
     assert result.returncode == 0
     errors = [x for x in result.stderr.decode().splitlines() if x.startswith("error")]
     assert errors[0] == "error: TypeError: two" and "UTF-8" in errors[1]

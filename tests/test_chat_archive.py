@@ -4,12 +4,11 @@ import os
 
 import pytest
 from helpers import active_folder, prose
-from test_chat import Terminal, piped
+from test_chat import ChatTerminal, piped
 
-from allmem_mlx import load
 from allmem_mlx.archive import Archive
-from allmem_mlx.chat import Chat
 from allmem_mlx.chat_template import Template
+from allmem_mlx.cli.chat_commands import Chat
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.session import Session
 
@@ -17,11 +16,6 @@ from allmem_mlx.session import Session
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return active_folder(tmp_path_factory.mktemp("model"), window=2048, chunk=64)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load(folder)
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def test_commands(folder, document):
     assert out.count("KING4 IS IN DELHI.") >= 3  # answer, /sources, /quote
     assert out.count("100 % of the document has been read") == 2
     assert "KING2 IS IN PARIS." in out
-    assert "there is no passage 9, but: 1" in err
+    assert "there is no passage 9; there are: 1" in err
     assert "usage: /passages N" in err
     assert "nothing was looked up" in err
 
@@ -93,7 +87,7 @@ def test_refused(chat, tmp_path):
     (tmp_path / "b.archive").write_text("mine")
     (tmp_path / "prose.txt").write_text(prose())
     chat.take(f"/read {tmp_path / 'prose.txt'}")
-    with pytest.raises(AllMemError, match="exists already"):
+    with pytest.raises(AllMemError, match="already exists"):
         chat.take(f"/save {tmp_path / 'b.allmem'}")
     assert (tmp_path / "b.archive").read_text() == "mine"
     assert not (tmp_path / "b.allmem").exists()
@@ -104,7 +98,7 @@ def test_asked_while_it_is_read(folder, tmp_path):
     reading goes on."""
     path = tmp_path / "long.txt"
     path.write_text(prose() + f" {prose(['BERN'] * 40)}".replace("KING", "DUKE"))
-    chat = Terminal(folder, "-m", "4")
+    chat = ChatTerminal(folder, "-m", "4")
     os.write(chat.main, f"/read {path}\n".encode())
     chat.until("ask while it is read")
     chat.until("tokens-per-sec")

@@ -6,15 +6,14 @@ import shutil
 import mlx.core as mx
 import pytest
 from helpers import (
-    ROOT,
     assert_close,
     assert_refused,
     random_tokens,
-    run,
     tiny_base_folder,
     transformers_logits,
 )
 from mlx.utils import tree_flatten
+from processes import ROOT, run
 
 from allmem_mlx import load
 from allmem_mlx.convert import convert
@@ -301,7 +300,7 @@ def test_a_full_disk_leaves_nothing(qwen3_folder, tmp_path, monkeypatch):
         raise RuntimeError("[write] Unable to write 18827 bytes to file.")
 
     monkeypatch.setattr("mlx_lm.utils.save_model", full)
-    with pytest.raises(AllMemError, match="cannot be written to.*Unable to write"):
+    with pytest.raises(AllMemError, match="cannot be written: .*Unable to write"):
         convert(qwen3_folder, tmp_path / "new")
     assert not any(tmp_path.iterdir())
 

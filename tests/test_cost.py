@@ -1,19 +1,23 @@
 """The costs by arithmetic, against what the running model does."""
 
 import json
+import runpy
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from helpers import activate_memory, random_tokens, run, tiny_args, tiny_model
+from helpers import activate_memory, random_tokens, tiny_args, tiny_model
 from launches import Counts, count, count_step
 from mlx_lm.models.cache import make_prompt_cache
+from processes import ROOT, run
 
 from allmem_mlx.benchmarking import flops
-from allmem_mlx.cost import PAPER, PAPER_MODELS, costs, lazy_model
+from allmem_mlx.benchmarking.costs import costs, lazy_model
 from allmem_mlx.model import Model
-from allmem_mlx.streaming import state_bytes
+from allmem_mlx.responses import state_bytes
 from allmem_mlx.variants import base_model
+
+PAPER = runpy.run_path(str(ROOT / "examples" / "paper_figure_3.py"))
 
 
 def read(model, tokens: int):
@@ -52,7 +56,7 @@ def expected_reading(sizes, before: int, **which) -> int:
     """Operations for a chunk after ``before`` tokens, logits included."""
     chunk = sizes.config.chunk
     longer, shorter = (
-        flops.operations(sizes, n, block=chunk, **which).total
+        flops.reading(sizes, n, block=chunk, **which).total
         for n in (before + chunk, before)
     )
     return longer - shorter + 2 * sizes.head * chunk
@@ -67,7 +71,7 @@ def assert_as_counted(model):
     state = flops.ring_bytes(sizes) + flops.memory_bytes(sizes)
     assert state_bytes(read(model, before)) == state
     operations, moved = decoding(model, before, c.chunk)
-    assert near(operations, flops.decoding_operations(sizes, before))
+    assert near(operations, flops.decoding(sizes, before))
     assert near(moved, flops.decoding_bytes(sizes, before).total)
 
 
@@ -78,7 +82,7 @@ def assert_as_counted_with_full_attention(model):
     assert near(read_by.operations, expected_reading(sizes, before, full=True))
     before = 255  # mlx-lm's cache grows by 256 tokens; it is full after the next
     operations, moved = decoding(full, before, 1)
-    assert near(operations, flops.decoding_operations(sizes, before, full=True))
+    assert near(operations, flops.decoding(sizes, before, full=True))
     assert near(moved, flops.decoding_bytes(sizes, before, full=True).total)
 
 
@@ -151,19 +155,19 @@ def test_pairs(window, sinks):
 )
 def test_figure_3(name, mixer, everything):
     """About 1/9 of the operations of full attention at 128k, as the paper has it."""
-    sizes = flops.Sizes.of(lazy_model(PAPER_MODELS[name], PAPER))
+    sizes = flops.Sizes.of(lazy_model(PAPER["MODELS"][name], PAPER["SETTINGS"]))
     row = costs(sizes, 131072)
     assert round(1 / row["token mixer, AllMem / full"], 1) == mixer
     assert round(1 / row["all, AllMem / full"], 1) == everything
     assert round(1 / row["state, AllMem / full"]) == 27
     added = {"Qwen3-0.6B": 66, "Qwen3-1.7B": 126}  # million parameters, its table
-    projections = sizes.hybrids * flops.memory_operations(sizes) / 2
+    projections = sizes.memory_layers * flops.memory_flops(sizes) / 2
     assert projections > 0.9 * added[name] * 1e6
 
 
 def test_command(tmp_path):
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(PAPER_MODELS["Qwen3-0.6B"]))
+    config.write_text(json.dumps(PAPER["MODELS"]["Qwen3-0.6B"]))
     out, png = tmp_path / "out.json", tmp_path / "out.png"
     result = run(
         "allmem_mlx.cost",
@@ -175,16 +179,16 @@ def test_command(tmp_path):
     assert printed.startswith("window 256, 128 sinks, chunk 512; 8 memory heads of 64")
     found = json.loads(out.read_text())
     assert [row["length"] for row in found["rows"]] == [512, 4096]
-    assert found["sizes"]["hybrids"] == 28
+    assert found["sizes"]["memory_layers"] == 28
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_paper():
-    result = run("allmem_mlx.cost", "--paper")
+    result = run("examples/paper_figure_3.py")
     printed = result.stdout.decode()
-    assert "Token mixers, operations: 1/10.5" in printed
-    assert "Token mixers, operations: 1/8.2" in printed
-    assert "Cache, numbers: 1/29.0" in printed
+    assert "Token mixers, FLOPs: 1/10.5" in printed
+    assert "Token mixers, FLOPs: 1/8.2" in printed
+    assert "Cache, elements: 1/29.0" in printed
 
 
 def test_refused(tmp_path):

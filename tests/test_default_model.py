@@ -4,7 +4,8 @@ import json
 from pydoc_data.topics import topics
 
 import pytest
-from helpers import assert_refused, run
+from helpers import assert_refused
+from processes import run
 
 from allmem_mlx import default_model, load
 from allmem_mlx.evaluation.likelihood import losses
@@ -17,9 +18,11 @@ def first_use(cache, packages, *flags):
     return run(
         "allmem_mlx.generate",
         *("--prompt", "hello", "-m", "1", *flags),
-        XDG_CACHE_HOME=str(cache),
-        PIP_NO_INDEX="1",
-        PIP_FIND_LINKS=str(packages),
+        env={
+            "XDG_CACHE_HOME": str(cache),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(packages),
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""Distillation on MLX: the same recipe as in PyTorch, loss and gradients too."""
+"""Distillation on MLX: recipe, start, loss and gradients are those of PyTorch."""
 
 import json
 import random
@@ -15,32 +15,32 @@ from helpers import (
     assert_close,
     assert_refused,
     random_tokens,
-    run,
     tiny_base_folder,
     tiny_model,
 )
 from mlx.utils import tree_flatten
+from processes import run
 from test_distill_layer import tiny_hybrid
 from test_distill_train import BOOK
 
-from allmem_mlx import distill, load
+from allmem_mlx import load
 from allmem_mlx.config import VALUES, AllMemConfig
 from allmem_mlx.convert import convert
-from allmem_mlx.distillation import planted, student
+from allmem_mlx.distillation import planted
 from allmem_mlx.distillation.documents import Document, open_sources
-from allmem_mlx.distillation.measure import initialize, measure
+from allmem_mlx.distillation.mlx import student
+from allmem_mlx.distillation.mlx.measure import initialize, measure
+from allmem_mlx.distillation.mlx.trainer import MLXTrainer, Settings
 from allmem_mlx.distillation.recipe import Recipe, Step, draw_step
+from allmem_mlx.distillation.run import Run
+from allmem_mlx.distillation.torch import measure as torch_measure
+from allmem_mlx.distillation.torch.hybrid import View
+from allmem_mlx.distillation.torch.loss import document_loss as torch_loss
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import recall_tasks
 from allmem_mlx.variants import base_model
 
-# test_distill_layer put the PyTorch program's folder on the path.
-import initial as torch_initial  # isort: skip
-from hybrid import View  # isort: skip
-from train import document_loss as torch_loss  # isort: skip
-
 STEP = Step(window=48, sinks=4, chunk=TINY_ALLMEM["chunk"], documents=[])
-NAMES = {"base.", ""}
 
 
 def both(family: str, **allmem):
@@ -65,9 +65,9 @@ def test_loss_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint
     tokens = np.asarray(random_tokens(1, 5 * STEP.chunk + 3))[0].tolist()
     document = Document(tokens, answers=[range(100, 103), range(140, 142)])
     view = View(STEP.window, STEP.sinks, STEP.chunk, memory=True)
-    expected, scored = torch_loss(hybrid, document, view, 0.5)
+    expected = torch_loss(hybrid, document, view, 0.5)
     expected.backward()
-    assert scored == len(tokens) - 1 - STEP.window
+    assert len(document.targets(STEP.window)) == len(tokens) - 1 - STEP.window
 
     base = base_model(model)
     student.make_trainable(model)
@@ -109,8 +109,8 @@ def test_only_a_response_is_scored():
 def test_the_start_is_that_of_pytorch(values):
     hybrid, model = both("llama", values=values)
     tokens = random_tokens(4, 256)
-    measured = torch_initial.measure(hybrid, torch.tensor(np.asarray(tokens)))
-    torch_initial.initialize(hybrid, *measured, alpha=0.1, seed=1)
+    measured = torch_measure.measure(hybrid, torch.tensor(np.asarray(tokens)))
+    torch_measure.initialize(hybrid, *measured, alpha=0.1, seed=1)
     measured = measure(model, base_model(model), np.asarray(tokens).tolist())
     initialize(model, *measured, alpha=0.1, seed=1)
     actual = dict(tree_flatten(model.parameters()))
@@ -160,12 +160,12 @@ def folders(tmp_path_factory):
     return root / "model", root / "data"
 
 
-def flags(folders, out, **settings) -> list[str]:
+def settings_of(folders, out, **settings) -> dict:
     model, data = folders
-    given = {
-        "model": model,
-        "data": data,
-        "adapter_path": out,
+    return {
+        "model": str(model),
+        "data": str(data),
+        "adapter_path": str(out),
         "lengths": "320",
         "windows": "64",
         "sinks": "4",
@@ -176,11 +176,24 @@ def flags(folders, out, **settings) -> list[str]:
         "facts": 0,
         **settings,
     }
+
+
+def flags(folders, out, **settings) -> list[str]:
     return [
         x
-        for name, value in given.items()
+        for name, value in settings_of(folders, out, **settings).items()
         for x in (f"--{name.replace('_', '-')}", str(value))
     ]
+
+
+def started(folders, out, **settings) -> Run:
+    given = settings_of(folders, out, **settings)
+    model = {name: given.pop(name) for name in ("model", "adapter_path")}
+    return Run(MLXTrainer(Settings(**model), Recipe(**given)))
+
+
+def trainable(run: Run) -> dict[str, mx.array]:
+    return run.trainer.parameters()
 
 
 def log_of(out) -> list[dict]:
@@ -213,28 +226,20 @@ def test_the_loss_falls_and_the_result_is_an_adapter(folders, tmp_path):
 
 
 def test_a_run_goes_on_exactly(folders, tmp_path):
-    def started(name) -> distill.Run:
-        parser = distill.setup_arg_parser()
-        args = parser.parse_args(flags(folders, tmp_path / name, iters=4))
-        return distill.Run(
-            distill.settings_of(args, distill.Settings),
-            distill.settings_of(args, Recipe),
-        )
-
-    whole = started("whole")
+    whole = started(folders, tmp_path / "whole", iters=4)
     for _ in range(4):
         whole.train_step()
-    part = started("part")
+    part = started(folders, tmp_path / "part", iters=4)
     for _ in range(2):
         part.train_step()
     part.save()
     part.train_step()  # lost
-    resumed = started("part")
+    resumed = started(folders, tmp_path / "part", iters=4)
     assert resumed.step == 2
     for _ in range(2):
         resumed.train_step()
-    expected = dict(tree_flatten(whole.model.trainable_parameters()))
-    for name, x in tree_flatten(resumed.model.trainable_parameters()):
+    expected = trainable(whole)
+    for name, x in trainable(resumed).items():
         assert mx.array_equal(x, expected[name]), name
 
 
@@ -256,8 +261,8 @@ def test_conversations(folders, tmp_path):
     tokenizer = load(folders[0])[1]
     source, _ = open_sources(str(tmp_path), "", "valid", tokenizer, seed=0)
     document = source.natural(1000, window=64)
-    said = tokenizer.decode(document.tokens[document.response.start :])
-    assert any(row["messages"][1]["content"] in said for row in rows)
+    response = tokenizer.decode(document.tokens[document.response.start :])
+    assert any(row["messages"][1]["content"] in response for row in rows)
     assert document.response.stop == len(document.tokens)
     with pytest.raises(AllMemError, match="anything to score beyond a window of 999"):
         source.natural(1000, window=999)
@@ -277,9 +282,9 @@ def test_conversations(folders, tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("", "not what mlx-lm trains on"),
-        ("no json", "not what mlx-lm trains on"),
-        ('{"x": 1}\n', "not what mlx-lm trains on"),
+        ("", "not a data set of mlx-lm"),
+        ("no json", "not a data set of mlx-lm"),
+        ('{"x": 1}\n', "not a data set of mlx-lm"),
         ('{"text": 1}\n', "example 1 is not like the first: text"),
     ],
     ids=["empty", "no json", "other keys", "no text"],
@@ -309,22 +314,20 @@ def test_a_trained_memory_is_trained_on(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("train", "valid"):
         (tmp_path / "data" / f"{name}.txt").write_text(BOOK)
-    settings = {"chunks": before.allmem.chunk, "windows": before.allmem.window}
-    parser = distill.setup_arg_parser()
-    given = flags((folder, tmp_path / "data"), tmp_path / "out", **settings)
-    args = parser.parse_args(given)
-    started = distill.Run(
-        distill.settings_of(args, distill.Settings), distill.settings_of(args, Recipe)
-    )
+    settings = {
+        "chunks": str(before.allmem.chunk),
+        "windows": str(before.allmem.window),
+    }
+    fresh = started((folder, tmp_path / "data"), tmp_path / "out", **settings)
     expected = dict(tree_flatten(before.parameters()))
-    for name, x in tree_flatten(started.model.trainable_parameters()):
+    for name, x in trainable(fresh).items():
         assert mx.array_equal(x, expected[name]), name
 
 
 def test_what_is_planted_is_not_what_is_evaluated():
     drawn = planted.draw_facts(500, random.Random(0))
     assert len({fact.phrase for fact in drawn}) == 500
-    words = {word.strip(".") for fact in drawn for word in fact.told.split()}
+    words = {word.strip(".") for fact in drawn for word in fact.statement.split()}
     asked = {*recall_tasks.NAMES, *recall_tasks.PLACES}
     assert not words & asked
     assert not words & {"glassblower", "locker", "lantern"}

@@ -1,22 +1,17 @@
 """The PyTorch side of distillation: its layer against the oracle, its hybrid against
 transformers."""
 
-import sys
-
 import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import ROOT, TINY_ALLMEM, TINY_BASE, assert_close
+from helpers import TINY_ALLMEM, TINY_BASE, assert_close
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from allmem_mlx.config import VALUES, AllMemConfig
-
-sys.path.insert(0, str(ROOT / "examples" / "distill_pytorch"))
-
-from hybrid import TEACHER, Hybrid, View
-from loss import forward_kl, next_token_loss
+from allmem_mlx.distillation.torch.hybrid import TEACHER, Hybrid, View
+from allmem_mlx.distillation.torch.loss import forward_kl, next_token_loss
 
 CHUNK = TINY_ALLMEM["chunk"]
 LENGTH = 5 * CHUNK + 3
@@ -207,15 +202,3 @@ def test_next_token_loss():
     targets = torch.randint(0, 50, (300,))
     expected = nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none")
     assert_close("loss", next_token_loss(hidden, targets, head), expected, 1e-6)
-
-
-def test_neural_cache():
-    """What followed the same state is expected again, once its chunk is over."""
-    from neural_cache import recalled
-
-    keys = torch.eye(64).repeat(3, 1)
-    wanted = torch.arange(64).repeat(3)
-    found = recalled(keys, keys, wanted, wanted, theta=40.0)
-    assert (found[:64] == 0).all()
-    assert (found[64:127] > 0.99).all() and (found[128:] > 0.99).all()
-    assert found[127] < 0.02  # what followed stands in the open chunk

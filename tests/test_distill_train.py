@@ -1,34 +1,26 @@
-"""Distillation as a program: texts, start, recipe, and runs that go on."""
+"""Distillation in PyTorch: texts, start, recipe, and runs that are continued."""
 
 import json
-import subprocess
-import sys
-from dataclasses import replace
+import random
 
 import mlx.core as mx
 import pytest
 import torch
-from helpers import (
-    ROOT,
-    assert_close,
-    relative_error,
-    tiny_base_folder,
-)
+from helpers import assert_close, assert_refused, relative_error, tiny_base_folder
+from processes import run
 from safetensors.torch import load_file, save_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
-from allmem_mlx.distillation.documents import Document, Texts
+from allmem_mlx.distillation.documents import Collected, Document, Texts
 from allmem_mlx.distillation.initial import COMMON, whitening
-from allmem_mlx.distillation.recipe import Recipe, draw_step
+from allmem_mlx.distillation.recipe import Recipe, draw_document, draw_step
+from allmem_mlx.distillation.run import Run
+from allmem_mlx.distillation.torch.hybrid import View
+from allmem_mlx.distillation.torch.loss import document_loss
+from allmem_mlx.distillation.torch.measure import initialize, measure
+from allmem_mlx.distillation.torch.trainer import Settings, TorchTrainer
 from allmem_mlx.errors import AllMemError, SettingError
-
-# test_distill_layer put the program's folder on the path.
-import mqar  # isort: skip
-from hybrid import View  # isort: skip
-from initial import initialize, measure  # isort: skip
-from readback import layer_inputs  # isort: skip
-from train import Run, Settings, document_loss  # isort: skip
 
 BOOK = "\n\n".join(f"It was the best of {i} times, and the worst." for i in range(500))
 
@@ -43,9 +35,9 @@ def folders(tmp_path_factory):
 
 
 def settings_of(folders, out, **settings) -> tuple[Settings, Recipe]:
-    """Of a run of four steps on a tiny model."""
+    """The settings of a run of four steps on a tiny model."""
     base, texts = folders
-    own = {
+    model = {
         "model": str(base),
         "out": str(out),
         "heads": 2,
@@ -64,8 +56,16 @@ def settings_of(folders, out, **settings) -> tuple[Settings, Recipe]:
         "steps_per_eval": 4,
     }
     for name, value in settings.items():
-        (own if name in Settings.__annotations__ else recipe)[name] = value
-    return Settings(**own), Recipe(**recipe)
+        (model if name in Settings.__annotations__ else recipe)[name] = value
+    return Settings(**model), Recipe(**recipe)
+
+
+def started(folders, out, **settings) -> Run:
+    return Run(TorchTrainer(*settings_of(folders, out, **settings)))
+
+
+def parameters(run: Run) -> dict[str, torch.Tensor]:
+    return run.trainer.parameters
 
 
 @pytest.fixture
@@ -116,8 +116,9 @@ def test_keys_are_apart_at_the_start_of_training():
 
     def mean_cosine() -> float:
         cosines = []
-        for layer, u in zip(hybrid.layers(), layer_inputs(hybrid, tokens), strict=True):
-            keys = layer.memory.tokens(u)[0].keys[:, 1:]
+        for layer, stream in hybrid.residual_streams(tokens):
+            u = layer.input_layernorm(stream)
+            keys = layer.self_attn.memory.tokens(u)[0].keys[:, 1:]
             cosines.append((keys @ keys.mT).mean())
         return torch.stack(cosines).mean().item()
 
@@ -135,7 +136,7 @@ def test_alpha_moves_first_and_everything_after():
     document = Document(random_tokens(1, 4 * CHUNK)[0].tolist(), [range(50, 52)])
     view = View(window=16, sinks=2, chunk=CHUNK, memory=True)
     for moves in (("alpha",), tuple(hybrid.parameters())):
-        document_loss(hybrid, document, view, 1.0)[0].backward()
+        document_loss(hybrid, document, view, 1.0).backward()
         for name, x in hybrid.parameters().items():
             assert bool(x.grad.abs().max() > 0) == name.endswith(moves), name
             x.grad = None
@@ -146,7 +147,7 @@ def test_alpha_moves_first_and_everything_after():
 
 def test_rates_rise_and_fall():
     recipe = Recipe("data", iters=100, warm_up=0.1, decay=0.2)
-    scales = [recipe.scale(step) for step in range(100)]
+    scales = [recipe.schedule(step) for step in range(100)]
     assert scales[0] == 0.1 and scales[9:81] == [1.0] * 72
     assert scales[90] == 0.5 and 0 < scales[99] < 0.1
 
@@ -160,15 +161,14 @@ def test_a_step_depends_on_seed_and_number_alone(folders, tmp_path, texts):
 
 
 def test_a_run_goes_on_exactly(folders, tmp_path):
-    whole = Run(*settings_of(folders, tmp_path / "whole"))
-    whole.train()
-    Run(*settings_of(folders, tmp_path / "parts"))  # stopped before its first step
-    started = Run(*settings_of(folders, tmp_path / "parts"))
+    started(folders, tmp_path / "whole").train()
+    started(folders, tmp_path / "parts")  # stopped before its first step
+    part = started(folders, tmp_path / "parts")
     for _ in range(2):
-        started.train_step()
-    started.save()
-    started.train_step()  # lost
-    resumed = Run(*settings_of(folders, tmp_path / "parts"))
+        part.train_step()
+    part.save()
+    part.train_step()  # lost
+    resumed = started(folders, tmp_path / "parts")
     assert resumed.step == 2
     resumed.train()
     files = [tmp_path / name / "memory.safetensors" for name in ("whole", "parts")]
@@ -184,13 +184,33 @@ def test_a_run_goes_on_exactly(folders, tmp_path):
     assert {"memory", "never written", "of another document"} == set(log[-1]["judged"])
 
 
+def test_processes_share_a_batch(folders, tmp_path):
+    settings = {"lengths": "160", "batch_size": 2, "iters": 1}
+    started(folders, tmp_path / "one", **settings).train()
+    model, recipe = settings_of(folders, tmp_path / "two", **settings)
+    given = {**vars(model), **vars(recipe)}
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in given.items()
+        if value and not isinstance(value, bool)
+    ]
+    launcher = ("torch.distributed.run", "--nproc-per-node", 2, "-m")
+    result = run(*launcher, "allmem_mlx.distillation.torch", *flags)
+    assert result.returncode == 0, result.stderr
+    files = [tmp_path / name / "memory.safetensors" for name in ("one", "two")]
+    one, two = map(load_file, files)
+    for name, x in one.items():
+        assert_close(name, two[name], x, 1e-5)
+
+
 def test_what_was_trained_is_what_mlx_reads(folders, tmp_path):
     """From the folder that a run leaves, over many chunks."""
     from allmem_mlx import load
     from allmem_mlx.convert import convert
 
-    run = Run(*settings_of(folders, tmp_path / "run"))
-    run.train()
+    trained = started(folders, tmp_path / "run")
+    trained.train()
+    hybrid = trained.trainer.hybrid
     convert(folders[0], tmp_path / "new", torch_path=tmp_path / "run")
     model, _ = load(tmp_path / "new")
     c = model.allmem
@@ -201,62 +221,30 @@ def test_what_was_trained_is_what_mlx_reads(folders, tmp_path):
         for memory in (True, False)
     ]
     with torch.no_grad():
-        head = run.hybrid.model.get_output_embeddings()
-        expected, without = (head(run.hybrid.hidden(tokens, view)) for view in views)
+        head = hybrid.model.get_output_embeddings()
+        expected, without = (head(hybrid.hidden(tokens, view)) for view in views)
     actual = model(mx.array(tokens.numpy()))
     assert_close("logits", actual, expected, 1e-5)
     assert relative_error(actual, without) > 1e-3
 
 
-def program(name, *flags):
-    return subprocess.run(
-        [sys.executable, f"examples/distill_pytorch/{name}.py", *map(str, flags)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-
-
 def test_refusals(folders, tmp_path):
-    base, texts = folders
-    result = program(
-        "train", "--model", tmp_path, "--data", texts, "--out", tmp_path / "o"
-    )
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1 and "config.json" in result.stderr
-    with pytest.raises(AllMemError, match="not a model folder"):
-        Run(*settings_of(folders, tmp_path / "o", model=str(tmp_path)))
+    flags = {"model": tmp_path, "data": folders[1], "out": tmp_path / "o"}
+    given = [x for name, value in flags.items() for x in (f"--{name}", value)]
+    result = run("allmem_mlx.distillation.torch", *given)
+    assert_refused(result, 1, "not a model folder: it has no config.json")
     assert not (tmp_path / "o").exists()
     with pytest.raises(AllMemError, match="no text file"):
-        Run(*settings_of(folders, tmp_path / "o", data=str(tmp_path)))
+        started(folders, tmp_path / "o", data=str(tmp_path))
 
 
-def test_another_recipe_does_not_go_on(folders, tmp_path):
-    run = Run(*settings_of(folders, tmp_path))
-    run.save()
+def test_a_checkpoint_that_does_not_fit(folders, tmp_path):
+    started(folders, tmp_path).save()
     with pytest.raises(AllMemError, match="other settings"):
-        Run(*settings_of(folders, tmp_path, rate=5e-4))
-
-
-def test_readback(folders):
-    base, texts = folders
-    sizes = ["--heads", 2, "--head-dim", 16, "--hidden-dim", 64, "--length", 1024]
-    sizes += ["--learning-rate", 0.2]
-    found = {}
-    for start in ("random", "whitened"):
-        flags = ["--model", base, "--start", start, *sizes]
-        result = program("readback", *flags, texts / "training.txt")
-        assert result.returncode == 0, result.stderr
-        _, _, first, *_ = result.stdout.splitlines()
-        found[start] = float(first.split()[-1])
-    assert found["whitened"] > max(2 / 64, found["random"])
-
-
-def test_a_tiny_model_learns_to_recall():
-    hybrid = mqar.train("matched", pairs=8, steps=40, batch=16, seed=0)
-    never = replace(mqar.VIEW, write=False)
-    assert mqar.recall(hybrid, 8, mqar.VIEW) > 0.9
-    assert mqar.recall(hybrid, 8, never) < 0.1
+        started(folders, tmp_path, rate=5e-4)
+    (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
+    with pytest.raises(AllMemError, match="checkpoint.pt is no checkpoint"):
+        started(folders, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -281,47 +269,47 @@ def test_a_memory_wider_than_the_base():
     assert all(torch.isfinite(x).all() for x in hybrid.parameters().values())
 
 
-def test_the_second_stage_answers_by_itself(folders, tmp_path):
-    Run(*settings_of(folders, tmp_path / "first", iters=2)).train()
-    run = Run(
-        *settings_of(
-            folders, tmp_path / "second", memory=str(tmp_path / "first"), stage2=2
-        )
-    )
+def test_the_second_stage_trains_on_answers_of_the_student(folders, tmp_path):
+    started(folders, tmp_path / "first", iters=2).train()
+    memory = str(tmp_path / "first")
+    second = started(folders, tmp_path / "second", memory=memory, stage2=2)
     trained = load_file(tmp_path / "first" / "memory.safetensors")
-    assert all(torch.equal(x, trained[k]) for k, x in run.hybrid.parameters().items())
-    _, recipe = settings_of(folders, tmp_path)
-    document = draw_step(recipe, run.source, 0).documents[0]
+    assert all(torch.equal(x, trained[k]) for k, x in parameters(second).items())
+    document = draw_step(second.recipe, second.source, 0).documents[0]
     prompt = document.tokens[: document.response.start]
-    assert document.tokens[len(prompt) :] == run.answer(prompt, len(document.response))
-    run.train_step()
+    answer = second.trainer.answer(prompt, len(document.response))
+    assert document.tokens[len(prompt) :] == answer
+    second.train_step()
+
+
+def test_the_second_stage_trains_on_nothing_else(folders, tmp_path, texts):
+    document = Document(list(range(100)), response=range(90, 100))
+    source = Collected([document], texts[1], seed=0)
+    _, recipe = settings_of(folders, tmp_path, repeats=0.5, facts=0.5, stage2=1)
+    source.random = random.Random(0)
+    for _ in range(8):
+        assert draw_document(recipe, source, 80, 64) == document
 
 
 def test_layers_that_a_memory_does_not_have_start_anew(folders, tmp_path):
-    first = Run(*settings_of(folders, tmp_path / "first", iters=1, layers="-1"))
+    first = started(folders, tmp_path / "first", iters=1, layers="-1")
     first.train()
     memory = str(tmp_path / "first")
-    second = Run(
-        *settings_of(folders, tmp_path / "second", memory=memory, layers="0,-1")
-    )
-    fresh = Run(*settings_of(folders, tmp_path / "fresh", layers="0,1"))
-    trained, start = first.hybrid.parameters(), fresh.hybrid.parameters()
-    parameters = second.hybrid.parameters()
-    assert set(parameters) == set(start) > set(trained)
-    for name, x in parameters.items():
+    second = started(folders, tmp_path / "second", memory=memory, layers="0,-1")
+    fresh = started(folders, tmp_path / "fresh", layers="0,1")
+    trained, start = parameters(first), parameters(fresh)
+    assert set(parameters(second)) == set(start) > set(trained)
+    for name, x in parameters(second).items():
         assert torch.equal(x, trained.get(name, start[name])), name
-    third = Run(*settings_of(folders, tmp_path / "third", memory=memory))
-    assert third.hybrid.parameters().keys() == trained.keys()
+    third = started(folders, tmp_path / "third", memory=memory)
+    assert parameters(third).keys() == trained.keys()
     for layers, message in (("0", "layers.1.* not trained here"), ("a", "layers is")):
-        settings = settings_of(
-            folders, tmp_path / "fourth", memory=memory, layers=layers
-        )
         with pytest.raises(AllMemError, match=message):
-            Run(*settings)
+            started(folders, tmp_path / "fourth", memory=memory, layers=layers)
     file = tmp_path / "first" / "memory.safetensors"
     save_file({k: x for k, x in load_file(file).items() if "o_norm" not in k}, file)
     with pytest.raises(AllMemError, match="o_norm.* is missing"):
-        Run(*settings_of(folders, tmp_path / "fourth", memory=memory))
+        started(folders, tmp_path / "fourth", memory=memory)
 
 
 def test_other_families_are_refused():

@@ -4,17 +4,16 @@ import codecs
 import gzip
 import io
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from processes import alone, peak
 from test_tokens import PROSE, build, gpt2, smollm2
+from transformers import AutoTokenizer
 
-from allmem_mlx.documents import source
-from allmem_mlx.documents import Document
+from allmem_mlx.documents import Document, source
 from allmem_mlx.documents.encodings import SAMPLE
 from allmem_mlx.errors import AllMemError, MissingLibrary, SettingError
 
@@ -409,24 +408,17 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
 # Texts without spaces.
 
 
-# The peak of a process only grows: what it is after a short text, and after a long one.
-MEASURE = """
-import re, resource, sys
-from transformers import AutoTokenizer
-from allmem_mlx.documents import Document
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-for file in sys.argv[2:]:
-    opened, tokens, first = Document(file, piece=8192), 0, 0
-    for ids in opened.pieces(tokenizer):
-        tokens += len(ids)
-        first = first or opened.bytes_read
-    if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
-        with open("/proc/self/status") as status:
-            peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1]) * 2**10
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(tokens, first, opened.changed_cuts, peak / 2**20)
-"""
+def sizes(tokenizer: Path, *files: Path) -> list[tuple[int, int, int, int]]:
+    """Of each file: its tokens, the bytes read when the first came, the cuts that
+    changed one, and the largest size that the process has had by then."""
+    tokenizer, found = AutoTokenizer.from_pretrained(tokenizer), []
+    for file in files:
+        opened, tokens, first = Document(file, piece=8192), 0, 0
+        for ids in opened.pieces(tokenizer):
+            tokens += len(ids)
+            first = first or opened.bytes_read
+        found.append((tokens, first, opened.changed_cuts, peak()))
+    return found
 
 
 @pytest.mark.parametrize("kind", ["base64", "a Chinese line", "dots", "minified code"])
@@ -444,11 +436,7 @@ def test_a_million_characters_without_a_space(tmp_path, kind):
     long = 1_000_000 if kind == "base64" else 300_000
     for file, length in zip(files, (60_000, long), strict=True):
         file.write_text(texts[kind][:length])
-    command = [sys.executable, "-c", MEASURE, tmp_path / "tokenizer", *files]
-    out = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    short, long = (
-        [float(x) for x in line.split()] for line in out.stdout.decode().splitlines()
-    )
+    short, long = alone(sizes, tmp_path / "tokenizer", *files)
     for tokens, first, changes, _ in (short, long):
         assert tokens > 1000 and first <= 80_000 and changes == 0
-    assert long[3] < short[3] + 8, (short, long)
+    assert long[3] < short[3] + 8 * 2**20, (short, long)

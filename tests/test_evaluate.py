@@ -5,18 +5,19 @@ import random
 import sys
 
 import pytest
-from helpers import active_folder, assert_refused, run
+from helpers import active_folder, assert_refused
+from processes import run
 
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.evaluate import (
+    DEFAULTS_WITH_PASSAGES,
     PLANTED,
-    PLANTED_DEFAULTS,
     SUITES,
     TASKS,
     check_args,
     setup_arg_parser,
 )
-from allmem_mlx.evaluation import lookup_recall, planting, recall
+from allmem_mlx.evaluation import planting, recall
 from allmem_mlx.evaluation.suites.passages import COLUMNS
 from allmem_mlx.evaluation.suites.run import SUITES as LOADED
 from allmem_mlx.evaluation.systems import NAMES
@@ -201,9 +202,8 @@ def test_defaults_with_passages():
         return tuple(args.distances), args.samples
 
     assert defaults("--recall", "mqar")[1] == 8
-    expected = (lookup_recall.DISTANCES, lookup_recall.SAMPLES)
+    expected = tuple(DEFAULTS_WITH_PASSAGES.values())
     assert defaults(*PASSAGES, "facts") == expected
-    assert tuple(PLANTED_DEFAULTS.values()) == expected
     assert defaults(*PASSAGES, "facts", "--samples", "3")[1] == 3
 
 

@@ -1,6 +1,5 @@
 """Evaluation: controls, likelihood, intervals and curves, on tiny models."""
 
-import io
 import json
 import math
 
@@ -17,12 +16,14 @@ from helpers import (
     state_arrays,
     tiny_model,
 )
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from allmem_mlx import load
-from allmem_mlx.cli.report import as_json, panels
+from allmem_mlx.cli.plots import SIZE, _label
+from allmem_mlx.cli.report import as_json
 from allmem_mlx.convert import convert
-from allmem_mlx.evaluation import likelihood, report
+from allmem_mlx.evaluation import likelihood, plots, tables
 from allmem_mlx.evaluation import systems as systems_module
 from allmem_mlx.evaluation.intervals import Interval, ratio
 from allmem_mlx.evaluation.systems import (
@@ -177,7 +178,8 @@ class TestSystems:
         # Below the first memory nothing differs.
         assert mx.array_equal(first[0].keys, first[1].keys)
         tails = [
-            MemoryState.from_arrays(x.cache[0].memory).tail for x in (reader, never)
+            MemoryState.from_arrays(x.cache[0].memory).conv_state
+            for x in (reader, never)
         ]
         assert mx.array_equal(*tails)
         found = all_losses(model, own, other)
@@ -382,20 +384,48 @@ class TestSummary:
         assert summary["gain"]["value"] is None
         assert summary["documents"][0]["nll"][FULL] is None
         json.loads(as_json(summary))
-        assert "n/a" in report.likelihood(summary)
+        assert "n/a" in tables.likelihood(summary)
 
 
 class TestPlot:
-    def test_a_png_with_curves(self):
-        summary = likelihood.summary(made_up(3.0, 4.0, 3.6, 3.9, 3.8, 3.7), window=16)
-        panel = report.likelihood_panel(summary)
+    @pytest.fixture
+    def result(self):
+        """What the command writes of a gap of 1.0, of which 0.4 is closed."""
+        found = made_up(3.0, 4.0, 3.6, 3.9, 3.8, 3.7)
+        summary = likelihood.summary(found, window=16)
+        sizes = {"window": 16, "sinks": 4, "chunk": 8}
+        return {
+            "measured": "likelihood",
+            "allmem": sizes,
+            "matched window": 40,
+        } | summary
+
+    def test_curves(self, result):
+        panel = plots.likelihood(result)
+        assert panel.title == "AllMem recovers 40 % of what the window loses"
         assert set(panel.curves) == set(NAMES)
         assert panel.curves[ALLMEM] == [
-            (pytest.approx(512**0.5), pytest.approx(3.6)),
-            (pytest.approx(2048**0.5), pytest.approx(3.6)),
+            (pytest.approx(512**0.5), pytest.approx(0.4)),
+            (pytest.approx(2048**0.5), pytest.approx(0.4)),
         ]
-        png = panels([panel], "title")
-        image = np.round(255 * imread(io.BytesIO(png), format="png")).astype(int)
-        assert image.shape[:2] == (750, 1200)
-        red, _, blue = image[..., :3].transpose(2, 0, 1)
-        assert (abs(red - blue) > 50).sum() > 1_000  # text and frame are grey
+
+    def test_pictures_for_light_and_dark_pages(self, result, tmp_path):
+        plots.plot(json.loads(as_json(result)), str(tmp_path / "out.png"))
+        light, dark = (imread(tmp_path / x) for x in ("out.png", "out-dark.png"))
+        assert light.shape == dark.shape == (960, 1760, 4)
+        assert light[0, 0].min() == 1 and dark[0, 0, :3].max() < 0.1
+        for image in (light, dark):
+            red, _, blue = np.round(255 * image[..., :3]).astype(int).transpose(2, 0, 1)
+            assert (abs(red - blue) > 50).sum() > 1_000  # text and frame are grey
+
+    def test_names_beside_lines_do_not_overlap(self):
+        ax = Figure().add_subplot()
+        ends = [
+            (name, (1.0, y), "red")
+            for name, y in zip("abcd", (2, 0, 2, 1.99), strict=True)
+        ]
+        ax.plot([0, 1], [0, 2])
+        _label(ax, ends)
+        heights = sorted(x.xyann[1] for x in ax.texts)
+        assert [x.get_text() for x in ax.texts] == ["b", "d", "c", "a"]
+        assert min(np.diff(heights)) * ax.get_window_extent().height > SIZE / 72 * 100

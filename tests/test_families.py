@@ -25,10 +25,11 @@ from helpers import (
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from allmem_mlx import load, ring, state
+from allmem_mlx.attention import WindowAttention
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import SettingError
 from allmem_mlx.memory.layer import Memory
-from allmem_mlx.model import HybridAttention, SlidingAttention
+from allmem_mlx.model import HybridAttention
 from allmem_mlx.session import Session
 from allmem_mlx.variants import base_model
 
@@ -81,7 +82,7 @@ def test_which_layers_become_hybrids(case, tmp_path):
     if name == "qwen2, some sliding":
         types = [FULL, "sliding_attention"]
     for layer, kind in zip(model.layers, types, strict=True):
-        expected = HybridAttention if kind == FULL else SlidingAttention
+        expected = HybridAttention if kind == FULL else WindowAttention
         assert isinstance(layer.self_attn, expected)
         assert ("memory" in layer.self_attn) == (kind == FULL)
 

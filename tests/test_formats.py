@@ -26,8 +26,9 @@ from document_files import (
     report,
     unpacked,
 )
+from processes import alone, peak
 
-from allmem_mlx.documents.formats import Part, find_reader, looks_like_format
+from allmem_mlx.documents.formats import Part, find_parser, looks_like_format
 from allmem_mlx.documents.formats.page_text import mend
 from allmem_mlx.errors import AllMemError
 
@@ -38,7 +39,7 @@ NAME = "'book.pdf'"
 def parts_of(data: bytes, warnings: list[str] | None = None) -> list[Part]:
     file, warnings = io.BytesIO(data), [] if warnings is None else warnings
     assert looks_like_format(data[:65536])
-    reader = find_reader(data[:65536], file, NAME)
+    reader = find_parser(data[:65536], file, NAME)
     assert reader is not None
     return list(reader(file, NAME, warnings.append))
 
@@ -94,7 +95,7 @@ def test_pdf_without_outline_has_no_sections():
     # Something before its start does not hide it, and may not make a PDF of a text.
     assert text_of(b"From a mail\r\n\r\n" + data) == "The treaty was signed.\n"
     text = b"A file that starts with %PDF-1.4 is a PDF."
-    assert find_reader(text, io.BytesIO(text), NAME) is None
+    assert find_parser(text, io.BytesIO(text), NAME) is None
 
 
 def test_pdf_with_filters():
@@ -119,39 +120,25 @@ def test_pdf_is_read_lazily(long_report):
             return super().readinto(buffer)
 
     file = Counting(data)
-    parts = find_reader(data[:65536], file, NAME)(file, NAME, print)
+    parts = find_parser(data[:65536], file, NAME)(file, NAME, print)
     assert next(parts).text == expected[0].text
     first = len(file.touched)
     list(parts)
     assert first < 0.5 * len(file.touched)
 
 
-MEASURE = """
-import re, resource, sys
-from allmem_mlx.documents.formats import find_reader
-with open(sys.argv[1], "rb") as file:
-    characters = 0
-    for part in find_reader(file.read(65536), file, "it")(file, "it", print):
-        characters += len(part.text)
-if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
-    with open("/proc/self/status") as status:
-        peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read())[1]) * 2**10
-else:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(characters, peak / 2**20)
-"""
-
-
-def measured(path: Path) -> tuple[int, float]:
-    """Characters, and the peak memory of a process that reads them, in MiB."""
-    command = [sys.executable, "-c", MEASURE, str(path)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    characters, memory = run.stdout.split()
-    return int(characters), float(memory)
+def sizes(*paths: Path) -> list[tuple[int, int]]:
+    """Characters of files, and the largest size of the process that has read them."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            parts = find_parser(file.read(65536), file, NAME)(file, NAME, print)
+            found.append((sum(len(part.text) for part in parts), peak()))
+    return found
 
 
 def large_epub(chapters: int) -> bytes:
-    body = "<p>Some words of a chapter &amp; more of them.</p>" * 500
+    body = "<p>Some words of a chapter &amp; more of them.</p>" * 2000
     names = [f"c{number}.xhtml" for number in range(chapters)]
     return archive(epub_members(dict.fromkeys(names, body), {}))
 
@@ -171,10 +158,9 @@ def test_memory_does_not_grow_with_the_document(kind, tmp_path, long_report):
         small, large = make(size), make(10 * size)
     (tmp_path / "small").write_bytes(small)
     (tmp_path / "large").write_bytes(large)
-    few, before = measured(tmp_path / "small")
-    many, after = measured(tmp_path / "large")
-    assert many > 8 * few
-    assert after - before < 6, (before, after)
+    small, large = alone(sizes, tmp_path / "small", tmp_path / "large")
+    assert large[0] > 8 * small[0]
+    assert large[1] - small[1] < 2**21, (small, large)
 
 
 def test_encrypted_pdf():
@@ -525,7 +511,7 @@ def test_encodings_of_html(data, text):
 def test_text_with_tags_is_no_page():
     for data in (b"<p>Markdown", b"# html\n<html>", b"<!-- a -->" * 99, b"<htmlish>"):
         assert not looks_like_format(data)
-        assert find_reader(data, io.BytesIO(data), NAME) is None
+        assert find_parser(data, io.BytesIO(data), NAME) is None
 
 
 def test_rtf():
@@ -587,7 +573,7 @@ def test_kinds_that_are_refused(kind):
 def test_texts_that_begin_like_them(start):
     data = start + b" is how this text begins."
     assert not looks_like_format(data)
-    assert find_reader(data, io.BytesIO(data), NAME) is None
+    assert find_parser(data, io.BytesIO(data), NAME) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import copy
 import io
 import random
 import signal
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -17,8 +16,9 @@ from pathlib import Path
 import pytest
 from document_files import archive, book, page, paper, report, unpacked
 from lxml import etree
+from processes import run
 
-from allmem_mlx.documents.formats import find_reader
+from allmem_mlx.documents.formats import find_parser
 from allmem_mlx.errors import AllMemError
 
 FILES = 1000  # of each format
@@ -205,7 +205,7 @@ def read(data: bytes) -> tuple[int, str]:
     """Characters of the text, and the message if it was refused."""
     file, characters, warnings = io.BytesIO(data), 0, []
     try:
-        reader = find_reader(data[:65536], file, NAME)
+        reader = find_parser(data[:65536], file, NAME)
         if reader is None:
             return len(data), ""
         for part in reader(file, NAME, warnings.append):
@@ -240,13 +240,12 @@ def main() -> None:
 @pytest.mark.parametrize("start", range(0, FILES, FILES // 2))
 def test_damaged_files(kind, start, tmp_path):
     stop = start + FILES // 2
-    command = [sys.executable, __file__, kind, str(start), str(stop)]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    lines = run.stdout.splitlines()
+    result = run(__file__, kind, start, stop, cwd=tmp_path)
+    lines = result.stdout.decode().splitlines()
     ended = [line for line in lines if line.startswith(("read ", "refused "))]
-    assert run.returncode == 0, (
-        f"{kind} {start + len(ended)} ended in {run.returncode}: {lines[-1:]} "
-        f"{run.stderr[-1500:]}"
+    assert result.returncode == 0, (
+        f"{kind} {start + len(ended)} ended in {result.returncode}: {lines[-1:]} "
+        f"{result.stderr[-1500:].decode()}"
     )
     assert len(ended) == stop - start and not any("forbidden" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
@@ -263,10 +262,8 @@ def test_the_watch_notices():
     ):
         code = f"import test_fuzz_documents as t; t.watch(); {act}"
         folder = Path(__file__).parent
-        run = subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
-        )
-        assert run.returncode == 1 and "forbidden" in run.stdout
+        result = run("-c", code, cwd=folder)
+        assert result.returncode == 1 and b"forbidden" in result.stdout
 
 
 def test_an_archive_within_an_archive():

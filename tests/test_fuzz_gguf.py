@@ -2,14 +2,13 @@
 
 import math
 import random
-import resource
 import shutil
 import signal
-import sys
 
 import pytest
 from gguf_files import save_gguf, write_gguf
 from helpers import tiny_base_folder
+from processes import alone, peak
 
 from allmem_mlx.convert import convert
 from allmem_mlx.convert.gguf.families import ARCHITECTURES
@@ -116,25 +115,20 @@ def nonsense(values, rng):
     return values
 
 
-@pytest.fixture
-def watched():
-    """Ends a test that hangs, and fails one that takes gigabytes."""
-
-    def hang(*args):
-        raise TimeoutError(f"longer than {SECONDS} seconds")
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    handler = signal.signal(signal.SIGALRM, hang)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, handler)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    assert peak - before < 1e9
+def write_corrupted(good, path, seed) -> None:
+    path.write_bytes(corrupted(good, seed))
 
 
-def assert_refused_or_converted(folder, seed) -> bool:
-    """Whether it was refused."""
+def write_nonsense(good, path, seed) -> None:
+    """A file without damage, but made by a program that is wrong."""
+    path.write_bytes(good[0])
+    metadata, tensors = read_header(path)
+    arrays = {name: x.read(0, x.rows).reshape(x.shape) for name, x in tensors.items()}
+    write_gguf(path, nonsense(metadata.values, random.Random(seed)), arrays)
+
+
+def is_refused(folder, seed) -> bool:
+    """Or it is converted; anything else is an error."""
     signal.alarm(SECONDS)
     try:
         convert(folder / "tiny.gguf", folder / "new", **SIZES)
@@ -152,25 +146,24 @@ def assert_refused_or_converted(folder, seed) -> bool:
     return refused
 
 
-@pytest.mark.parametrize("block", range(0, FILES, 50))
-def test_corrupted_files(good, tmp_path, watched, block):
-    refused = 0
-    for seed in range(block, block + 50):
-        (tmp_path / "tiny.gguf").write_bytes(corrupted(good, seed))
-        refused += assert_refused_or_converted(tmp_path, seed)
-    assert 10 < refused < 50
+def refusals(write, good, folder, seeds) -> tuple[int, int]:
+    """How many files are refused, and by how much the process grows."""
+
+    def hang(*args):
+        raise TimeoutError(f"longer than {SECONDS} seconds")
+
+    signal.signal(signal.SIGALRM, hang)
+    before, refused = peak(), 0
+    for seed in seeds:
+        write(good, folder / "tiny.gguf", seed)
+        refused += is_refused(folder, seed)
+    return refused, peak() - before
 
 
 @pytest.mark.parametrize("block", range(0, FILES, 50))
-def test_metadata_that_makes_no_sense(good, tmp_path, watched, block):
-    """A file without damage, but made by a program that is wrong."""
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(good[0])
-    metadata, tensors = read_header(path)
-    arrays = {name: x.read(0, x.rows).reshape(x.shape) for name, x in tensors.items()}
-    refused = 0
-    for seed in range(block, block + 50):
-        values = nonsense(metadata.values, random.Random(seed))
-        write_gguf(path, values, arrays)
-        refused += assert_refused_or_converted(tmp_path, seed)
+@pytest.mark.parametrize("write", [write_corrupted, write_nonsense])
+def test_files_that_are_wrong(good, tmp_path, write, block):
+    seeds = range(block, block + 50)
+    refused, growth = alone(refusals, write, good, tmp_path, seeds)
     assert 10 < refused < 50
+    assert growth < 2**26

@@ -2,25 +2,14 @@
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
-import sys
-import termios
-import time
 
 import mlx.core as mx
 import pytest
-from helpers import (
-    ROOT,
-    assert_close,
-    assert_refused,
-    feed,
-    run,
-    tiny_base_folder,
-)
+from helpers import Generate, assert_close, assert_refused, feed, tiny_base_folder
+from processes import Terminal, run
 
 from allmem_mlx import generate, load, stream_generate
 from allmem_mlx.convert import convert
@@ -40,21 +29,11 @@ def folder(tmp_path_factory):
     return path / "tiny"
 
 
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load(folder)
-
-
 @pytest.fixture
 def document(tmp_path):
     path = tmp_path / "document.txt"
     path.write_text(TEXT)
     return path
-
-
-def command(folder, *flags, **options):
-    temp = [] if "--temp" in flags else ["--temp", "0"]
-    return run("allmem_mlx.generate", "--model", folder, *temp, *flags, **options)
 
 
 class TestAPI:
@@ -65,7 +44,7 @@ class TestAPI:
             "import allmem_mlx.generate; assert callable(allmem_mlx.generate)\n"
             "from allmem_mlx import generate, load, stream_generate"
         )
-        subprocess.run([sys.executable, "-c", code], check=True)
+        assert run("-c", code, fresh=True).returncode == 0
 
     def test_a_stream_is_read_like_a_list(self, tiny, document):
         """Text, ids, an array and a document give the same tokens and counts."""
@@ -167,8 +146,8 @@ class TestAPI:
 
 
 class TestCommand:
-    def test_goes_on_from_a_document(self, folder, tiny, document):
-        result = command(folder, "--prompt-file", document, "-m", "9")
+    def test_goes_on_from_a_document(self, command, tiny, document):
+        result = command("--prompt-file", document, "-m", "9")
         assert result.returncode == 0 and not result.stderr, result.stderr
         expected = generate(*tiny, tiny[1].encode(TEXT), max_tokens=9)
         lines = result.stdout.decode().split("=" * 10)
@@ -182,9 +161,9 @@ class TestCommand:
             "(68 in the window, the rest forgotten; memory: none)"
         )
 
-    def test_json_is_the_last_line(self, folder, document):
+    def test_json_is_the_last_line(self, command, document):
         flags = ["--prompt-file", document, "-m", "3", "--json", "--verbose", "F"]
-        result = command(folder, *flags)
+        result = command(*flags)
         last = json.loads(result.stdout.decode().splitlines()[-1])
         assert list(last) == [
             "prompt_tokens",
@@ -201,10 +180,10 @@ class TestCommand:
         assert last["prompt_tokens"] == 1200 and last["finish_reason"] == "length"
         assert b"Peak memory" not in result.stdout
 
-    def test_a_question_goes_into_the_chat_template(self, folder, tiny, document):
+    def test_a_question_goes_into_the_chat_template(self, command, tiny, document):
         """The document and the question are one user message, a blank line between."""
         flags = ["--prompt-file", document, "--prompt", "WHO?\\nHOW?", "-e", "-m", "9"]
-        result = command(folder, *flags, "--system-prompt", "BE KIND")
+        result = command(*flags, "--system-prompt", "BE KIND")
         expected = (
             f"<|im_start|>system\nBE KIND<|im_end|>\n<|im_start|>user\n{TEXT}\n\n"
             "WHO?\nHOW?<|im_end|>\n<|im_start|>assistant\n"
@@ -215,30 +194,28 @@ class TestCommand:
         assert f"Prompt: {len(ids)} tokens" in result.stdout.decode()
         assert text in result.stdout.decode()
 
-    def test_stdin(self, folder, document):
+    def test_stdin(self, command, document):
         file, piped = (
-            command(folder, "--prompt-file", source, "-m", "5", "--verbose", "F", **o)
+            command("--prompt-file", source, "-m", "5", "--verbose", "F", **o)
             for source, o in ((document, {}), ("-", {"stdin": TEXT}))
         )
         assert piped.returncode == 0 and piped.stdout == file.stdout
 
-    def test_a_prompt_alone(self, folder):
+    def test_a_prompt_alone(self, command):
         """As mlx_lm.generate: the chat template, or the raw prompt."""
-        chat = command(folder, "--prompt", "HOW", "-m", "3").stdout.decode()
-        raw = command(folder, "-p", "-", "-m", "3", "--ignore-chat-template", stdin="A")
+        chat = command("--prompt", "HOW", "-m", "3").stdout.decode()
+        raw = command("-p", "-", "-m", "3", "--ignore-chat-template", stdin="A")
         # <|im_start|>user\nHOW<|im_end|>\n<|im_start|>assistant\n, letter by letter
         assert "Prompt: 22 tokens" in chat
         assert "Prompt: 1 tokens" in raw.stdout.decode()
 
-    def test_a_seed_repeats_a_sample(self, folder, document):
+    def test_a_seed_repeats_a_sample(self, command, document):
         flags = ["--prompt-file", document, "--temp", "1.5", "-m", "30"]
         flags += ["--top-p", "0.95", "--min-p", "0.01", "--verbose", "F", "--seed"]
-        one, again, other = (
-            command(folder, *flags, seed).stdout for seed in ("1", "1", "2")
-        )
+        one, again, other = (command(*flags, seed).stdout for seed in ("1", "1", "2"))
         assert one == again != other
 
-    def test_text_rules(self, folder, tmp_path):
+    def test_text_rules(self, command, tmp_path):
         """BOM, CRLF and bytes that are not UTF-8 (each one U+FFFD, and a warning)."""
         plain, dressed, broken = (tmp_path / name for name in ("a", "b", "c"))
         plain.write_bytes(b"HOW\nTHE\nRING\n" * 9)
@@ -246,17 +223,16 @@ class TestCommand:
         broken.write_bytes(b"HOW\nTHE\nRING\n" * 99 + b"\x81\xfe!")
         flags = ("-m", "5", "--verbose", "F")
         one, two, three = (
-            command(folder, "--prompt-file", path, *flags)
-            for path in (plain, dressed, broken)
+            command("--prompt-file", path, *flags) for path in (plain, dressed, broken)
         )
         assert one.stdout == two.stdout and not one.stderr
         assert three.returncode == 0 and b"2 characters" in three.stderr
 
-    def test_a_chunk_larger_than_the_window_is_said(self, folder):
-        result = command(folder, "-p", "HOW", "--window", "16", "-m", "1")
+    def test_a_chunk_larger_than_the_window_is_said(self, command):
+        result = command("-p", "HOW", "--window", "16", "-m", "1")
         assert result.stderr.startswith(b"[WARNING] chunk 64 is larger than window 16")
 
-    def test_refused(self, folder, document, tmp_path):
+    def test_refused(self, command, folder, document, tmp_path):
         empty, binary, nowhere = (tmp_path / n for n in ("empty", "binary", "nowhere"))
         empty.write_bytes(b"")
         folder_of_none = tmp_path / "folder"
@@ -287,12 +263,12 @@ class TestCommand:
             ([*read, "--no-such-flag"], 2, ["--no-such-flag"]),
         ]
         for flags, code, words in refused:
-            assert_refused(command(folder, *flags), code, *words)
+            assert_refused(command(*flags), code, *words)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-    def test_an_unreadable_file(self, folder, document):
+    def test_an_unreadable_file(self, command, document):
         document.chmod(0)
-        assert_refused(command(folder, "--prompt-file", document), 1, document)
+        assert_refused(command("--prompt-file", document), 1, document)
 
     def test_refused_models(self, folder, tmp_path):
         base = folder.parent / "base"
@@ -302,17 +278,17 @@ class TestCommand:
             (base, [base, "convert"]),
         ]
         for path, words in refused:
-            assert_refused(command(path, "-p", "HOW"), 1, *words)
+            assert_refused(Generate(path)("-p", "HOW"), 1, *words)
 
     def test_a_truncated_model(self, folder, tmp_path):
         for path in folder.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
-        assert_refused(command(tmp_path, "-p", "HOW"), 1, weights, "incomplete")
+        assert_refused(Generate(tmp_path)("-p", "HOW"), 1, weights, "incomplete")
 
     def test_debug_shows_a_traceback(self, folder, tmp_path):
-        result = command(tmp_path, "-p", "HOW", "--debug")
+        result = Generate(tmp_path)("-p", "HOW", "--debug")
         assert result.returncode == 1 and b"Traceback" in result.stderr
 
     def test_help_is_quick(self):
@@ -323,7 +299,7 @@ class TestCommand:
             "except SystemExit: pass\n"
             "assert 'transformers' not in sys.modules and 'mlx_lm' not in sys.modules"
         )
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        result = run("-c", code, fresh=True)
         assert result.returncode == 0 and b"--prompt-file" in result.stdout
 
     def test_flags_are_those_of_mlx_lm(self):
@@ -358,40 +334,23 @@ class TestCommand:
 class TestTerminal:
     """On a terminal there is progress, and Ctrl-C ends it."""
 
-    def start(self, folder, *flags):
-        main, side = pty.openpty()
-        termios.tcsetwinsize(side, (24, 80))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "allmem_mlx.generate", "--model", folder, *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=side,
-            cwd=ROOT,
-        )
-        os.close(side)
-        return process, main
+    def start(self, folder, *flags, **options) -> Terminal:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        command = ["allmem_mlx.generate", "--model", folder, *flags]
+        return Terminal(*command, **streams, **options)
 
-    def read_until(self, terminal, words):
-        text, deadline = b"", time.monotonic() + 60
-        while words not in text:
-            ready, _, _ = select.select([terminal], [], [], deadline - time.monotonic())
-            assert ready, text
-            text += os.read(terminal, 4096)
-        return text.decode()
-
-    def interrupt(self, process, terminal):
-        process.send_signal(signal.SIGINT)
-        text = self.read_until(terminal, b"allmem_mlx.generate: interrupted")
-        assert "Traceback" not in text
-        assert process.wait(20) == 130
-        os.close(terminal)
+    def interrupt(self, terminal):
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("allmem_mlx generate: interrupted")
+        assert "Traceback" not in terminal.seen
+        terminal.end(130)
 
     def test_ctrl_c_while_reading(self, folder, tmp_path):
         document = tmp_path / "long.txt"
         document.write_text(TEXT * 3000)
-        process, terminal = self.start(folder, "--prompt-file", document)
-        text = self.read_until(terminal, b" 2%")
-        self.interrupt(process, terminal)
+        terminal = self.start(folder, "--prompt-file", document)
+        text = terminal.until(" 2%")
+        self.interrupt(terminal)
         tokens = [int(n) for n in re.findall(r"(\d+) tokens, \d+ tokens-per-sec", text)]
         percent = [int(n) for n in re.findall(r"(\d+)%", text)]
         assert tokens == sorted(tokens) and percent == sorted(percent)
@@ -400,14 +359,14 @@ class TestTerminal:
     @pytest.mark.real_model
     def test_ctrl_c_while_generating(self, default_folder):
         flags = ["--prompt", "Tell me a long story.", "-m", "-1"]
-        process, terminal = self.start(default_folder, *flags)
-        assert process.stdout.read(30)
-        self.interrupt(process, terminal)
+        terminal = self.start(default_folder, *flags, fresh=True)
+        assert len(terminal.process.stdout.read(30)) == 30
+        self.interrupt(terminal)
 
     @pytest.mark.real_model
     def test_a_closed_pipe_ends_it_quietly(self, default_folder):
         flags = ["--prompt", "Tell me a long story.", "-m", "-1"]
-        process, terminal = self.start(default_folder, *flags)
-        process.stdout.close()
-        assert process.wait(60) == 1
-        os.close(terminal)
+        terminal = self.start(default_folder, *flags, fresh=True)
+        terminal.process.stdout.close()
+        assert terminal.process.wait(60) == 1
+        os.close(terminal.main)

@@ -1,8 +1,6 @@
 """GGUF: every family, type of tensor and tokenizer, and everything refused."""
 
 import json
-import subprocess
-import sys
 
 import gguf as ggml
 import mlx.core as mx
@@ -11,7 +9,8 @@ import pytest
 from family_cases import complete, save_family, theta
 from gguf_cases import CASES
 from gguf_files import llama3_factors, save_gguf
-from helpers import ROOT, assert_close, random_tokens, tiny_base_folder
+from helpers import assert_close, random_tokens, tiny_base_folder
+from processes import ROOT, alone, peak
 
 from allmem_mlx import load
 from allmem_mlx.convert import convert, gguf
@@ -220,7 +219,7 @@ def test_shards(checkpoints, tmp_path, monkeypatch):
     base, path = checkpoints("llama"), tmp_path / "tiny.gguf"
     save_gguf(base, path)
     monkeypatch.setattr(weights, "SHARD", 100_000)
-    monkeypatch.setattr(weights, "BLOCK", 700)
+    monkeypatch.setattr(weights, "BATCH", 700)
     folder = unpacked(path)
     files = sorted(file.name for file in folder.glob("model*.safetensors"))
     assert len(files) > 2
@@ -232,27 +231,12 @@ def test_shards(checkpoints, tmp_path, monkeypatch):
     assert_close("logits", load(tmp_path / "new")[0](tokens), expected, 1e-5)
 
 
-MEMORY = """
-import re, resource, sys
-from pathlib import Path
-import mlx.core as mx
-from allmem_mlx.convert import gguf
-import mlx_lm.utils, transformers
-mx.eval(mx.zeros(1))
-
-def peak():
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # What getrusage says on Linux is that of the parent, if it is more.
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
-
-if sys.platform != "darwin":
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-before = peak()
-gguf.unpack(Path(sys.argv[1]), Path(sys.argv[2]), "float32")
-print(peak() - before)
-"""
+def growth(path, folder) -> int:
+    """What unpacking adds to the size of a process."""
+    mx.eval(mx.zeros(1))
+    before = peak()
+    gguf.unpack(path, folder, "float32")
+    return peak() - before
 
 
 def test_memory(tmp_path):
@@ -267,15 +251,10 @@ def test_memory(tmp_path):
     save_gguf(base, path, {"token_embd.weight": embedding})
     del embedding
     (tmp_path / "new").mkdir()
-    result = subprocess.run(
-        [sys.executable, "-c", MEMORY, path, tmp_path / "new"],
-        capture_output=True,
-        check=True,
-        cwd=ROOT,
-    )
+    needed = alone(growth, path, tmp_path / "new")
     written = (tmp_path / "new" / "model.safetensors").stat().st_size
     assert written > 256e6  # of float32, in one tensor
-    assert int(result.stdout) < 200e6
+    assert needed < 200e6
 
 
 LLAMA31 = {
@@ -415,7 +394,7 @@ def test_refused_files(checkpoints, tmp_path):
         (b"hello", "not a GGUF file"),
         (good[:20], "ends early"),
         (good[:2000], "ends early"),
-        (good[:-1000], "behind the file's last byte.*get it again"),
+        (good[:-1000], "after the file's last byte.*get it again"),
         (good[:4] + b"\x01\0\0\0" + good[8:], "version 1"),
         (big_endian, "little-endian"),
         (good[:8] + b"\xff" * 8 + good[16:], "damaged"),

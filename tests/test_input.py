@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import ROOT, Nursery, assert_refused, run, tiny_base_folder
+from helpers import Generate, assert_refused, tiny_base_folder
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from processes import run
 from transformers import AutoTokenizer
 
-from allmem_mlx import load
 from allmem_mlx.chat_template import Template
 from allmem_mlx.cli.flags import add_eos_tokens
 from allmem_mlx.conversation import Conversation
@@ -31,19 +30,6 @@ def folder(tmp_path_factory):
     base = tiny_base_folder(path / "base", "qwen3", initializer_range=0.3)
     convert(base, path / "tiny", window=64, sinks=4, chunk=64)
     return path / "tiny"
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load(folder)
-
-
-@pytest.fixture(scope="module")
-def command(folder, tmp_path_factory):
-    nursery = Nursery(folder, tmp_path_factory.mktemp("out"))
-    yield nursery
-    nursery.process.stdin.close()
-    nursery.process.wait(20)
 
 
 def changed(folder, tmp_path, **settings):
@@ -72,24 +58,13 @@ class TestOneRule:
         """Results of a question by each door, without those that take no NUL."""
         file = tmp_path / "questions.txt"
         file.write_bytes(data)
-        yield run(
-            *("allmem_mlx.generate", "--model", folder, "-m", "1", "--questions", file)
-        )
-        yield run(
-            *("allmem_mlx.generate", "--model", folder, "-m", "1", "-p", "-"),
-            stdin=data,
-        )
+        command = partial(Generate(folder), "-m", "1")
+        yield command("--questions", file)
+        yield command("-p", "-", stdin=data)
         if b"\0" in data:
             return
-        base = [sys.executable, "-m", "allmem_mlx.generate", "--model", folder]
-        yield subprocess.run(
-            [*base, "-m", "1", "-p", data], capture_output=True, cwd=ROOT
-        )
-        yield subprocess.run(
-            [*base, "-m", "1", "-p", "HOW", "--system-prompt", data],
-            capture_output=True,
-            cwd=ROOT,
-        )
+        yield command("-p", data)
+        yield command("-p", "HOW", "--system-prompt", data)
 
     def test_the_same_text_in_several_encodings(self, folder, tmp_path):
         expected = list(self.asked(folder, tmp_path, QUESTION.encode()))
@@ -136,7 +111,7 @@ def test_several_documents_and_folders(command, tmp_path, tiny):
     assert b"left out" in result.stderr and b"picture.bin" in result.stderr
 
 
-def test_names_that_are_not_utf8(command, folder, tmp_path):
+def test_names_that_are_not_utf8(command, tmp_path):
     """Of one file among several, and in a folder."""
     directory = tmp_path / "book"
     directory.mkdir()
@@ -147,27 +122,31 @@ def test_names_that_are_not_utf8(command, folder, tmp_path):
     for name in names:
         with open(name, "wb") as file:
             file.write(TEXT.encode())
-    base = [sys.executable, "-m", "allmem_mlx.generate", "--model", folder, "-m", "1"]
     two = [x for name in names for x in ("--prompt-file", name)]
     for flags in (["--prompt-file", directory], two):
-        result = subprocess.run([*base, *flags], capture_output=True, cwd=ROOT)
-        assert result.returncode == 0, result.stderr
+        command.answer("-m", "1", *flags)
 
 
-def test_streams_that_are_closed(folder):
-    base = f"{sys.executable} -m allmem_mlx.generate --model {folder} -m 2"
-    for shell, code, words in (
-        ("-p HOW <&-", 0, ""),
-        ("-p HOW --json >&-", 0, ""),
-        ("-p HOW 2>&-", 0, ""),
-        ("-p - <&-", 1, "standard input is closed"),
-        ("--prompt-file - <&-", 1, "standard input is closed"),
-    ):
-        result = subprocess.run(
-            f"{base} {shell}", shell=True, capture_output=True, cwd=ROOT
-        )
-        assert result.returncode == code, result.stderr
-        assert words in result.stderr.decode()
+@pytest.mark.parametrize(
+    "stream, flags, code, words",
+    [
+        ("stdin", ("-p", "HOW"), 0, ""),
+        ("stdout", ("-p", "HOW", "--json"), 0, ""),
+        ("stderr", ("-p", "HOW"), 0, ""),
+        ("stdin", ("-p", "-"), 1, "standard input is closed"),
+        ("stdin", ("--prompt-file", "-"), 1, "standard input is closed"),
+    ],
+)
+def test_streams_that_are_closed(folder, stream, flags, code, words):
+    """As by ``<&-`` in a shell: Python has no stream then."""
+    closed = (
+        "import os, sys\n"
+        f"os.close(sys.{stream}.fileno()); sys.{stream} = None\n"
+        "from allmem_mlx.generate import main; main()"
+    )
+    result = run("-c", closed, "--model", folder, "-m", "2", *flags)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr.decode()
 
 
 @pytest.mark.parametrize(
@@ -189,14 +168,13 @@ def test_what_no_sampler_obeys(command, flags):
     assert_refused(command("-p", "HOW", *flags), 2, flags[0])
 
 
-def test_output_that_a_terminal_cannot_show_is_replaced(folder, tmp_path):
+def test_output_that_a_terminal_cannot_show_is_replaced(command, tmp_path):
     document = tmp_path / "d.txt"
     document.write_text(TEXT)
-    flags = ["--model", folder, "--prompt-file", document, "-m", "40", "--temp", "2"]
+    flags = ["--prompt-file", document, "-m", "40", "--temp", "2"]
     for encoding in ("ascii", "cp1252", "ascii:strict"):
-        result = run("allmem_mlx.generate", *flags, PYTHONIOENCODING=encoding)
-        assert result.returncode == 0, result.stderr
-        assert b"Peak memory" in result.stdout
+        env = {"PYTHONIOENCODING": encoding}
+        assert "Peak memory" in command.answer(*flags, env=env, fresh=True)
 
 
 class TestTemplates:

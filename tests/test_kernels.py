@@ -147,7 +147,9 @@ class TestAgainstFloat64:
             getattr(truth, name).copy_(self.double(arguments[name]))
         truth.q_norm.weight.copy_(self.double(arguments["q_norm"]))
         truth.k_norm.weight.copy_(self.double(arguments["k_norm"]))
-        projected, tail = (self.double(arguments[x]) for x in ("projected", "tail"))
+        projected, tail = (
+            self.double(arguments[x]) for x in ("projected", "conv_state")
+        )
         before = torch.zeros(len(tail), TAPS - 1, projected.shape[-1]).double()
         before[..., : tail.shape[-1]] = tail
         tokens, new_tail = truth.inputs(torch.cat([before, projected], dim=1))
@@ -180,7 +182,7 @@ class TestAgainstFloat64:
         grads = self.double(arguments["grads"])
         expected = [g + new for g, new in zip(grads, added, strict=True)]
         squares = torch.stack([g.square().sum((-2, -1)) for g in expected], dim=-1)
-        expected.append(self.double(arguments["decay"]) + tokens.decay.sum(-1))
+        expected.append(self.double(arguments["decay_sum"]) + tokens.decay.sum(-1))
         expected.append(squares)
         with emulated_kernels():
             actual = computed("memory_fold", arguments)
@@ -190,7 +192,7 @@ class TestAgainstFloat64:
     def test_write(self, inputs, truth, max_norm):
         arguments = {**inputs.memory_write(), "max_norm": max_norm}
         unified = truth.normalize(self.double(arguments["weights"]))
-        mu = self.double(arguments["decay"])[..., None, None] / arguments["tokens"]
+        mu = self.double(arguments["decay_sum"])[..., None, None] / arguments["tokens"]
         momentum, weights = [], []
         for u, m, g in zip(
             unified,
@@ -268,7 +270,7 @@ def test_blocks_folded_one_by_one_and_at_once_are_the_same(fold):
     for start in range(0, 192, fold):
         state["rows"] = rows[:, :, start : start + fold]
         block, _ = run("memory_fold", state)
-        state |= {"grads": FastWeights(*block[:3]), "decay": block[3]}
+        state |= {"grads": FastWeights(*block[:3]), "decay_sum": block[3]}
     for one, other in zip(block, at_once, strict=True):
         assert mx.array_equal(one, other)
 

@@ -14,25 +14,25 @@ from helpers import (
     assert_refused,
     made_up_text,
     random_tokens,
-    run,
     tiny_model,
 )
+from processes import run
 
 from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.evaluation import lookup_recall, lookup_summary, report
-from allmem_mlx.evaluation.columns import COLUMNS, SAVE, Answering, Kept
+from allmem_mlx.evaluation import lookup_recall, lookup_summary, tables
+from allmem_mlx.evaluation.columns import COLUMNS, SAVE_EVERY, Answerer, SavedAnswers
 from allmem_mlx.evaluation.lookups import (
     ANSWER,
     DRAWN,
     ELSEWHERE,
     FOUND,
     RIGHT,
-    Finder,
-    Shelves,
+    Retriever,
+    TemporaryArchives,
 )
-from allmem_mlx.evaluation.recall import Asking
+from allmem_mlx.evaluation.recall import ChatPrompts
 from allmem_mlx.evaluation.systems import (
     ALLMEM,
     ALLMEM_PASSAGES,
@@ -78,28 +78,28 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stack(tiny, texts):
-    with Shelves(tiny[1]) as shelves:
+    with TemporaryArchives(tiny[1]) as shelves:
         yield lookup_recall.haystack(texts, tiny[1], shelves, SETS, DISTANCES, 1, 0)
 
 
 @pytest.fixture(scope="module")
-def finder(tiny, stack):
-    return Finder(tiny[0], stack.book, stack.other, PASSAGES, 0)
+def retriever(tiny, stack):
+    return Retriever(tiny[0], stack.book, stack.other, PASSAGES, 0)
 
 
 @pytest.fixture(scope="module")
-def asked(finder, stack):
+def asked(retriever, stack):
     """All questions that can be answered, and one that cannot."""
     known = [x for x in stack.planted.questions if x.statements]
     unknown = [x for x in stack.planted.questions if not x.statements][:1]
-    return [finder.all(question) for question in known + unknown]
+    return [retriever.retrieve(question) for question in known + unknown]
 
 
 @pytest.fixture(scope="module")
 def answers(tiny, stack, asked):
     """What every column says to every question, in groups."""
     groups = lookup_recall.groups(asked, SETS)
-    return groups, lookup_recall.ask(*tiny, stack.planted, groups, Kept(None))
+    return groups, lookup_recall.ask(*tiny, stack.planted, groups, SavedAnswers(None))
 
 
 def texts_of(lookup):
@@ -124,21 +124,21 @@ class TestPassages:
             assert x.lookups[DRAWN].sources[0].passage.mark.source == "book.txt"
             assert len(x.lookups[DRAWN].sources) <= len(x.lookups[FOUND].sources)
 
-    def test_the_seed_decides_what_is_random(self, tiny, stack, finder, asked):
-        other = Finder(tiny[0], stack.book, stack.other, PASSAGES, 1)
+    def test_the_seed_decides_what_is_random(self, tiny, stack, retriever, asked):
+        other = Retriever(tiny[0], stack.book, stack.other, PASSAGES, 1)
         ours, theirs = (
-            [texts_of(f.all(x.question).lookups[DRAWN]) for x in asked]
-            for f in (finder, other)
+            [texts_of(f.retrieve(x.question).lookups[DRAWN]) for x in asked]
+            for f in (retriever, other)
         )
         assert ours == [texts_of(x.lookups[DRAWN]) for x in asked]
         assert ours != theirs
         assert len(set(map(tuple, ours))) > 1  # and the question
 
-    def test_any_passage_without_the_statements_may_be_random(self, finder, asked):
+    def test_any_passage_without_the_statements_may_be_random(self, retriever, asked):
         for x in asked:
-            drawn = {p.number for p in finder._drawn(x.question, 1000)}
-            right = {p.number for p in finder._right(x.question)}
-            assert drawn | right == {p.number for p in finder.passages}
+            drawn = {p.number for p in retriever._drawn(x.question, 1000)}
+            right = {p.number for p in retriever._right(x.question)}
+            assert drawn | right == {p.number for p in retriever.passages}
             assert not drawn & right
 
     def test_they_are_those_of_the_command(self, tiny, stack, asked):
@@ -201,7 +201,7 @@ class TestColumns:
     def test_the_answer_is_that_of_the_command(self, tiny, stack, answers):
         """``Session.ask`` after the same document."""
         model, tokenizer = tiny
-        document = Asking(tokenizer).document(stack.planted.tokens)
+        document = ChatPrompts(tokenizer).document(stack.planted.tokens)
         session = Session(model, tokenizer, archive=stack.book.archive)
         start = len(document) - len(stack.planted.tokens)
         session.state.open_document(stack.book.entry.key, start)
@@ -240,36 +240,36 @@ class TestColumns:
                 assert (said[ORACLE] is None) == (first.kind == "unanswerable")
             start += len(group)
         tokens = lookup_recall._tail(stack.planted, tiny[1], groups[0])
-        answering = Answering(*tiny, stack.planted.tokens, Kept(None))
-        tail = tiny[1].decode(answering.tail(tokens, ["Who?"]))
+        answerer = Answerer(*tiny, stack.planted.tokens, SavedAnswers(None))
+        tail = tiny[1].decode(answerer.tail(tokens, ["Who?"]))
         for x in groups[0]:
             assert x.question.statements[0] in tail
         (first,) = max(
             (x.question.statements for x in groups[0]),
             key=lambda x: stack.planted.places[x[0]],
         )
-        opening = len(tiny[1].decode(answering.asking.document([])))
+        opening = len(tiny[1].decode(answerer.prompts.document([])))
         assert 512 <= tail.index(first) - opening <= 514
         reader = Reader(
-            System(FULL, answering._reader(FULL, "", [5]).system.model), tiny[0]
+            System(FULL, answerer._reader(FULL, "", [5]).system.model), tiny[0]
         )
-        reader.read(answering.tail(tokens, ["Who?"]))
+        reader.read(answerer.tail(tokens, ["Who?"]))
         text = groups[0][0].question.text
-        prompt = answering.asking.question(text)
-        ids = reader.answer(prompt, ANSWER, answering.asking.stops)
-        assert answering.asking.text(ids) == found[0][FULL]
+        prompt = answerer.prompts.question(text)
+        ids = reader.answer(prompt, ANSWER, answerer.prompts.stops)
+        assert answerer.prompts.text(ids) == found[0][FULL]
 
     def test_the_window_is_that_of_the_whole_document(self, tiny, stack, answers):
         model, tokenizer = tiny
-        asking = Asking(tokenizer)
+        prompts = ChatPrompts(tokenizer)
         system = System(WINDOW, window_model(model, model.allmem.window))
         reader = Reader(system, model)
-        reader.read(asking.document(stack.planted.tokens))
+        reader.read(prompts.document(stack.planted.tokens))
         groups, found = answers
         x = groups[0][0]
-        prompt = asking.question(x.lookups[FOUND].message(x.question.text))
-        ids = reader.answer(prompt, ANSWER, asking.stops)
-        assert asking.text(ids) == found[0][WINDOW_PASSAGES]
+        prompt = prompts.question(x.lookups[FOUND].message(x.question.text))
+        ids = reader.answer(prompt, ANSWER, prompts.stops)
+        assert prompts.text(ids) == found[0][WINDOW_PASSAGES]
 
 
 class TestReadingTheEnd:
@@ -307,7 +307,7 @@ class TestReadingTheEnd:
         assert 2 * 48 <= len(last) < 2 * 48 + 32
 
 
-class TestKept:
+class TestSavedAnswers:
     def test_a_run_goes_on_where_one_was_stopped(
         self, tiny, stack, answers, tmp_path, monkeypatch
     ):
@@ -321,14 +321,14 @@ class TestKept:
             saved.append(state.read)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("allmem_mlx.evaluation.columns.SAVE", 1000)
+        monkeypatch.setattr("allmem_mlx.evaluation.columns.SAVE_EVERY", 1000)
         monkeypatch.setattr(states, "save", stop)
-        kept = Kept(tmp_path / "states")
+        saved_answers = SavedAnswers(tmp_path / "states")
         arguments = (model, tokenizer, stack.planted, groups[:1])
         with pytest.raises(KeyboardInterrupt):
-            lookup_recall.ask(*arguments, kept)
+            lookup_recall.ask(*arguments, saved_answers)
         monkeypatch.setattr(states, "save", save)
-        digest = states.digest(Asking(tokenizer).document(stack.planted.tokens))
+        digest = states.digest(ChatPrompts(tokenizer).document(stack.planted.tokens))
         path = tmp_path / "states" / f"{digest}.allmem"
         assert states.load(path, model).read == saved[0] >= 1000
 
@@ -340,7 +340,7 @@ class TestKept:
             return unread(pieces, state)
 
         monkeypatch.setattr(states, "unread", unread_from)
-        found = lookup_recall.ask(*arguments, Kept(tmp_path / "states"))
+        found = lookup_recall.ask(*arguments, SavedAnswers(tmp_path / "states"))
         assert found == expected[: len(groups[0])]
         assert starts == saved
         assert states.load(path, model).tokens > len(stack.planted.tokens)
@@ -348,7 +348,7 @@ class TestKept:
         # All is known now: nothing is read, whatever the last line looks like.
         with (tmp_path / "states" / "answers.jsonl").open("a") as file:
             file.write('{"key": "cut o')
-        found = lookup_recall.ask(*arguments, Kept(tmp_path / "states"))
+        found = lookup_recall.ask(*arguments, SavedAnswers(tmp_path / "states"))
         assert found == expected[: len(groups[0])] and starts == saved
         lines = (tmp_path / "states" / "answers.jsonl").read_text().splitlines()
         assert lines[-1] == '{"key": "cut o'
@@ -356,25 +356,25 @@ class TestKept:
             assert set(json.loads(line)) == {"key", "said", "column", "message"}
 
     def test_other_questions_are_asked(self, tiny, stack, asked, tmp_path):
-        answering = Answering(*tiny, stack.planted.tokens, Kept(tmp_path))
+        answerer = Answerer(*tiny, stack.planted.tokens, SavedAnswers(tmp_path))
         (closed,) = (column for column in COLUMNS if column.name == CLOSED)
-        answering.say(closed, "Who?")
-        assert len(Kept(tmp_path).answers) == 1
-        answering.say(closed, "Who is it?")
-        answering.say(closed, "Who?")
-        assert len(Kept(tmp_path).answers) == 2
+        answerer.answer(closed, "Who?")
+        assert len(SavedAnswers(tmp_path).answers) == 1
+        answerer.answer(closed, "Who is it?")
+        answerer.answer(closed, "Who?")
+        assert len(SavedAnswers(tmp_path).answers) == 2
         model = load_with_other_window(tiny[0])
-        other = Answering(model, tiny[1], stack.planted.tokens, Kept(tmp_path))
-        other.say(closed, "Who?")
-        assert len(Kept(tmp_path).answers) == 3
+        other = Answerer(model, tiny[1], stack.planted.tokens, SavedAnswers(tmp_path))
+        other.answer(closed, "Who?")
+        assert len(SavedAnswers(tmp_path).answers) == 3
 
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(AllMemError, match="answers cannot be kept in"):
-            Kept(tmp_path / "file")
+        with pytest.raises(AllMemError, match="answers cannot be saved in"):
+            SavedAnswers(tmp_path / "file")
 
     def test_states_are_saved_often(self):
-        assert SAVE == 10_000
+        assert SAVE_EVERY == 10_000
 
 
 def load_with_other_window(model):
@@ -409,7 +409,7 @@ class TestSummary:
         assert summary["claims"]["answers"] > 0
         assert summary["claims"]["violations"] == 0
         json.dumps(summary)
-        printed = report.lookups(summary)
+        printed = tables.lookups(summary)
         assert "Right answers" in printed and "Invented answers" in printed
 
     def test_right_answers_and_use(self, stack, answers):
@@ -435,7 +435,7 @@ class TestSummary:
         assert found["use"]["value"] == pytest.approx(used)
         shares = found["share of right answers"]
         assert shares[ORACLE]["value"] == 1 and shares[CLOSED]["value"] == 0
-        assert "is right 0.500" in report.lookups(summary)
+        assert "is right 0.500" in tables.lookups(summary)
 
     def test_what_is_invented(self):
         assert lookup_summary.is_invented("It is Oslo.")

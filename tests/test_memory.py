@@ -206,7 +206,7 @@ def test_weights_are_w0_exactly_until_the_first_chunk_is_full(memory):
     for weights, w0 in zip(state.weights, memory.initial_weights, strict=True):
         assert relative_error(weights[0], w0) > 0.01
     assert not any(mx.any(g) for g in state.grads)
-    assert not mx.any(state.decay) and not mx.any(state.block)
+    assert not mx.any(state.decay_sum) and not mx.any(state.pending)
 
 
 # 8. Within the window and the first chunk: full attention + alpha * a static map
@@ -294,7 +294,7 @@ def test_batched_generation_is_refused(model, prompts):
 
 def test_a_new_state_is_float32_whatever_the_model_is(memory):
     state = memory.initial_state(2, mx.bfloat16)
-    assert state.tail.dtype == mx.bfloat16
+    assert state.conv_state.dtype == mx.bfloat16
     assert {x.dtype for x in state.arrays()[1:]} == {mx.float32}
 
 
@@ -332,7 +332,7 @@ def test_bfloat16_does_not_drift_from_float32_over_64_updates():
 
     assert actual.dtype == mx.bfloat16
     state = state_of(cache[0][1])
-    assert state.tail.dtype == mx.bfloat16
+    assert state.conv_state.dtype == mx.bfloat16
     assert {x.dtype for x in state.arrays()[1:]} == {mx.float32}
     actual = actual.astype(mx.float32)
     assert mx.all(mx.isfinite(actual))
@@ -440,13 +440,13 @@ def test_an_impossible_setting_is_refused_by_name(name, value):
 @pytest.mark.parametrize("layers", [[4], [-5], [1, 1], [3, -1]], ids=str)
 def test_layers_that_are_not_there_or_there_twice_are_refused(layers):
     with pytest.raises(SettingError, match="^layers is .* another one of the 4 that"):
-        AllMemConfig(**SIZES, layers=layers).with_memory([1, 3, 5, 7])
+        AllMemConfig(**SIZES, layers=layers).memory_layers([1, 3, 5, 7])
 
 
 def test_layers_count_from_either_end_of_those_that_do_not_slide():
     config = AllMemConfig(**SIZES, layers=[0, -1, -2])
-    assert config.with_memory([1, 3, 5, 7]) == [1, 5, 7]
-    assert AllMemConfig(**SIZES).with_memory([1, 3]) == [1, 3]
+    assert config.memory_layers([1, 3, 5, 7]) == [1, 5, 7]
+    assert AllMemConfig(**SIZES).memory_layers([1, 3]) == [1, 3]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -92,9 +92,9 @@ def state_parts(state: oracle.LayerState) -> dict:
     parts = {
         "keys": state.keys,
         "values": state.values,
-        "conv tail": memory.tail,
-        "open block": memory.block,
-        "decay sum": memory.decay,
+        "conv tail": memory.conv_state,
+        "open block": memory.pending,
+        "decay sum": memory.decay_sum,
     }
     for name in ("weights", "scales", "momentum", "grads"):
         gate, up, down = getattr(memory, name)

@@ -7,8 +7,8 @@ from mlx.utils import tree_flatten
 
 from allmem_mlx import load
 from allmem_mlx.convert import convert
-from allmem_mlx.distillation import student
-from allmem_mlx.distillation.measure import initialize, measure
+from allmem_mlx.distillation.mlx import student
+from allmem_mlx.distillation.mlx.measure import initialize, measure
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.packed_memory import pack, unpack
 from allmem_mlx.variants import base_model

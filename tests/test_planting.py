@@ -11,7 +11,7 @@ from allmem_mlx import load
 from allmem_mlx.archive.cutting import sentences
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import planted_words, synonyms
-from allmem_mlx.evaluation.planting import Planted, plant, refuses
+from allmem_mlx.evaluation.planting import PlantedQuestion, plant, refuses
 
 DISTANCES, SAMPLES = (3000, 50_000), 6
 
@@ -132,13 +132,13 @@ def test_two_facts_stand_apart(planted):
 )
 def test_refusals(said, right):
     assert refuses(said) == right
-    assert Planted("unanswerable", "Who?", (), ()).answered(said) == right
+    assert PlantedQuestion("unanswerable", "Who?", (), ()).answered(said) == right
 
 
 def test_right_answers():
-    number = Planted("facts", "", ("4821",), ("It is 4821.",))
+    number = PlantedQuestion("facts", "", ("4821",), ("It is 4821.",))
     assert number.answered("It is 4,821.") and not number.answered("48211")
-    name = Planted("facts", "", ("Oslo",), ("It is Oslo.",))
+    name = PlantedQuestion("facts", "", ("Oslo",), ("It is Oslo.",))
     assert name.answered("in oslo") and not name.answered("Oslofjord")
 
 

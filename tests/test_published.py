@@ -12,17 +12,16 @@ import torch
 from family_cases import CASES, save_checkpoint, save_gemma3_with_vision, settings
 from gguf_files import save_gguf
 from helpers import (
-    ROOT,
     assert_close,
     assert_refused,
     random_tokens,
-    run,
     tiny_base_folder,
     transformers_logits,
 )
 from mlx.utils import tree_flatten
 from mlx_lm.convert import convert as mlx_lm_convert
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from processes import run
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -422,10 +421,8 @@ class TestPickles:
         torch.save(weights, folder / "pytorch_model.bin")
         code = "import runpy, sys; sys.modules['torch'] = None\n"
         code += "runpy.run_module('convert', run_name='__main__')"
-        command = ["--hf-path", str(folder), "--mlx-path", str(tmp_path / "new")]
-        result = subprocess.run(
-            [sys.executable, "-c", code, *command], capture_output=True, cwd=ROOT
-        )
+        flags = ["--hf-path", folder, "--mlx-path", tmp_path / "new"]
+        result = run("-c", code, *flags, fresh=True)
         words = "pytorch_model.bin needs PyTorch: pip install torch"
         assert_refused(result, 1, words)
 
@@ -491,9 +488,10 @@ class TestNames:
     def test_advice_can_be_pasted(self, base, tmp_path):
         """Commands of the card, and of a model that is not converted yet."""
         folder = shutil.copytree(base, tmp_path / "it's a base")
-        advice = refusal("python -m allmem_mlx.convert", of=load, path=folder)
-        command = advice.partition("python ")[2].replace("NEW_FOLDER", "'the model'")
-        shell = f'"{sys.executable}" {command} --window 48'
+        advice = refusal("allmem_mlx convert", of=load, path=folder)
+        command = advice.partition(": allmem_mlx ")[2]
+        command = command.replace("NEW_FOLDER", "'the model'")
+        shell = f'"{sys.executable}" -m allmem_mlx {command} --window 48'
         subprocess.run(shell, shell=True, check=True, cwd=tmp_path, capture_output=True)
         card = (tmp_path / "the model" / "README.md").read_text()
         assert "--model 'the model' --prompt-file" in card
@@ -603,7 +601,7 @@ class TestAdapters:
         if weights != "adapter_model.bin":
             config = json.dumps({"peft_type": "LORA", "r": 8})
             (adapter / "adapter_config.json").write_text(config)
-        words = ["PEFT", "merge_and_unload", "python -m allmem_mlx.convert"]
+        words = ["PEFT", "merge_and_unload", "allmem_mlx convert"]
         self.refused(model_folder, adapter, adapter, *words)
 
     def test_another_rank(self, model_folder, adapter):

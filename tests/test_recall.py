@@ -11,8 +11,8 @@ from allmem_mlx import load
 from allmem_mlx.chat_template import PARAGRAPH, Template
 from allmem_mlx.conversation import Conversation
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.evaluation import recall, recall_tasks, report
-from allmem_mlx.evaluation.recall import Answer, Asking, make_tasks
+from allmem_mlx.evaluation import plots, recall, recall_tasks, tables
+from allmem_mlx.evaluation.recall import ChatPrompts, make_tasks
 from allmem_mlx.evaluation.recall_tasks import NAMES, PLACES, Question
 from allmem_mlx.evaluation.systems import ALLMEM, FULL, NEVER, OTHER, Reader, systems
 from allmem_mlx.evaluation.texts import read_text
@@ -149,7 +149,7 @@ class TestAsking:
         """A document in the user's message, then the question; and the same answer."""
         model, tokenizer = tiny
         tokens, text = book.tokens[:200], "Who is it?"
-        asking = Asking(tokenizer)
+        asking = ChatPrompts(tokenizer)
         prompt = asking.document(tokens) + asking.question(text)
         session = Session(model, tokenizer)
         conversation = Conversation(session, Template.of_chat(tokenizer))
@@ -176,7 +176,7 @@ class TestAsking:
         tokenizer = tiny[1]
         no = property(lambda self: False)
         monkeypatch.setattr(type(tokenizer), "has_chat_template", no, raising=False)
-        asking = Asking(tokenizer)
+        asking = ChatPrompts(tokenizer)
         assert asking.document([5, 6]) == [*tokenizer.encode(""), 5, 6]
         expected = tokenizer.encode(PARAGRAPH + "Who?", add_special_tokens=False)
         assert asking.question("Who?") == expected
@@ -188,7 +188,7 @@ class TestAsking:
         answers = recall.recall(model, tokenizer, groups, read.append)
         assert len(answers) == 2 * 3 * 6 and len(read) == 2 * 6
         by_system = {
-            name: [answer.said for answer in answers if answer.system == name]
+            name: [x["said"] for x in answers if x["system"] == name]
             for name in (ALLMEM, NEVER, OTHER)
         }
         assert len(set(map(tuple, by_system.values()))) == 3
@@ -203,18 +203,19 @@ class TestAsking:
         asked = {row["distance"]: row["asked"] for row in summary["rows"]}
         assert asked[64][FULL] == 1 and asked[300][FULL] == 0
         assert asked[300][ALLMEM] == 1
-        curves = report.recall_panel(summary).curves
+        curves = plots.recall(summary).curves
         assert [x for x, _ in curves[FULL]] == [64]
-        assert " - " in report.recall(summary)
+        assert " - " in tables.recall(summary)
 
 
 def test_summary():
     def answer(system, distance, said, right):
-        return Answer("mqar", "mqar", distance, None, system, "1234", said, right)
+        question = {"task": "mqar", "kind": "mqar", "distance": distance, "depth": None}
+        return question | {"system": system, "said": said, "right": right}
 
     answers = [
         answer(system, distance, said, said == "1234")
-        for system in report.NAMES
+        for system in tables.NAMES
         for distance in (64, 128)
         for said in ("1234", "5678", None if system == FULL else "1234")
     ]
@@ -224,8 +225,8 @@ def test_summary():
         assert (row["right"][FULL], row["asked"][FULL]) == (1, 2)
         assert (row["right"][ALLMEM], row["asked"][ALLMEM]) == (2, 3)
     assert len(summary["answers"]) == len(answers)
-    assert "2/3" in report.recall(summary)
-    curves = report.recall_panel(summary).curves
+    assert "2/3" in tables.recall(summary)
+    curves = plots.recall(summary).curves
     assert curves[FULL] == [(64, 50.0), (128, 50.0)]
     assert curves[ALLMEM] == [
         (64, pytest.approx(200 / 3)),

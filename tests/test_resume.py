@@ -4,16 +4,14 @@ import contextlib
 import gzip
 import json
 import os
-import pty
 import random
 import signal
 import subprocess
-import sys
-import termios
 import time
 
 import pytest
-from helpers import ROOT, Nursery, active_folder, assert_refused, hear_hangups
+from helpers import active_folder, assert_refused
+from processes import Terminal, run, wait_for
 
 from allmem_mlx import load
 from allmem_mlx import state as states
@@ -51,20 +49,11 @@ def arrays_equal(one, other) -> bool:
     )
 
 
-@pytest.fixture(scope="module")
-def command(folder, tmp_path_factory):
-    nursery = Nursery(folder, tmp_path_factory.mktemp("out"))
-    yield nursery
-    nursery.process.stdin.close()
-    nursery.process.wait(20)
-
-
 def test_killed_at_any_moment(command, model, document, tmp_path):
     """After SIGKILL the file is a state, or not there yet; the same command then goes
     on, and what it ends with is what an uninterrupted one ends with."""
     rng = random.Random(0)
     whole, file = tmp_path / "whole.allmem", tmp_path / "killed.allmem"
-    document.write_text(TEXT * 3)
     flags = ["--prompt-file", document, "--checkpoint-every", "128", "--save-state"]
     command.answer(*flags, whole)
     began = time.monotonic()
@@ -73,45 +62,39 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
     file.unlink()
 
     kills, places = 0, set()
-    while kills < KILLS:
-        child = command.start(*flags, file)
+    for _ in range(3 * KILLS):
+        if kills == KILLS:
+            break
+        process = command.start(*flags, file)
         time.sleep(rng.uniform(0, duration))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        code = command.wait()
+        process.kill()
+        code = process.wait()
         kills += code == -signal.SIGKILL
         if file.exists():
             places.add(states.load(file, model).read)
         if code == 0:
             assert arrays_equal(file, whole)
             file.unlink()
-    assert len(places) > 2  # killed in different places
+    assert kills == KILLS and len(places) > 2  # killed in different places
     command.answer(*flags, file)
     assert arrays_equal(file, whole)
 
 
-def reading(folder, *flags) -> subprocess.Popen:
-    """A command that reads a document, and has saved a part of it: the last flag."""
-    arguments = ["--model", folder, "--checkpoint-every", "9", *flags]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "allmem_mlx.generate", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        preexec_fn=hear_hangups,
-    )
-    while not flags[-1].exists():
-        time.sleep(0.01)
+def reading(command, document, file):
+    """A process that reads a document, and has saved a part of it."""
+    flags = ["--prompt-file", document, "--checkpoint-every", "9"]
+    process = command.start(*flags, "--save-state", file)
+    wait_for(file.exists, process)
     return process
 
 
 def told(process, number) -> str:
-    """What a command says on stderr when it gets a signal; it is sent once more if
-    nothing comes of it, as a user would."""
-    for _ in range(3):
+    """What a process says on stderr when it is told to end. While it saves, it does not
+    hear: it is told again."""
+    for _ in range(12):
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=15)[1].decode()
+            return process.communicate(timeout=5)[1].decode()
     raise AssertionError(f"signal {number} was not heard")
 
 
@@ -119,12 +102,12 @@ def told(process, number) -> str:
     "number, code",
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
-def test_told_to_stop(folder, command, model, document, tmp_path, number, code):
+def test_told_to_stop(command, model, document, tmp_path, number, code):
     """It saves what it has read, and says so; the same command goes on from there."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
     long.write_text(TEXT * 200)
     flags = ["--prompt-file", long, "--save-state", file]
-    process = reading(folder, *flags)
+    process = reading(command, long, file)
     message = told(process, number)
     assert process.wait(20) == code
     state = states.load(file, model)
@@ -222,7 +205,7 @@ def test_refused(command, document, tmp_path):
         (["--load-state", foreign, "-p", "x"], 1, [foreign, "not a state file"]),
         (["--load-state", tmp_path / "none", "-p", "x"], 1, ["none"]),
         ([*opened, "-p", "x", "--sinks", "8"], 1, [file, "sinks"]),
-        (["-p", "x", *save], 2, [file, "exists already"]),
+        (["-p", "x", *save], 2, [file, "already exists"]),
         ([*opened, "-p", "x", "--save-state", foreign], 2, [foreign, "exists"]),
         ([*read, "--save-state", tmp_path / "no" / "where"], 2, ["folder"]),
         ([*read, "--checkpoint-every", "5"], 2, ["--save-state"]),
@@ -245,15 +228,12 @@ def test_a_full_disk_while_reading(folder, command, model, document, tmp_path):
     before = file.read_bytes()
     document.write_text(TEXT + "THE END. " * 50)
     code = (
-        "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
+        "from allmem_mlx.generate import main; main()"
     )
-    arguments = ["generate", "--model", folder, *flags]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, cwd=ROOT
-    )
-    assert_refused(result, 1, "cannot be saved", file)
+    arguments = ["--model", folder, *flags]
+    assert_refused(run("-c", code, *arguments), 1, "cannot be saved", file)
     assert file.read_bytes() == before
     with pytest.raises(AllMemError):
         states.load(document, model)
@@ -261,11 +241,11 @@ def test_a_full_disk_while_reading(folder, command, model, document, tmp_path):
 
 @pytest.mark.parametrize("pause", [0.002, 0.01, 0.05])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGHUP])
-def test_told_to_stop_twice(folder, model, tmp_path, pause, second):
+def test_told_to_stop_twice(command, model, tmp_path, pause, second):
     """What comes while it saves is not heard: all that was read is saved."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
     long.write_text(TEXT * 200)
-    process = reading(folder, "--prompt-file", long, "--save-state", file)
+    process = reading(command, long, file)
     process.send_signal(signal.SIGINT)
     time.sleep(pause)
     said = told(process, second).strip().splitlines()
@@ -273,7 +253,7 @@ def test_told_to_stop_twice(folder, model, tmp_path, pause, second):
     assert process.wait(20) in (130, 128 + second)
     tokens = states.load(file, model).read
     assert said[0].startswith(f"{tokens} tokens are in {str(file)!r}; ")
-    assert said[1:] == ["", "allmem_mlx.generate: interrupted"]
+    assert said[1:] == ["", "allmem_mlx generate: interrupted"]
 
 
 def test_a_link_is_followed(command, model, document, tmp_path):
@@ -293,19 +273,11 @@ def test_a_closed_terminal(folder, model, tmp_path):
     """The line of a terminal hangs up: nothing can be said, and all is saved."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
     long.write_text(TEXT * 200)
-    flags = ["--prompt-file", str(long), "--save-state", str(file)]
-    child, terminal = pty.fork()
-    if child == 0:
-        command = [sys.executable, "-m", "allmem_mlx.generate", "--model", str(folder)]
-        os.chdir(ROOT)
-        hear_hangups()
-        os.execv(sys.executable, [*command, *flags])
-    termios.tcsetwinsize(terminal, (24, 80))
-    seen = b""
-    while b"tokens-per-sec" not in seen:
-        seen += os.read(terminal, 4096)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    flags = ["--model", folder, "--prompt-file", long, "--save-state", file]
+    terminal = Terminal("allmem_mlx.generate", *flags)
+    terminal.until("tokens-per-sec")
+    os.close(terminal.main)
+    assert terminal.process.wait() == 128 + signal.SIGHUP
     assert states.load(file, model).tokens > 64
 
 
@@ -315,16 +287,14 @@ def test_stopped_again_and_again(folder, model, tmp_path):
     document, file = tmp_path / "book.txt", tmp_path / "book.allmem"
     document.write_text(TEXT * 4)
     code = (
-        "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "from allmem_mlx.cli.progress import Progress\n"
         "def stop(self, done): raise KeyboardInterrupt\n"
         "Progress.__call__ = stop\n"
-        "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
+        "from allmem_mlx.generate import main; main()"
     )
     flags = ["--model", folder, "--prompt-file", document, "--save-state", file]
     for blocks in (1, 2, 3):
-        command = [sys.executable, "-c", code, "generate", *flags]
-        result = subprocess.run(command, capture_output=True, cwd=ROOT)
+        result = run("-c", code, *flags)
         assert result.returncode == 130
         assert f"{64 * blocks} tokens are in".encode() in result.stderr
         assert states.load(file, model).read == 64 * blocks
@@ -362,7 +332,6 @@ def test_a_disk_that_goes_away(folder, model, tmp_path, step):
     document, file = tmp_path / "book.txt", tmp_path / "book.allmem"
     document.write_text(TEXT * 40)
     code = (
-        "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "from allmem_mlx.documents.source import Source\n"
         f"read, left = Source._read, [{step}]\n"
         "def failing(self, file, count):\n"
@@ -373,12 +342,10 @@ def test_a_disk_that_goes_away(folder, model, tmp_path, step):
         "        file = Gone()\n"
         "    return read(self, file, count)\n"
         "Source._read = failing\n"
-        "runpy.run_module('allmem_mlx.generate', run_name='__main__')"
+        "from allmem_mlx.generate import main; main()"
     )
     flags = ["--model", folder, "--prompt-file", document, "--save-state", file]
-    result = subprocess.run(
-        [sys.executable, "-c", code, "generate", *flags], capture_output=True, cwd=ROOT
-    )
+    result = run("-c", code, *flags)
     assert result.returncode == 1
     kept, error = result.stderr.decode().strip().splitlines()
     assert "Input/output error" in error
@@ -423,10 +390,5 @@ def test_where_a_state_cannot_be_saved(folder, document, tmp_path, name, code, w
     ):
         pytest.skip("needs /proc")
     flags = ["--model", folder / "no such model", "--prompt-file", document]
-    result = subprocess.run(
-        [sys.executable, "-m", "allmem_mlx.generate", *flags, "--save-state", name],
-        capture_output=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert_refused(result, code, *words)
+    flags += ["--save-state", name]
+    assert_refused(run("allmem_mlx.generate", *flags, cwd=tmp_path), code, *words)

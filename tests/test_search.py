@@ -1,16 +1,15 @@
 """The search command, which needs no model, and what counts are told of."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from helpers import assert_refused, run, tiny_tokenizer
+from helpers import assert_refused, tiny_tokenizer
+from processes import run
 from transformers import AutoTokenizer
 
 from allmem_mlx.archive.archive import Archive
 from allmem_mlx.archive.citations import printable, printable_line
-from allmem_mlx.archive.counting import counting_note, counts
+from allmem_mlx.archive.counting import asks_for_count, counting_note
 from allmem_mlx.archive.lookup import Lookup, Source
 from allmem_mlx.documents import Document
 
@@ -112,7 +111,8 @@ class TestSearch:
             "assert not heavy & set(sys.modules)"
         )
         for flags in ([book, "whale"], ["-h"]):
-            subprocess.run([sys.executable, "-c", code, *map(str, flags)], check=True)
+            result = run("-c", code, *flags, fresh=True)
+            assert result.returncode == 0, result.stderr.decode()
 
 
 class TestRefused:
@@ -192,7 +192,7 @@ class TestCounting:
         ],
     )
     def test_it_asks_for_a_count(self, question):
-        assert counts(question)
+        assert asks_for_count(question)
 
     @pytest.mark.parametrize(
         "question",
@@ -208,7 +208,7 @@ class TestCounting:
         ],
     )
     def test_it_does_not(self, question):
-        assert not counts(question)
+        assert not asks_for_count(question)
 
     def lookup(self, archive, question, k=2):
         found = archive.search(question, k)

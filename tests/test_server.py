@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -14,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
-from helpers import ROOT, activate_memory, run, tiny_base_folder
+from helpers import activate_memory, tiny_base_folder
 from mlx_lm.utils import save_model
+from processes import run, start
 
 from allmem_mlx import generate, load
 from allmem_mlx.convert import convert
@@ -66,10 +66,10 @@ def _server(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "mlx_lm", "server", "--trust-remote-code"]
-    flags = ["--model", folder, "--port", port, "--log-level", "ERROR"]
+    flags = ["--trust-remote-code", "--model", folder, "--port", port]
+    command = ["mlx_lm", "server", *flags, "--log-level", "ERROR"]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=log)
+        process = start(*command, stdout=subprocess.DEVNULL, stderr=log.fileno())
         try:
             yield f"http://127.0.0.1:{port}", process, log
         finally:

@@ -4,14 +4,11 @@ import os
 import random
 import resource
 import struct
-import subprocess
-import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from helpers import (
-    ROOT,
     active_folder,
     assert_close,
     feed,
@@ -20,13 +17,15 @@ from helpers import (
     tiny_model,
 )
 from mlx.utils import tree_flatten, tree_unflatten
+from processes import ROOT, run
 from safetensors import safe_open
 
 from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.model import Model
-from allmem_mlx.session import CHUNKS, TURNS, Session
+from allmem_mlx.session import Session
+from allmem_mlx.snapshots import CHUNKS, TURNS
 
 LENGTH, GENERATED = 700, 100
 SETTINGS = {
@@ -123,7 +122,8 @@ def test_going_on_in_another_process_is_going_on(folder, tmp_path):
         states.save(session.state, files[-1], model)
         assert session.state.tokens == place
 
-    subprocess.run([sys.executable, "-c", GO_ON, folder, *files], check=True, cwd=ROOT)
+    result = run("-c", GO_ON, folder, *files)
+    assert result.returncode == 0, result.stderr.decode()
     for place, file in zip(places, files, strict=True):
         out = f"{file}.out.safetensors"
         actual, digest = mx.load(out, return_metadata=True)
@@ -151,7 +151,7 @@ class TestGoingBack:
         turns = [TOKENS[i : i + 40] for i in range(0, 240, 40)]
         session, fresh = endless(*tiny, snapshots=True), endless(*tiny)
         for turn in turns[:5]:
-            session.turn()
+            session.begin_turn()
             say(session, 30, turn)
         session.undo()
         session.undo()
@@ -226,7 +226,7 @@ class TestGoingBack:
     def test_snapshots_are_bounded(self, tiny):
         session = endless(*tiny, snapshots=True)
         for start in range(0, 600, 20):
-            session.turn()
+            session.begin_turn()
             read(session, TOKENS[start : start + 20])
         kept = session.snapshots
         assert (len(kept.turns), len(kept.chunks)) == (TURNS, CHUNKS)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import run
+from processes import run
 
 from allmem_mlx import generate
 

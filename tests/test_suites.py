@@ -12,8 +12,8 @@ from helpers import active_folder, made_up_text
 from allmem_mlx import load
 from allmem_mlx.cli.report import as_json
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.evaluation import report
-from allmem_mlx.evaluation.lookups import Shelves
+from allmem_mlx.evaluation import tables
+from allmem_mlx.evaluation.lookups import TemporaryArchives
 from allmem_mlx.evaluation.suites import (
     infinitebench,
     longbench,
@@ -64,7 +64,7 @@ QA = {"input": "Who?", "context": "A {context} of Ann.", "answers": ["Ann", "Ann
 
 def test_prompts():
     ours = {("longbench", k): x.prompt for k, x in longbench.SUBSETS.items()}
-    ours |= {("infinitebench", k): x for k, x in infinitebench.PROMPTS.items()}
+    ours |= {("infinitebench", k): x.prompt for k, x in infinitebench.SUBSETS.items()}
     ours |= {("lveval", k): x.prompt for k, x in lveval.SUBSETS.items()}
     actual = {k: hashlib.sha256(x.encode()).hexdigest()[:16] for k, x in ours.items()}
     assert actual == PROMPTS
@@ -73,7 +73,7 @@ def test_prompts():
 def test_lengths():
     """config/dataset2maxlen.json; DATA_NAME_TO_MAX_NEW_TOKENS; DATASET_MAXGEN;
     tokens_to_generate."""
-    assert {name: x.most for name, x in longbench.SUBSETS.items()} == {
+    assert {name: x.max_tokens for name, x in longbench.SUBSETS.items()} == {
         "dureader": 128,
         "hotpotqa": 32,
         "musique": 32,
@@ -81,10 +81,14 @@ def test_lengths():
         "qmsum": 512,
         "triviaqa": 32,
     }
-    assert infinitebench.MOST == 40
-    assert {x.most for name, x in lveval.SUBSETS.items() if "fact" in name} == {16}
-    assert {x.most for name, x in lveval.SUBSETS.items() if "mixup" in name} == {64}
-    assert ruler.MOST == {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
+    assert {x.max_tokens for x in infinitebench.SUBSETS.values()} == {40}
+    assert {x.max_tokens for name, x in lveval.SUBSETS.items() if "fact" in name} == {
+        16
+    }
+    assert {x.max_tokens for name, x in lveval.SUBSETS.items() if "mixup" in name} == {
+        64
+    }
+    assert ruler.MAX_TOKENS == {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 
 
 class TestMetrics:
@@ -265,7 +269,7 @@ class TestFiles:
         part, _, *many = run.load("ruler", [tmp_path])
         part, many = (many[0], [part, _]) if part.subset != "qa_1" else (part, many)
         assert [x.prompt for x in many] == ["What? ", "And? They are"]
-        assert [x.most for x in (*many, part)] == [128, 128, 32]
+        assert [x.max_tokens for x in (*many, part)] == [128, 128, 32]
         assert (many[0].score("1"), part.score("1")) == (0.5, 1)
 
     @pytest.mark.parametrize(
@@ -301,7 +305,7 @@ class TestFiles:
     def test_wrong_places(self, tmp_path):
         with pytest.raises(AllMemError, match="has no files of ruler"):
             run.load("ruler", [tmp_path])
-        with pytest.raises(AllMemError, match="not called as a file of ruler"):
+        with pytest.raises(AllMemError, match="not named like a file of ruler"):
             run.load("ruler", [write(tmp_path / "x.jsonl", QA)])
         with pytest.raises(AllMemError, match="cannot be read"):
             run.load("longbench", [tmp_path / "musique.jsonl"])
@@ -332,7 +336,7 @@ class TestRun:
         assert Prompts(tokenizer, len(whole)).tokens(raw, None) == (whole, False)
         cut = Prompts(tokenizer, 101).tokens(raw, None)
         assert cut == (whole[:50] + whole[-50:], True)
-        room = 100 + raw.most
+        room = 100 + raw.max_tokens
         assert Prompts(tokenizer).tokens(raw, room) == cut
         tokens, was_cut = Prompts(tokenizer, 101).tokens(chat, None)
         prompt = tokenizer.encode(chat.prompt)
@@ -342,7 +346,7 @@ class TestRun:
         assert (list(tokens), was_cut) == (list(rendered), True)
         limit = 400
         tokens, was_cut = Prompts(tokenizer).tokens(chat, limit)
-        assert was_cut and len(tokens) + chat.most <= limit
+        assert was_cut and len(tokens) + chat.max_tokens <= limit
 
     def test_every_system_answers(self, tiny, tmp_path):
         model, tokenizer = tiny
@@ -385,11 +389,11 @@ class TestRun:
         write(tmp_path / "hotpotqa.jsonl", *records)
         examples = run.load("longbench", [tmp_path / "hotpotqa.jsonl"])
         (example, *_) = examples
-        with Shelves(tokenizer) as shelves:
-            finder = Passages(model, tokenizer, 1, shelves)
+        with TemporaryArchives(tokenizer) as archives:
+            finder = Passages(model, tokenizer, 1, archives)
             text = finder.text(example)
             found = finder.examples(example)
-            empty = Passages(model, tokenizer, 1, shelves)
+            empty = Passages(model, tokenizer, 1, archives)
             nothing = empty.examples(replace(example, question="?"))
             blank = empty.examples(replace(example, context="", prompt="Who?"))
         assert "Ann was the one." in text and text.startswith("[1]")
@@ -406,7 +410,7 @@ class TestRun:
         assert nothing[PASSAGES_ONLY][1].prompt == before + after
         assert {x.prompt for _, x in blank.values()} == {"Who?"}
         length = len(tokenizer.encode(text + after))
-        assert length + example.most <= model.allmem.window
+        assert length + example.max_tokens <= model.allmem.window
 
         answers = run.run(model, tokenizer, examples, passages=1)
         named = {x["system"]: x for x in answers[: len(answers) // 2]}
@@ -416,7 +420,7 @@ class TestRun:
         tokens, _ = prompts.tokens(found[ALLMEM_PASSAGES][1], None)
         reader = Reader(system, model)
         reader.read(tokens[:-1])
-        said = reader.answer(tokens[-1:], example.most, prompts.stops)
+        said = reader.answer(tokens[-1:], example.max_tokens, prompts.stops)
         expected = tokenizer.decode(said, skip_special_tokens=True)
         assert named[ALLMEM_PASSAGES]["said"] == expected
         assert named[PASSAGES_ONLY]["tokens"] < named[ALLMEM]["tokens"]
@@ -444,5 +448,5 @@ class TestRun:
         summary = run.summary(answers)
         (row,) = summary["rows"]
         assert row["score"][FULL] == {"value": 50.0, "low": 0.0, "high": 100.0}
-        text = report.suite(summary)
+        text = tables.suite(summary)
         assert "50.00*" in text and "50.00\n" in text and "cut in the middle" in text

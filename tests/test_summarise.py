@@ -4,25 +4,27 @@ import json
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 
 import pytest
-from helpers import ROOT, active_folder, assert_refused, run
+from helpers import active_folder, assert_refused
+from processes import run
 
-from allmem_mlx import load, session, summaries
+from allmem_mlx import load, summaries
 from allmem_mlx import state as states
 from allmem_mlx.archive.archive import Archive
 from allmem_mlx.archive.citations import printable
-from allmem_mlx.chat import Chat
+from allmem_mlx.archive.parts import Part, parts
 from allmem_mlx.chat_template import Template
-from allmem_mlx.cli.summaries import print_summaries, tell
+from allmem_mlx.cli.chat_commands import Chat
+from allmem_mlx.cli.summaries import print_summaries, print_summary
+from allmem_mlx.conversation import FRAME
 from allmem_mlx.documents import Document, Mark
 from allmem_mlx.documents.plain_text import control_tokens
 from allmem_mlx.errors import AllMemError, SettingError
 from allmem_mlx.session import Session
-from allmem_mlx.summaries import OF_A_PART, Part, Summariser, Summary, parts
+from allmem_mlx.summaries import OF_A_PART, Summariser, Summary
 from allmem_mlx.summarise import setup_arg_parser, summarise
 
 LINE = "THE RING {} TURNS AND THE RIVER GOES ON PAST THE OLD MILL OF THE TOWN. "
@@ -36,11 +38,6 @@ def prose(lines: int) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return active_folder(tmp_path_factory.mktemp("model"), window=1024, chunk=128)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load(folder)
 
 
 @pytest.fixture
@@ -218,7 +215,7 @@ class TestSummaries:
         for number, (message, read) in enumerate(said):
             if read:
                 continue
-            size = len(tokenizer.encode(message)) + session.FRAME + 8
+            size = len(tokenizer.encode(message)) + FRAME + 8
             assert size <= 1024
             inside = [int(x) - 1 for x in re.findall(r"^SAID (\d+)\.", message, re.M)]
             assert len(inside) > 1
@@ -247,7 +244,7 @@ class TestSummaries:
     def test_a_part_fits_into_the_window(self, tiny, archive):
         model, tokenizer = tiny
         room = summariser(tiny, archive, max_tokens=100).part_tokens
-        assert room == 1024 - 100 - session.FRAME - len(tokenizer.encode(OF_A_PART))
+        assert room == 1024 - 100 - FRAME - len(tokenizer.encode(OF_A_PART))
         endless = summariser(tiny, archive, max_tokens=-1).part_tokens
         assert endless == room + 100 - 256
 
@@ -321,7 +318,7 @@ class TestHostileText:
         part = Part(1, 0, 9, 0, 1, mark, mark, 0, 1)
         summary = Summary(part, HOSTILE, missing=("\x1b]0;x\x07",))
         for as_json in (False, True):
-            tell(summary, 1, as_json)
+            print_summary(summary, 1, as_json)
             out = capsys.readouterr().out
             assert "WALRUS" in out and printable(out) == out
         assert json.loads(out)["text"] == HOSTILE
@@ -351,13 +348,13 @@ class TestKept:
         two = self.make(tiny, path)
         assert len(said) == count == 5
         assert [x.text for x in one[0]] == [x.text for x in two[0]]
-        assert one[1].text == two[1].text and two[1].kept
-        assert not any(x.kept for x in one[0]) and all(x.kept for x in two[0])
+        assert one[1].text == two[1].text and two[1].reused
+        assert not any(x.reused for x in one[0]) and all(x.reused for x in two[0])
 
     def test_the_next_run_goes_on(self, tiny, path, said):
         self.make(tiny, path, most=2)
         found, whole = self.make(tiny, path)
-        assert [x.kept for x in found] == [True, True, False, False]
+        assert [x.reused for x in found] == [True, True, False, False]
         assert len(said) == 5 and whole.text == "SAID 5."
 
     @pytest.mark.parametrize(
@@ -374,15 +371,15 @@ class TestKept:
     def test_not_with_other_settings(self, tiny, path, said, options):
         self.make(tiny, path, most=1)
         found, _ = self.make(tiny, path, most=1, **options)
-        assert not found[0].kept and len(said) == 2
+        assert not found[0].reused and len(said) == 2
 
     def test_not_by_another_model_or_prompt(self, tiny, path, said, monkeypatch):
         self.make(tiny, path, most=1)
         with monkeypatch.context() as patch:
             patch.setattr(states, "fingerprint", lambda model: "other")
-            assert not self.make(tiny, path, most=1)[0][0].kept
+            assert not self.make(tiny, path, most=1)[0][0].reused
         monkeypatch.setattr(summaries, "OF_A_PART", "Other?")
-        assert not self.make(tiny, path, most=1)[0][0].kept
+        assert not self.make(tiny, path, most=1)[0][0].reused
 
     def test_a_damaged_one_is_made_again(self, tiny, path, said):
         self.make(tiny, path)
@@ -390,15 +387,15 @@ class TestKept:
             connection.execute("UPDATE summaries SET body = 'X' WHERE first > 2000")
             connection.commit()
         found, whole = self.make(tiny, path)  # the archive is as good as before
-        assert [x.kept for x in found] == [True, True, False, False]
-        assert all(x.kept for x in self.make(tiny, path)[0])
+        assert [x.reused for x in found] == [True, True, False, False]
+        assert all(x.reused for x in self.make(tiny, path)[0])
 
     def test_while_a_document_is_added(self, tiny, path, document):
         """A summary goes with what is not committed yet, or is lost with it."""
         with closing(Archive.open(path, tiny[1], create=True)) as archive:
             stream = archive.stream(Document(document), "key")
             next(stream)
-            archive.keep_summary(1, 0, 9, "maker", "text")
+            archive.store_summary(1, 0, 9, "maker", "text")
             assert archive.summary(1, 0, 9, "maker") == "text"
             archive.rollback()
             assert archive.summary(1, 0, 9, "maker") is None
@@ -420,17 +417,17 @@ class TestKept:
         )
         flags = [document, "--model", folder, "--archive", path, "-m", "8"]
         flags += ["--part-tokens", "2048"]
-        command = [sys.executable, "-c", code, *map(str, flags)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        result = run("-c", code, *flags)
+        out, err = result.stdout.decode(), result.stderr.decode()
         if number == signal.SIGINT:
             assert result.returncode == 130
             line = (
                 f"2 of 4 parts are done; they are in '{path}'; the same command goes on"
             )
-            assert line in result.stderr and "Traceback" not in result.stderr
+            assert line in err and "Traceback" not in err
         else:
             assert result.returncode == -number
-        assert result.stdout.count("tokens ") == 2
+        assert out.count("tokens ") == 2
         again = run("allmem_mlx.summarise", *flags)
         assert again.returncode == 0, again.stderr.decode()
         out = again.stdout.decode()
@@ -521,7 +518,7 @@ class TestCommand:
 
     def test_in_one_line(self, folder, tmp_path, tiny):
         result = run("allmem_mlx.summarise", tmp_path / "none.txt", "--model", folder)
-        assert_refused(result, 1, "allmem_mlx.summarise: error: ", "none.txt")
+        assert_refused(result, 1, "allmem_mlx summarise: error: ", "none.txt")
 
     def test_nothing_to_summarise(self, folder, tmp_path, tiny, capsys):
         place = tmp_path / "a.archive"
@@ -565,7 +562,7 @@ class TestChat:
         with pytest.raises(KeyboardInterrupt):
             chat.take("/summarise")
         captured = capsys.readouterr()
-        assert "parts are done; /summarise goes on from there" in captured.err
+        assert "parts are done; /summarise continues from there" in captured.err
         assert chat.session.state is before
         monkeypatch.setattr(Summariser, "_ask", ask)
         chat.take("/summarise")

@@ -22,7 +22,6 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from allmem_mlx.documents import tokens
-from allmem_mlx.documents.tokens import tokenize
 from allmem_mlx.errors import AllMemError
 
 # Tokenizers like those of real models, trained on Python's own help pages.
@@ -44,6 +43,10 @@ ADDED = [
     AddedToken(" " * 8, normalized=False),
     AddedToken("<in two>", normalized=False),
 ]
+
+
+def tokenize(texts, tokenizer, **options):
+    return (ids for ids, _ in tokens.tokenize(texts, tokenizer, **options))
 
 
 def byte_level(*split, model=None, normalizer=None) -> Tokenizer:
@@ -194,7 +197,7 @@ def cut(text: str, piece: int) -> list[str]:
 
 def check(tokenizer, text: str, piece: int, name: str = "") -> None:
     whole = tokenizer.encode(text, add_special_tokens=False)
-    streamed = [i for ids in tokenize([text], tokenizer, block=piece) for i in ids]
+    streamed = [i for ids in tokenize([text], tokenizer, batch=piece) for i in ids]
     assert streamed == whole, f"{name} piece {piece}"
 
 
@@ -341,7 +344,7 @@ def test_memory_is_bounded_without_words(make, name, encoded):
     pieces = list(
         tokenize([text], build(make), longest=4096, on_change=lambda: changes.append(1))
     )
-    assert max(encoded) < 4096 + 2 * tokens.BLOCK
+    assert max(encoded) < 4096 + 2 * tokens.BATCH
     assert len(pieces) > 2
     if not changes:
         assert sum(pieces, []) == build(make).encode(text, add_special_tokens=False)
@@ -361,7 +364,7 @@ def test_cuts_do_not_depend_on_how_text_comes(make):
         rng = random.Random(seed)
         text = random_text(rng, 3000) + "QUJD/0+" * 300 + random_text(rng, 2000)
         one, other = (
-            list(tokenize(cut(text, size), build(make), block=64, longest=300))
+            list(tokenize(cut(text, size), build(make), batch=64, longest=300))
             for size in (17, 5000)
         )
         assert one == other
@@ -375,7 +378,7 @@ def test_changed_tokens_are_told():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     text, changes = "several" * 2000 + "#" + " and words" * 400, []
     pieces = tokenize(
-        [text], tokenizer, longest=1000, block=1000, on_change=lambda: changes.append(1)
+        [text], tokenizer, longest=1000, batch=1000, on_change=lambda: changes.append(1)
     )
     read, whole = (
         tokenizer.convert_ids_to_tokens(ids)
@@ -513,7 +516,7 @@ def test_tokens_that_change_too_late_are_refused():
     backend.pre_tokenizer = pre_tokenizers.Sequence([spelled, backend.pre_tokenizer])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     texts = ["several words " * 100, "and then #"]
-    pieces = tokenize(texts, tokenizer, block=700)
+    pieces = tokenize(texts, tokenizer, batch=700)
     next(pieces)
     with pytest.raises(AllMemError, match="piece by piece"):
         list(pieces)

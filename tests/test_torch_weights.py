@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-import torch_model
 from gguf_files import save_gguf
 from helpers import (
     TINY_ALLMEM,
@@ -19,12 +19,12 @@ from helpers import (
     assert_refused,
     random_tokens,
     relative_error,
-    run,
     tiny_base_folder,
     tiny_model,
 )
 from mlx.utils import tree_flatten
 from oracle import HybridAttention
+from processes import run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -32,9 +32,13 @@ from allmem_mlx import load
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.convert import convert, torch_names
 from allmem_mlx.convert.torch_export import export_torch
+from allmem_mlx.distillation.documents import Document
+from allmem_mlx.distillation.torch.hybrid import Hybrid, View
+from allmem_mlx.distillation.torch.loss import document_loss
 from allmem_mlx.errors import AllMemError, SettingError
 
 CONFIG = AllMemConfig(**TINY_ALLMEM)
+VIEW = View(CONFIG.window, CONFIG.sinks, CONFIG.chunk, memory=True)
 SIZES = {name: TINY_ALLMEM[name] for name in ("window", "sinks", "chunk", "fold")}
 
 
@@ -44,26 +48,36 @@ def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "base"
     tiny_base_folder(folder, request.param, initializer_range=0.3)
     torch.manual_seed(0)
-    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = torch_model.hybrid_model(folder, CONFIG)
-    batches = torch.randint(0, 128, (5, 2, 160))
-    torch_model.train(model, teacher, batches, learning_rate=3e-2)
-    return folder, model
+    hybrid = hybrid_of(folder, CONFIG)
+    parameters = hybrid.parameters().values()
+    optimizer = torch.optim.Adam(parameters, lr=3e-2, eps=1e-10)
+    for tokens in torch.randint(0, 128, (5, 160)).tolist():
+        document_loss(hybrid, Document(tokens), VIEW, 0.0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return folder, hybrid
 
 
-def torch_logits(model, tokens) -> np.ndarray:
+def hybrid_of(folder, config: AllMemConfig) -> Hybrid:
+    """A base model with a fresh memory in each layer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return Hybrid(model, config)
+
+
+def torch_logits(hybrid, tokens) -> np.ndarray:
     with torch.no_grad():
-        return torch_model.logits(model, torch.tensor(np.array(tokens))).numpy()
+        hidden = hybrid.hidden(torch.tensor(np.array(tokens)), VIEW)
+        return hybrid.model.lm_head(hidden).numpy()
 
 
 def test_a_trained_memory(trained, tmp_path):
     """Six chunks and a half, four of them beyond the window."""
-    base, model = trained
-    save_file(dict(torch_model.memory_parameters(model)), tmp_path / "m.safetensors")
+    base, hybrid = trained
+    save_file(dict(hybrid.parameters()), tmp_path / "m.safetensors")
     convert(base, tmp_path / "new", torch_path=tmp_path / "m.safetensors", **SIZES)
     ours, _ = load(tmp_path / "new")
     tokens = random_tokens(1, 208)
-    expected = torch_logits(model, tokens)
+    expected = torch_logits(hybrid, tokens)
     assert_close("logits", ours(tokens), expected, 1e-5)
     for layer in ours.layers:
         assert mx.abs(layer.self_attn.alpha).mean() > 1e-2
@@ -315,18 +329,17 @@ def test_half_types(base, tmp_path, dtype, suffix):
         assert fingerprint(found) == fingerprint(tensors)
 
 
-def test_what_is_exported_loads_into_the_reference(trained, tmp_path):
-    base, model = trained
-    expected = {name: x.detach() for name, x in torch_model.memory_parameters(model)}
-    save_file(expected, tmp_path / "m.safetensors")
+def test_what_is_exported_loads_into_the_trainer(trained, tmp_path):
+    base, hybrid = trained
+    save_file(dict(hybrid.parameters()), tmp_path / "m.safetensors")
     convert(base, tmp_path / "new", torch_path=tmp_path / "m.safetensors", **SIZES)
     export_torch(tmp_path / "new", tmp_path / "back")
     block = json.loads((tmp_path / "back" / "config.json").read_text())["allmem"]
-    again = torch_model.hybrid_model(base, AllMemConfig.from_dict(block))
+    again = hybrid_of(base, AllMemConfig.from_dict(block))
     found = load_file(tmp_path / "back" / "memory.safetensors")
-    assert not again.load_state_dict(found, strict=False).unexpected_keys
+    assert not again.model.load_state_dict(found, strict=False).unexpected_keys
     tokens = random_tokens(1, 100)
-    assert np.array_equal(torch_logits(again, tokens), torch_logits(model, tokens))
+    assert np.array_equal(torch_logits(again, tokens), torch_logits(hybrid, tokens))
     # And from the folder, whose config.json has the sizes.
     convert(base, tmp_path / "twice", torch_path=tmp_path / "back")
     assert load(tmp_path / "twice")[0].allmem == CONFIG
@@ -559,7 +572,7 @@ FOLDERS = {
         lambda f: (f / "config.json").write_text("{"),
         ["config.json", "cannot be read"],
     ),
-    "an allmem block that is none": (
+    "allmem settings of another type": (
         lambda f: (f / "config.json").write_text('{"allmem": 3}'),
         ["config.json", "object"],
     ),
@@ -623,6 +636,9 @@ import sys
 sys.modules["torch"] = None
 from allmem_mlx.convert import convert
 from allmem_mlx.convert.torch_export import export_torch
+from allmem_mlx.distillation.documents import Document
+from allmem_mlx.distillation.torch.hybrid import Hybrid, View
+from allmem_mlx.distillation.torch.loss import document_loss
 from allmem_mlx.errors import AllMemError
 
 convert("base", "new", torch_path="m.safetensors")
@@ -676,6 +692,20 @@ def test_the_commands(base, tmp_path):
     assert_refused(run("convert", *flags, "-q"), 2, "--quantize")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"back.safetensors", "m.pt", "new"}
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors", "m"])
+def test_an_export_to_a_full_disk_leaves_nothing(base, tmp_path, name):
+    """A limit on the size of files stands in for it."""
+    convert(base, tmp_path / "new")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(AllMemError, match=rf"/{name} cannot be written: .*\w"):
+            export_torch(tmp_path / "new", tmp_path / "folder" / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_refused_paths(base, tmp_path):

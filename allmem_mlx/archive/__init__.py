@@ -1,5 +1,6 @@
-"""The third level of memory: what was read, word for word, on disk, with the page."""
+"""The third level of memory: documents on disk, word for word, with their pages."""
 
-from .archive import Archive, Passage
+from .archive import Archive
+from .passage import Passage
 
 __all__ = ["Archive", "Passage"]

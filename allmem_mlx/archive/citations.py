@@ -1,26 +1,27 @@
-"""Citations, made by code and not by the model: which sentence of a passage supports an
-answer, and what of the answer stands word for word in which passage."""
+"""Citations, made by code and not by the model: the sentence of a passage that supports
+an answer, and the passages that have the answer's claims word for word."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .cutting import sentences
 from .terms import UNSPACED, terms
 
-LONGEST = 200  # characters of a sentence that are shown
-SHORT = 60  # characters of a claim that are shown
-SHOWN = 6  # claims that are shown
+LONGEST = 200  # characters shown of a sentence
+SHORT = 60  # characters shown of a claim
+SHOWN = 6  # claims shown
 
-# Equal to a plain character. One for one, so that places stay the same.
+# Typographic characters and their plain equals, one for one, so that places are equal.
 PLAIN = str.maketrans(
     "“”„‟‘’‚‛‐‑‒–—―−\u00a0\u2009\u202f",
     '"' * 4 + "'" * 4 + "-" * 7 + " " * 3,
 )
 ENDS = frozenset(".!?…:。！？؟\n\r\u2028\u2029")  # of a sentence or a line
 OPENERS = tuple('"“„‘«「『')
-JOINERS = "\u200c\u200d"  # not printable, but a matter of spelling
+JOINERS = "\u200c\u200d"  # not printable, but part of the spelling
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,23 @@ class Claim:
 
     Args:
         text (str): as the answer writes it, with a space for any white space.
-        found (tuple): the numbers, from 1, of the passages in which it is verbatim.
+        found (tuple): numbers, from 1, of the passages that have it verbatim.
     """
 
     text: str
     found: tuple[int, ...]
 
 
+Pattern = re.Pattern[str]  # of the regex library, with the same methods
+
+
 class _Patterns(NamedTuple):
-    space: Any  # what becomes one space
-    inside: Any  # a place in the middle of a word or a number
-    reference: Any  # to a passage: [1]
-    quotation: Any
-    token: Any  # reference, number, name, other word
-    unit: Any  # what is not cut
+    space: Pattern  # white space that becomes one space
+    inside: Pattern  # a place inside a word or a number
+    reference: Pattern  # to a passage: [1]
+    quotation: Pattern
+    token: Pattern  # reference, number, name, other word
+    unit: Pattern  # text that is not cut
 
 
 @lru_cache(maxsize=1)
@@ -106,17 +110,17 @@ def _patterns() -> _Patterns:
 
 
 def quoted_sentence(passage_text: str, question: str, answer: str) -> str:
-    """The sentence of a passage that shares most terms with an answer, which count
-    twice, and with the question; the first of those that share as many.
+    """The first sentence of a passage that shares the most terms with an answer, which
+    count twice, and with the question.
 
     Args:
         passage_text (str): the passage.
-        question (str): what was asked.
-        answer (str): what was answered; references such as ``[1]`` do not count.
+        question (str): the question.
+        answer (str): the answer; references such as ``[1]`` do not count.
 
     Returns:
         str: one printable line. Of a sentence of more than 200 characters, the part
-        that shares most, with ``...`` where it was cut.
+        that shares the most, with ``...`` where it was cut.
     """
     asked, answered = set(terms(question)), set(terms(_without_references(answer)))
 
@@ -130,9 +134,9 @@ def quoted_sentence(passage_text: str, question: str, answer: str) -> str:
         return text
     starts = [match.start() for match in _patterns().unit.finditer(text)]
     scores = [shared(text[start : start + LONGEST]) for start in starts]
-    most = max(scores)
-    best = [start for start, score in zip(starts, scores, strict=True) if score == most]
-    start = best[len(best) // 2]  # has what is shared in its middle
+    top = max(scores)
+    best = [start for start, score in zip(starts, scores, strict=True) if score == top]
+    start = best[len(best) // 2]  # with the shared terms in its middle
     end = max(at for at in [*starts, len(text)] if at <= start + LONGEST)
     cut = text[start:end].rstrip()
     return "... " * (start > 0) + cut + " ..." * (end < len(text))
@@ -141,15 +145,15 @@ def quoted_sentence(passage_text: str, question: str, answer: str) -> str:
 def claims(answer: str, passages: Sequence[str] = ()) -> list[str]:
     """The numbers, names and quotations in an answer, in order, each once.
 
-    A number is taken as it is written: 1,842, 12:30, -5, 42%, B-17. A name is a run of
-    capitalised words; a word that begins a sentence or a line is a part of it only if
-    it has another capital, or a passage has it capitalised within a sentence, and if
-    nothing has it in lower case. A quotation has two words, or four characters where
-    words are written without spaces.
+    A number is taken as written: 1,842, 12:30, -5, 42%, B-17. A name is a run of
+    capitalised words. The first word of a sentence or a line is a part of it only if it
+    has another capital, or is capitalised within a sentence of a passage, and if it is
+    nowhere in lower case. A quotation has two words, or four characters in scripts
+    without spaces.
 
     Args:
-        answer (str): any text.
-        passages: what the answer was made from.
+        answer (str): the answer.
+        passages: the passages that it was made from.
     """
     tokens = list(_tokens(answer))
     known, ordinary = set(), {text for _, kind, text, _ in tokens if kind == "word"}
@@ -165,7 +169,7 @@ def claims(answer: str, passages: Sequence[str] = ()) -> list[str]:
             names = _names(text.split(), begins, known, ordinary)
             found += [(at, name) for name in names]
     for match in _patterns().quotation.finditer(answer):
-        quotation = " ".join(_without_references(match[match.lastindex]).split())
+        quotation = " ".join(_without_references(match[match.lastindex or 0]).split())
         quotation = quotation.strip(" .,;:…，。、")
         # Four characters without spaces are seven terms.
         if len(terms(quotation)) >= (2 if " " in quotation else 7):
@@ -175,13 +179,14 @@ def claims(answer: str, passages: Sequence[str] = ()) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[tuple[int, str, str, bool]]:
-    """Place, kind, text of each token, and whether it begins a sentence or a line."""
+    """Yields place, kind and text of each token, and whether it begins a sentence or a
+    line."""
     end, begins = 0, True
     for match in _patterns().token.finditer(text):
         gap = text[end : match.start()]
         begins = begins or not ENDS.isdisjoint(gap)
         begins = begins or gap.rstrip("*_").endswith(OPENERS)
-        yield match.start(), match.lastgroup, match[0], begins
+        yield match.start(), match.lastgroup or "", match[0], begins
         end, begins = match.end(), begins and match.lastgroup == "skip"
 
 
@@ -205,11 +210,11 @@ def _names(
 
 
 def is_verbatim(claim_text: str, passage_text: str) -> bool:
-    """Whether a text is in a passage character by character, where it neither begins
-    nor ends in the middle of a word or a number.
+    """Whether a text is in a passage character by character, and neither begins nor
+    ends inside a word or a number.
 
-    White space is equal to any other, and typographic quotation marks, apostrophes and
-    dashes are equal to the plain ones; nothing else is.
+    All white space is equal, and typographic quotation marks, apostrophes and dashes
+    are equal to plain ones; nothing else is.
     """
     claim = " ".join(claim_text.split()).translate(PLAIN)
     passage = _one_line(passage_text)
@@ -223,11 +228,11 @@ def is_verbatim(claim_text: str, passage_text: str) -> bool:
 
 
 def check(answer: str, passages: Sequence[str]) -> list[Claim]:
-    """The claims of an answer, with the passages in which each is verbatim.
+    """The claims of an answer, with the passages that have each verbatim.
 
     Args:
-        answer (str): any text.
-        passages: in the order of their numbers, which begin with 1.
+        answer (str): the answer.
+        passages: their texts, in the order of their numbers, which begin with 1.
     """
     found = []
     for text in claims(answer, passages):
@@ -237,12 +242,8 @@ def check(answer: str, passages: Sequence[str]) -> list[Claim]:
 
 
 def describe(claims: Sequence[Claim]) -> str:
-    """One printable line: which claims are verbatim in which passages, and which in
-    none of them. Empty if there are no claims.
-
-    Args:
-        claims: of :func:`check`.
-    """
+    """One printable line on the claims of :func:`check` that are verbatim in a passage,
+    and on those that are in none. Empty if there are no claims."""
     found, missing = [], []
     for claim in claims:
         text = printable_line(claim.text)
@@ -269,13 +270,13 @@ def _without_references(text: str) -> str:
 
 @lru_cache(maxsize=64)
 def _one_line(text: str) -> str:
-    """A space for any white space, but for a single one that does not break."""
+    """A text with single spaces; a single no-break space stays."""
     return _patterns().space.sub(" ", text)
 
 
 def printable(text: str) -> str:
-    """A text without what a terminal obeys, such as escape sequences; lines and tabs
-    stay."""
+    """A text without control characters, which a terminal may obey; line breaks and
+    tabs stay."""
     return "".join(
         c if c.isprintable() or c in JOINERS or c in "\n\t" else " "
         for c in text.replace("\r\n", "\n")
@@ -284,5 +285,5 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    """The same as one line."""
+    """A text as one line without control characters."""
     return " ".join(printable(text).split())

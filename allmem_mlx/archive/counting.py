@@ -1,5 +1,5 @@
-"""Questions that ask for a count or for everything there is, which the few passages
-that are looked up cannot answer. English only."""
+"""Questions for a count or a full list, which a few passages cannot answer. English
+only."""
 
 import re
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _ASKS = re.compile(
     r"|(?:list|name|find|give|show|tell)(?: me)? (?:all|every|each)(?! about))\b",
     re.IGNORECASE,
 )
-# Words of a question that say nothing of what is counted.
+# Words of a question that do not name the thing counted.
 _OTHER = frozenset(
     "a about all am an and any appear appears are as at be been book by can chapter "
     "contain contains could count counted did do document does each enumerate ever "
@@ -34,12 +34,8 @@ _OTHER = frozenset(
 )
 
 
-def counts(question: str) -> bool:
-    """Whether a question asks how many there are of something, or for all of them.
-
-    Args:
-        question (str): in English; in another language it is not told.
-    """
+def asks_for_count(question: str) -> bool:
+    """Whether a question, in English, asks for a count or for everything."""
     return bool(_ASKS.search(" ".join(question.split())))
 
 
@@ -49,18 +45,18 @@ def counting_note(
     question: str,
     documents: Iterable[int] | None = None,
 ) -> str:
-    """What is to be said after the answer to a question that asks for a count.
+    """A note after the answer to a question for a count.
 
     Args:
-        archive (Archive): where it was looked up.
-        lookup (Lookup): what was found.
-        question (str): what was asked.
+        archive (Archive): the archive that was searched.
+        lookup (Lookup): the passages that were found.
+        question (str): the question.
         documents (list): numbers of the documents that were searched; all if ``None``.
 
     Returns:
-        str: one line; empty if the question is another, or nothing was looked up.
+        str: one line; empty for other questions, or if nothing was looked up.
     """
-    if lookup is None or not counts(question):
+    if lookup is None or not asks_for_count(question):
         return ""
     looked = sum(source.passage.count for source in lookup.sources)
     if looked == 1:

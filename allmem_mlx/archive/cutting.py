@@ -1,4 +1,4 @@
-"""A document's text, cut into passages: whole sentences, of one page and section."""
+"""Cutting of text into passages: whole sentences of one page and section."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 from ..documents import Mark, Piece
 
 LONGEST = 600  # bytes of UTF-8 in a passage: about 150 tokens of English
-AHEAD = 4 * LONGEST  # characters that must be known to cut, so that pieces don't matter
+# Characters that must be known before a cut, so that it does not depend on the pieces.
+AHEAD = 4 * LONGEST
 
 
 class Cut(NamedTuple):
-    """A passage of a document.
+    """A passage as it is cut out of a document.
 
     Args:
-        text (str): without white space at its ends.
-        mark (Mark): where it is from.
-        start, end (int): its characters in all of the document's text.
+        text (str): the text, without white space at its ends.
+        mark (Mark): its origin.
+        start, end (int): its characters in the document's text.
     """
 
     text: str
@@ -29,12 +30,12 @@ class Cut(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _ends() -> tuple[Any, Any]:
-    """Ends of sentences and of paragraphs, white space included."""
+    """Patterns of the ends of sentences and of paragraphs, white space included."""
     import regex
 
     closers = "[\"'”’»)\\]」』）]*+"
     no_end = r"(?<!\b(?:Mr|Mrs|Ms|Dr|St|Prof|Rev|Capt|Gen|No|vs|cf|pp?|Fig|\p{Lu}))"
-    # Nothing is tried twice, as texts have long runs of dots.
+    # Without backtracking, as texts have long runs of dots.
     stops = rf"(?<![.!?…]){no_end}[.!?…]++{closers}\s++(?!\p{{Ll}})"
     return (
         regex.compile(rf"{stops}|[。！？]++{closers}\s*+|\n\s*\n\s*"),
@@ -43,8 +44,8 @@ def _ends() -> tuple[Any, Any]:
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text begin and end, the white space after them included;
-    a paragraph ends one."""
+    """The spans of a text's sentences, including the white space after them. The end
+    of a paragraph ends a sentence."""
     stops = [match.end() for match in _ends()[0].finditer(text)]
     if text and (not stops or stops[-1] < len(text)):
         stops.append(len(text))
@@ -55,17 +56,17 @@ def passages(parts: Iterable[Piece]) -> Iterator[Cut]:
     """Cuts a document into passages of at most :data:`LONGEST` bytes.
 
     A passage ends with a paragraph, if one ends in its second half, else with a
-    sentence, else with a word. None goes over the end of a file, a page or a section.
-    How the text came in pieces does not matter.
+    sentence, else with a word, and at the latest where the file, the page or the
+    section ends. It does not depend on the pieces in which the text arrives.
 
     Args:
         parts: of :meth:`~allmem_mlx.documents.document.Document.parts`.
     """
-    text, at = "", 0  # what is to be cut, and the characters of the document before it
-    here: Mark | None = None  # where it begins
+    text, at = "", 0  # the text to cut, and the characters of the document before it
+    here: Mark | None = None  # its origin
     for piece, mark in parts:
-        goes_on = here and mark == replace(here, offset=here.offset + len(text))
-        if here is None or not goes_on or here.offset < 0 <= mark.offset:
+        follows = here and mark == replace(here, offset=here.offset + len(text))
+        if here is None or not follows or here.offset < 0 <= mark.offset:
             if here is not None:
                 yield from _cut(text, here, at)
             at += len(text)
@@ -81,7 +82,7 @@ def passages(parts: Iterable[Piece]) -> Iterator[Cut]:
 
 
 def _cut(text: str, mark: Mark, at: int, ahead: int = 0) -> Iterator[Cut]:
-    """The passages of a text, as long as more than ``ahead`` characters are left."""
+    """Yields the passages of a text while more than ``ahead`` characters are left."""
     done = 0
     while True:
         rest = text[done:].lstrip()
@@ -97,15 +98,15 @@ def _cut(text: str, mark: Mark, at: int, ahead: int = 0) -> Iterator[Cut]:
 
 
 def _size(text: str) -> int:
-    """Characters of the first passage of a text."""
-    most = len(text.encode()[:LONGEST].decode(errors="ignore"))
-    if most == len(text):
-        return most
+    """The number of characters of a text's first passage."""
+    limit = len(text.encode()[:LONGEST].decode(errors="ignore"))
+    if limit == len(text):
+        return limit
     sentence, paragraph = _ends()
-    for pattern, least in ((paragraph, most // 2), (sentence, 0)):
-        found = takewhile(lambda match: match.start() <= most, pattern.finditer(text))
-        ends = [match.end() for match in found]
-        ends = [end for end in ends if least < len(text[:end].rstrip()) <= most]
+    for pattern, minimum in ((paragraph, limit // 2), (sentence, 0)):
+        found = takewhile(lambda match: match.start() <= limit, pattern.finditer(text))
+        ends: list[int] = [match.end() for match in found]
+        ends = [end for end in ends if minimum < len(text[:end].rstrip()) <= limit]
         if ends:
             return ends[-1]
-    return max(text.rfind(" ", 1, most), text.rfind("\n", 1, most)) + 1 or most
+    return max(text.rfind(" ", 1, limit), text.rfind("\n", 1, limit)) + 1 or limit

@@ -5,35 +5,37 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .archive import Archive, Passage
-from .similarity import MOST, Similarity
+from .archive import Archive
+from .passage import Passage
+from .similarity import LIMIT, Similarity
 
 
 class Finder:
-    """A search that also finds other words than the question's, if there are no more
-    passages than can be held; else BM25.
+    """A search by similarity, or by BM25 in documents of more passages than can be
+    held.
 
     Args:
-        archive (Archive): where the passages are.
-        model: whose embeddings tell what is alike.
+        archive (Archive): the archive of the documents.
+        model: the model whose embeddings are compared.
     """
 
     def __init__(self, archive: Archive, model: Any):
         self.archive, self._model = archive, model
-        self._of: tuple[tuple[int, ...], int] | None = None
+        self._held: tuple[tuple[int, ...], int] | None = None  # documents, passages
         self._ids: list[int] = []
         self._similarity: Similarity | None = None
 
     def search(self, question: str, k: int, documents: list[int]) -> list[Passage]:
-        """The best passages of some documents; see :meth:`Archive.search`."""
+        """The best passages of some documents; see ``Archive.search``."""
         count = self.archive.count(documents)
-        if not 0 < count <= MOST:
+        if not 0 < count <= LIMIT:
             return self.archive.search(question, k, documents)
-        if self._of != (tuple(documents), count) or self._similarity is None:
-            ids, texts = zip(*self.archive.bodies(documents), strict=True)
+        wanted = tuple(documents), count
+        if self._held != wanted or self._similarity is None:
+            ids, texts = zip(*self.archive.texts(documents), strict=True)
             tokenizer = self.archive.tokenizer
             self._similarity = Similarity(texts, tokenizer, self._embed)
-            self._of, self._ids = (tuple(documents), count), list(ids)
+            self._held, self._ids = wanted, list(ids)
         best = self._similarity.best(question, k)
         return self.archive.get(self._ids[i] for i in best)
 

@@ -1,4 +1,4 @@
-"""What is looked up for a question, and how it is put before it."""
+"""The passages that are looked up for a question and put before it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,20 +7,21 @@ from typing import Any
 
 from ..errors import AllMemError
 from ..state import State
-from .archive import Archive, Entry, Passage
+from .archive import Archive
 from .cutting import sentences
+from .passage import Entry, Passage
 from .terms import terms
 
-# search(question, k, documents): the best k passages of documents, by their numbers.
+# search(question, k, documents): the best k passages of the documents with numbers.
 Search = Callable[[str, int, list[int]], list[Passage]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that was put before a question.
+    """A passage before a question.
 
     Args:
-        number (int): what it is called there, from 1, the best one first.
+        number (int): its number there, from 1, the best one first.
         passage (Passage): the passage.
         read (bool): whether the model has read it in the document.
     """
@@ -31,20 +32,20 @@ class Source:
 
     @property
     def quoted(self) -> str:
-        """Its number, place and text, as a quotation."""
+        """The number, the place and the text, as a quotation."""
         return quoted(self.number, self.passage.where, self.passage.text)
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """What was found for a question.
+    """The result of a search for a question.
 
     Args:
-        sources (list): the passages that are put before it, the best first.
+        sources (list): the passages before the question, the best first.
         left_out (int): passages that were found, but have no room.
         searched (int): passages that were searched.
-        read (int): tokens of the documents that the model has read ...
-        tokens (int): ... of so many.
+        read (int): tokens of the documents that the model has read.
+        tokens (int): tokens of the documents.
         documents (list): numbers of the documents.
     """
 
@@ -57,16 +58,16 @@ class Lookup:
 
     @property
     def quoted(self) -> str:
-        """What was found, the best passage last: a small model answers from that."""
+        """The passages as text, the best last, from which a small model answers."""
         return "".join(source.quoted for source in reversed(self.sources))
 
     def message(self, question: str) -> str:
-        """The question, with what was found before it."""
+        """The question, after the passages."""
         return self.quoted + framed(question) if self.sources else question
 
     @property
     def summary(self) -> str:
-        """What was looked at, in a line."""
+        """One line on the passages and on how much was read."""
         looked = f"{len(self.sources)} of {self.searched} passages looked up"
         if self.left_out:
             looked += f" ({self.left_out} more found, for which there is no room)"
@@ -77,7 +78,7 @@ class Lookup:
 
 
 def quoted(number: int, where: str, text: str) -> str:
-    """A text with its number and place, within a fence that is not in the text."""
+    """A text with its number and place, in a fence that is longer than any in it."""
     longest = max(map(len, re.findall('"+', text)), default=0)
     fence = '"' * max(3, longest + 1)
     where = " ".join(where.split())  # a name may have line breaks
@@ -89,11 +90,11 @@ def framed(question: str) -> str:
     return f"Question: {question}\nAnswer:"
 
 
-def belongs(archive: Archive, state: State) -> dict[str, Entry]:
-    """The documents that a state has read, in its archive.
+def entries_by_key(archive: Archive, state: State) -> dict[str, Entry]:
+    """The documents of an archive, after a check against a state.
 
     Raises:
-        AllMemError: if the archive lacks what was read.
+        AllMemError: if the archive lacks a document that the state has read.
     """
     entries = {entry.key: entry for entry in archive.documents()}
     for key, count in state.documents.items():
@@ -106,37 +107,47 @@ def belongs(archive: Archive, state: State) -> dict[str, Entry]:
     return entries
 
 
+def is_unfinished(archive: Archive, state: State) -> bool:
+    """Whether a state is in the middle of a document.
+
+    Raises:
+        AllMemError: if the archive lacks a document that the state has read.
+    """
+    entries = entries_by_key(archive, state)
+    return any(
+        stop is None and state.tokens - start < entries[key].tokens
+        for key, start, stop in state.notes.get("documents", [])
+    )
+
+
 def look_up(
     archive: Archive,
     state: State,
     question: str,
-    most: int,
+    limit: int,
     room: int,
     length: Callable[[str], int],
     search: Search,
 ) -> Lookup:
-    """Looks up what may answer a question, in the documents of a state.
+    """Looks up passages that may answer a question, in the documents of a state.
 
     Args:
-        archive (Archive): where they are.
-        state (State): what was read.
-        question (str): in the user's words.
-        most (int): passages at most; neighbours count as one.
-        room (int): tokens for them.
-        length: tokens of a text.
-        search: finds passages; see :class:`Finder`.
+        archive (Archive): the archive of the documents.
+        state (State): the state.
+        question (str): the question.
+        limit (int): maximum number of passages; neighbours count as one.
+        room (int): maximum tokens of the passages.
+        length: counts the tokens of a text.
+        search: finds passages; see :class:`.Finder`.
 
     Raises:
         AllMemError: if the archive does not belong to the state.
     """
-    entries = belongs(archive, state)
-    counts = state.documents
-    known = {entries[key].id: entries[key] for key in counts}
-    read = {
-        entries[key].id: _read(entries[key], count, state)
-        for key, count in counts.items()
-    }
-    found = merged(search(question, most, list(known)))
+    entries = entries_by_key(archive, state)
+    known = {entries[key]: count for key, count in state.documents.items()}
+    read = {entry.id: _read(entry, count, state) for entry, count in known.items()}
+    documents = [entry.id for entry in known]
+    found = merged(search(question, limit, documents))
     room -= length(framed(question)) - length(question)
     sources: list[Source] = []
     for passage in found:
@@ -148,36 +159,35 @@ def look_up(
             continue
         room -= size
         sources.append(source)
-    tokens = sum(entry.tokens for entry in known.values())
+    taken = sum(source.passage.count for source in sources)
     return Lookup(
         sources,
-        sum(passage.count for passage in found)
-        - sum(source.passage.count for source in sources),
-        archive.count(list(known)),
-        sum(min(read[i], entry.tokens) for i, entry in known.items()),
-        tokens,
-        list(known),
+        left_out=sum(passage.count for passage in found) - taken,
+        searched=archive.count(documents),
+        read=sum(min(read[entry.id], entry.tokens) for entry in known),
+        tokens=sum(entry.tokens for entry in known),
+        documents=documents,
     )
 
 
 def _read(entry: Entry, count: int, state: State) -> int:
-    """Tokens of a document that the model will have read when it is asked: what waits
-    to be read in the middle of one is left out."""
+    """The tokens of a document that the model will have read when it is asked, without
+    those that still wait in the middle of it."""
     return count if count >= entry.tokens else max(0, count - len(state.waiting))
 
 
 def merged(found: Sequence[Passage]) -> list[Passage]:
-    """Passages of which neighbours on a page, or in a section, are one, in the place of
-    the better one."""
-    kept: list[Passage] = []
+    """Passages of which neighbours on a page, or in a section, are joined, at the rank
+    of the better one."""
+    passages: list[Passage] = []
     for passage in found:
-        for i, other in enumerate(kept):
+        for i, other in enumerate(passages):
             first, second = sorted((passage, other), key=lambda x: x.number)
             if (
                 _place(first) == _place(second)
                 and second.number == first.number + first.count
             ):
-                kept[i] = replace(
+                passages[i] = replace(
                     first,
                     text=f"{first.text}\n{second.text}",
                     last=second.last,
@@ -185,8 +195,8 @@ def merged(found: Sequence[Passage]) -> list[Passage]:
                 )
                 break
         else:
-            kept.append(passage)
-    return kept
+            passages.append(passage)
+    return passages
 
 
 def _place(passage: Passage) -> tuple[Any, ...]:
@@ -197,8 +207,8 @@ def _place(passage: Passage) -> tuple[Any, ...]:
 def _shortened(
     source: Source, question: str, room: int, length: Callable[[str], int]
 ) -> Source:
-    """A passage that is too long, as the sentences around the one that is most like the
-    question."""
+    """A passage shortened to the sentences around the one that is most like the
+    question, if it is too long."""
     if length(source.quoted) <= room:
         return source
     text = source.passage.text

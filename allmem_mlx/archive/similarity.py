@@ -1,14 +1,14 @@
-"""A ranking of passages that also finds other words: by the model's own embeddings.
+"""A ranking of passages that also finds similar words, by the model's embeddings.
 
-Each word of a question looks for the word of a passage that is most like it (MaxSim,
+Each word of a question is compared with the most similar word of a passage (MaxSim,
 ColBERT, arXiv 2004.12832), without context:
 
     score(p) = sum over q of idf(q)^2 · max over t of s(q, t)
     s(q, t)  = 1 if q = t, else 0.7 · clip(cos(v_q, v_t) / 0.4, 0, 1)
 
 q and t are the words of the question and of the passage p, v_w is the mean embedding of
-the tokens of " w", less the mean of all words and their two principal components. The
-limit at a cosine of 0.4 makes a synonym count nearly as much as the word itself.
+the tokens of " w", less the mean of all words and their two principal components. With
+the limit at a cosine of 0.4, a synonym counts nearly as much as the word itself.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,13 @@ import numpy as np
 
 from .terms import terms
 
-MOST = 2000  # passages that are held; of many more it finds hardly more than BM25
-OTHER = 0.7  # the most that another word counts
-NEAR = 0.8  # of the best score; what is further off distracts a small model
-ENOUGH = 0.4  # cosine of two words that mean the same
-COMPONENTS = 2  # principal components that are left away
+LIMIT = 2000  # passages that are held; beyond, this is hardly better than BM25
+OTHER = 0.7  # maximum weight of another word
+NEAR = 0.8  # of the best score; worse passages distract a small model
+ENOUGH = 0.4  # cosine of two words of the same meaning
+COMPONENTS = 2  # principal components that are removed
 ITERATIONS = 8
-PART = 2048  # words that are held in single precision
+PART = 2048  # words held in single precision
 
 Embed = Callable[[Sequence[int]], np.ndarray]
 
@@ -33,7 +33,7 @@ class Similarity:
     """A ranking of some passages.
 
     Args:
-        passages: their texts, at most :data:`MOST`.
+        passages: their texts, at most :data:`LIMIT`.
         tokenizer: of the model.
         embed: the embeddings of token ids, float32 ``[T, width]``.
     """
@@ -67,12 +67,11 @@ class Similarity:
         """The best passages for a question, in order.
 
         Args:
-            question (str): in any words.
-            k (int): how many at most.
+            question (str): the question.
+            k (int): maximum number of passages.
 
         Returns:
-            list: their numbers, in the order in which they were given; none that has
-            less than 0.8 of the best one's score.
+            list: their indices; none with less than 0.8 of the best score.
         """
         words = list(dict.fromkeys(terms(question)))
         if not words:
@@ -90,9 +89,9 @@ class Similarity:
             found = np.maximum.reduceat(same[self._flat], self._starts)
             score += weight * found
             nearest = np.maximum(nearest, found)
-        score[nearest < OTHER] = 0  # nothing in it is like any word
+        score[nearest < OTHER] = 0  # no word is similar
         best = np.argsort(-score, kind="stable")[:k]
-        return best[score[best] >= max(NEAR * score[best[0]], 1e-9)].tolist()
+        return [int(i) for i in best if score[i] >= max(NEAR * score[best[0]], 1e-9)]
 
     def _vectors(self, words: list[str]) -> np.ndarray:
         """The mean embedding of each word's tokens."""
@@ -102,7 +101,8 @@ class Similarity:
         known, places = np.unique(flat, return_inverse=True)
         rows = self._embed(known.tolist())
         begins = np.cumsum(sizes) - sizes
-        return np.add.reduceat(rows[places], begins) / sizes[:, None]
+        means: np.ndarray = np.add.reduceat(rows[places], begins) / sizes[:, None]
+        return means
 
     def _parts(self) -> list[np.ndarray]:
         return [self._words[i : i + PART] for i in range(0, len(self._words), PART)]
@@ -119,7 +119,7 @@ class Similarity:
         return found
 
     def _tokens(self, word: str) -> list[int]:
-        """A word as it stands after a space; some tokenizers add that themselves."""
+        """The tokens of a word after a space, which some tokenizers add themselves."""
         forms = [
             self._tokenizer.encode(text, add_special_tokens=False)
             for text in (f" {word}", word)
@@ -127,7 +127,8 @@ class Similarity:
         return min(forms, key=len) or forms[0] or [0]
 
     def _unit(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors of length 1, without what all words have in common."""
+        """Vectors of length 1, without the mean and the principal components."""
         vectors = vectors - self._mean
         vectors -= (vectors @ self._main) @ self._main.T
-        return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
+        norms: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / (norms + 1e-9)

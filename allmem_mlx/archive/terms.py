@@ -1,14 +1,14 @@
-"""What is searched for: the terms of a text, in any script.
+"""The terms of a text in any script, which the index and a search compare.
 
-They are made here and not by SQLite, so that a search finds the same whatever its
-version, and finds text that has no spaces between words.
+They are made here and not by SQLite, so that a search does not depend on its version
+and finds text without spaces between words.
 """
 
 import unicodedata
 from functools import lru_cache
 from typing import Any
 
-# Scripts that are written without spaces between words.
+# Scripts without spaces between words.
 UNSPACED = "Han Hiragana Katakana Thai Lao Khmer Myanmar".split()
 
 
@@ -17,8 +17,8 @@ def _patterns() -> tuple[Any, Any, Any]:
     import regex
 
     unspaced = "".join(rf"\p{{{script}}}" for script in UNSPACED) + "ー"
-    # Marks of vowels and the like, which are a matter of spelling in these scripts; and
-    # what is not seen, such as soft hyphens.
+    # Vowel points and accents, which are optional in these scripts; and invisible
+    # characters, such as soft hyphens.
     spelled = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}]"
     letter, more = (f"[{kinds}--[{unspaced}]]" for kinds in (r"\p{L}\p{N}", r"\p{M}"))
     return (
@@ -34,14 +34,8 @@ def terms(text: str) -> list[str]:
     """The terms of a text, in order: words, and in scripts without spaces each
     character and each pair; emoji and other symbols are terms too.
 
-    Case, width (NFKC), accents and vowel points do not matter.
-
-    Args:
-        text (str): any text.
-
-    Returns:
-        list: terms, none of which has a space, or a character that means something in a
-        query.
+    Case, width (NFKC), accents and vowel points make no difference. No term has a
+    space, or a character with a meaning in a query.
     """
     marks, words, unspaced = _patterns()
     text = unicodedata.normalize("NFKC", text).casefold()

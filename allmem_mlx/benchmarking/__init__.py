@@ -1,2 +1,1 @@
-"""What is measured of a model while it runs: speed, memory, and what a long reading
-does to it."""
+"""Speed, memory and cost of a model, and what a long reading does to it."""

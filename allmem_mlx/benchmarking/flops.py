@@ -1,9 +1,8 @@
-"""What a model costs by arithmetic: operations, bytes and state, by length.
+"""FLOPs, bytes and state of a model by arithmetic, at any length.
 
-Counted are the products of matrices, two operations for each multiplication and
-addition, and the bytes of weights and state. What is done to single numbers (norms,
-activations, the convolution) is left out of the operations: it is a few in a thousand.
-:mod:`graph` counts the same in the running model, and the tests compare them.
+FLOPs are those of matrix products, two for each multiplication and addition; those of
+norms, activations and the convolution, a few in a thousand, are left out. The tests
+compare FLOPs and bytes with those of the graph that MLX evaluates.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the costs of a model depend on.
+    """The sizes of a model that its costs depend on.
 
     Args:
         dims (int): D, width of the model.
@@ -29,13 +28,13 @@ class Sizes:
         attention (int): matrix entries of the attention of all layers.
         channel (int): those of the channel mixers (MLPs).
         head (int): those of the output matrix.
-        windowed (int): layers over window and sinks.
-        hybrids (int): those of them with a memory.
+        global_layers (int): layers over window and sinks.
+        memory_layers (int): those of them with a memory.
         sliding (tuple): windows of the layers that slide in the base model.
         weights (int): bytes of all weights that a token needs, without the memory's.
-        memory_weights (int): bytes of the memory's.
-        itemsize (int): bytes of a key's or value's number.
-        config (AllMemConfig): of the hybrid layers.
+        memory_weights (int): bytes of the memory's weights.
+        itemsize (int): bytes of an element of a key or value.
+        config (AllMemConfig): the settings of the hybrid layers.
     """
 
     dims: int
@@ -44,8 +43,8 @@ class Sizes:
     attention: int
     channel: int
     head: int
-    windowed: int
-    hybrids: int
+    global_layers: int
+    memory_layers: int
     sliding: tuple[int, ...]
     weights: int
     memory_weights: int
@@ -54,7 +53,7 @@ class Sizes:
 
     @classmethod
     def of(cls, model: Model) -> "Sizes":
-        """Of a hybrid model; its weights may be lazy, none is evaluated."""
+        """The sizes of a hybrid model, none of whose weights is evaluated."""
         base = model.base_config
         heads, width = base["num_attention_heads"], base["hidden_size"]
         head_dim = base.get("head_dim") or width // heads
@@ -79,7 +78,7 @@ class Sizes:
             elif tied or not name.startswith("model.embed"):
                 weights += x.nbytes
         windows = sliding_windows(base)
-        windowed = model.windowed
+        layers = model.global_layers
         return cls(
             dims=width,
             query_dim=heads * head_dim,
@@ -87,8 +86,8 @@ class Sizes:
             attention=attention,
             channel=channel,
             head=head or base["vocab_size"] * width,
-            windowed=len(windowed),
-            hybrids=len(model.allmem.with_memory(windowed)),
+            global_layers=len(layers),
+            memory_layers=len(model.allmem.memory_layers(layers)),
             sliding=tuple(w for w in windows if w is not None),
             weights=weights,
             memory_weights=memory,
@@ -98,14 +97,14 @@ class Sizes:
 
     @property
     def fast_weights(self) -> int:
-        """``3 n p h``, numbers of W, of all layers."""
+        """``3 n p h``, the elements of W, of all layers."""
         c = self.config
-        return 3 * c.heads * c.head_dim * c.hidden_dim * self.hybrids
+        return 3 * c.heads * c.head_dim * c.hidden_dim * self.memory_layers
 
     def kv(self, seen: int, length: int) -> int:
-        """Bytes of keys and values after ``length`` tokens, of which a layer that does
-        not slide in the base model keeps ``seen``."""
-        tokens = self.windowed * seen + sum(min(length, w) for w in self.sliding)
+        """Bytes of keys and values after ``length`` tokens, of which a global layer
+        keeps ``seen``."""
+        tokens = self.global_layers * seen + sum(min(length, w) for w in self.sliding)
         return 2 * self.kv_dim * tokens * self.itemsize
 
 
@@ -122,9 +121,9 @@ def pairs(length: int, window: int, sinks: int, block: int = 1) -> int:
         length (int): L, tokens read.
         window (int): W. At least L for full attention.
         sinks (int): s.
-        block (int): queries scored at once, against the same keys: whoever computes
-            whole blocks and masks them scores more than is seen. 1 counts what is
-            seen, ``sum_t min(t, W) + min(s, max(0, t - W))``.
+        block (int): queries that are scored at once, against the same keys, and then
+            masked. 1 counts the pairs that are seen,
+            ``sum_t min(t, W) + min(s, max(0, t - W))``.
     """
     if block == 1:
         outside = max(0, length - window)  # queries that do not see all before them
@@ -142,13 +141,13 @@ def pairs(length: int, window: int, sinks: int, block: int = 1) -> int:
 
 
 @dataclass(frozen=True)
-class Operations:
-    """Floating-point operations to read ``length`` tokens.
+class ReadingFlops:
+    """FLOPs of reading.
 
     Args:
         projections (int): of attention.
         scores (int): of queries with keys, and of weights with values.
-        memory (int): its projections, reads and updates.
+        memory (int): of the memory's projections, reads and updates.
         channel (int): of the channel mixers.
     """
 
@@ -159,7 +158,7 @@ class Operations:
 
     @property
     def mixer(self) -> int:
-        """Of the token mixers: all but the channel mixers."""
+        """FLOPs of the token mixers: all but the channel mixers."""
         return self.projections + self.scores + self.memory
 
     @property
@@ -167,7 +166,7 @@ class Operations:
         return self.mixer + self.channel
 
 
-def memory_operations(sizes: Sizes) -> int:
+def memory_flops(sizes: Sizes) -> int:
     """Per token and layer: ``2 D (4 n p + 5 n) + 18 n p h``.
 
     The last term is reading 6, the keys' way forward 4, the values' way back 2 and
@@ -178,64 +177,62 @@ def memory_operations(sizes: Sizes) -> int:
     return 2 * sizes.dims * (4 * n * p + 5 * n) + 18 * n * p * h
 
 
-def operations(
+def reading(
     sizes: Sizes,
     length: int,
     *,
     full: bool = False,
     memory: bool = True,
     block: int = 1,
-) -> Operations:
-    """To read a text.
+) -> ReadingFlops:
+    """FLOPs to read a text.
 
     Args:
         sizes (Sizes): of the model.
         length (int): L, tokens.
-        full (bool): full attention and no memory: the base model.
-        memory (bool): ``False`` leaves window + sinks.
+        full (bool): ``True`` for the base model, full attention without memory.
+        memory (bool): ``False`` for window + sinks.
         block (int): see :func:`pairs`.
     """
     c = sizes.config
     window, sinks = (length, 0) if full else (c.window, c.sinks)
-    scored = sizes.windowed * pairs(length, window, sinks, block)
+    scored = sizes.global_layers * pairs(length, window, sinks, block)
     scored += sum(pairs(length, w, 0, block) for w in sizes.sliding)
     has_memory = memory and not full
-    return Operations(
+    return ReadingFlops(
         projections=2 * sizes.attention * length,
         scores=4 * sizes.query_dim * scored,
-        memory=has_memory * sizes.hybrids * memory_operations(sizes) * length,
+        memory=has_memory * sizes.memory_layers * memory_flops(sizes) * length,
         channel=2 * sizes.channel * length,
     )
 
 
 def cache_bytes(sizes: Sizes, length: int) -> int:
-    """Keys and values that full attention keeps of a text."""
+    """Bytes of the keys and values of full attention."""
     return sizes.kv(length, length)
 
 
 def ring_bytes(sizes: Sizes) -> int:
-    """Keys and values of window and sinks."""
+    """Bytes of the keys and values of window and sinks."""
     c = sizes.config
     seen = c.window + c.sinks
     return sizes.kv(seen, max([seen, *sizes.sliding]))
 
 
 def memory_bytes(sizes: Sizes) -> int:
-    """The memory's state: W, M and G, and what waits to be folded; see
+    """Bytes of the memory's state: W, M and G, and the tokens of an open fold; see
     :class:`memory.MemoryState`."""
     c = sizes.config
     n, p, h = c.heads, c.head_dim, c.hidden_dim
     float32 = 3 * (3 * n * p * h) + n * (2 * h + p) + n * c.fold * (2 * p + 4) + n
-    tail = (c.conv_kernel - 1) * 3 * n * p
-    return sizes.hybrids * (float32 * FLOAT32 + tail * sizes.itemsize)
+    conv = (c.conv_kernel - 1) * 3 * n * p
+    return sizes.memory_layers * (float32 * FLOAT32 + conv * sizes.itemsize)
 
 
-def decoding_operations(sizes: Sizes, length: int, *, full: bool = False) -> int:
-    """For the token after ``length`` others, logits included; the memory's updates
-    are shared out among the tokens of a chunk."""
-    after, before = (
-        operations(sizes, n, full=full).total for n in (length + 1, length)
-    )
+def decoding(sizes: Sizes, length: int, *, full: bool = False) -> int:
+    """FLOPs of the token after ``length`` others, logits included, with an equal share
+    of the memory's update."""
+    before, after = (reading(sizes, n, full=full).total for n in (length, length + 1))
     return after - before + 2 * sizes.head
 
 
@@ -245,8 +242,8 @@ class Traffic:
 
     Args:
         weights (int): of the model, without the memory's.
-        attention (int): keys and values.
-        memory (int): its weights, and its state.
+        attention (int): of keys and values.
+        memory (int): of the memory's weights and state.
     """
 
     weights: int
@@ -259,28 +256,28 @@ class Traffic:
 
 
 def decoding_bytes(sizes: Sizes, length: int, *, full: bool = False) -> Traffic:
-    """For the token after ``length`` others: each weight and each number of the state
-    once where it is needed, and what is written.
+    """Bytes moved by the token after ``length`` others: each weight and each element of
+    the state once where it is read, and once where it is written.
 
-    A token reads W, and of the memory's weights all but W0, and moves the
-    convolution's tail. Every ``fold`` tokens, G and the block that waits are read and
-    written; every ``chunk`` tokens M and W0 are read, and W, M and G written.
+    A token reads W, and of the memory's weights all but W0, and moves the state of the
+    convolution. Every ``fold`` tokens, G and the open fold are read and written; every
+    ``chunk`` tokens M and W0 are read, and W, M and G written.
     """
     c = sizes.config
     if full:
         return Traffic(sizes.weights, cache_bytes(sizes, length + 1), 0)
     seen = min(length + 1, c.window + c.sinks)
-    rows = c.heads * (2 * c.head_dim + 4) * sizes.hybrids
+    rows = c.heads * (2 * c.head_dim + 4) * sizes.memory_layers
     W = sizes.fast_weights
     each = W + rows
     fold = 2 * W + 2 * rows * c.fold
     write = 5 * W  # W0 and M read; W, M and G written: W and G were there
-    tail = 2 * (c.conv_kernel - 1) * 3 * c.heads * c.head_dim * sizes.hybrids
+    conv = 2 * (c.conv_kernel - 1) * 3 * c.heads * c.head_dim * sizes.memory_layers
     numbers = each + fold / c.fold + write / c.chunk
     return Traffic(
         weights=sizes.weights,
         attention=sizes.kv(seen, length + 1),
         memory=sizes.memory_weights
-        + tail * sizes.itemsize
+        + conv * sizes.itemsize
         + round((numbers - W) * FLOAT32),
     )

@@ -1,4 +1,4 @@
-"""Whether a model still writes after a long reading, or turns in circles."""
+"""Repetition in what a model writes after a long reading."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -21,20 +21,20 @@ from ..variants import base_model, window_model
 
 WRITERS = (ALLMEM, WINDOW, FULL)
 PAGES = 12
-PAGE = 1024  # tokens that a writer without memory has read when it goes on
-CONTINUED = 128  # tokens at most
+PAGE = 1024  # tokens that a writer without memory has read
+CONTINUED = 128  # tokens of a continuation at most
 TEMPERATURES = (0.0, 0.7, 0.7, 0.7, 0.7)  # one for each continuation; 0 is greedy
 N = 4  # tokens of an n-gram
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a page goes on, until the end of a text or 128 tokens.
+    """The continuation of a page, to the end of a text or 128 tokens.
 
     Args:
-        page (int): its number.
-        writer (str): what goes on: the model that has read everything before, or the
-            same without memory or with full attention, which have read the page alone.
+        page (int): the page's number.
+        writer (str): the model that has read everything before, or the same without
+            memory or with full attention, which have read the page alone.
         temperature (float): of the sampling.
         tokens (list): token ids.
     """
@@ -48,12 +48,12 @@ class Continuation:
 def continuations(
     model: Model, cache: list[Any], tokens: Iterator[int], stops: set[int]
 ) -> Iterator[Continuation]:
-    """Reads 12 pages of 1,024 tokens more, and goes on after each.
+    """Reads 12 pages of 1,024 tokens more, and continues each.
 
     Args:
         model (Model): a hybrid.
-        cache (list): what it has read, updated in place.
-        tokens (Iterator): ids of what comes next, at least 12,288.
+        cache (list): its state, updated in place.
+        tokens (Iterator): ids of the pages, at least 12,288.
         stops (set): ids that end a text.
     """
     others = (window_model(model, model.allmem.window), base_model(model))
@@ -61,21 +61,21 @@ def continuations(
     for page in range(PAGES):
         *text, last = islice(tokens, PAGE)
         caches = [cache, *map(make_prompt_cache, others)]
-        for writer, own, state in zip(WRITERS, (model, *others), caches, strict=True):
-            with reading(own) as read:
+        for name, writer, state in zip(WRITERS, (model, *others), caches, strict=True):
+            with reading(writer) as read:
                 for block in blocks(text, model):
                     read(block, state)
-            said = _go_on(own, state, last, stops)
-            for temperature, found in zip(TEMPERATURES, said, strict=True):
-                yield Continuation(page, writer, temperature, found)
+            continued = _continue(writer, state, last, stops)
+            for temperature, found in zip(TEMPERATURES, continued, strict=True):
+                yield Continuation(page, name, temperature, found)
         with reading(model) as read:
             read([last], cache)
 
 
-def _go_on(
+def _continue(
     model: Any, cache: list[Any], token: int, stops: set[int]
 ) -> list[list[int]]:
-    """What comes after a token, once for each temperature; the cache stays as it is."""
+    """Continuations of a token, one for each temperature, from a copy of the cache."""
     rows = len(TEMPERATURES)
     forks = copy.deepcopy(cache)
     for layer in forks:
@@ -85,7 +85,7 @@ def _go_on(
         )
     samplers = [make_sampler(temperature) for temperature in TEMPERATURES]
     last = mx.full((rows, 1), token)
-    said = []
+    columns = []
     for _ in range(CONTINUED):
         logits = model(last, cache=forks)[:, -1]
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -95,58 +95,57 @@ def _go_on(
                 for sampler, row in zip(samplers, mx.split(logprobs, rows), strict=True)
             ]
         )
-        said.append(last[:, 0].tolist())
+        columns.append(last[:, 0].tolist())
     return [
         list(takewhile(lambda token: token not in stops, row))
-        for row in zip(*said, strict=True)
+        for row in zip(*columns, strict=True)
     ]
 
 
 def repeated(texts: Sequence[Sequence[int]]) -> float:
-    """Share of 4-grams that their text has had before, of all texts together.
+    """The share of repeated 4-grams: of those of all texts, the ones that their text
+    has had before.
 
     Args:
         texts (list): token ids of each.
 
     Returns:
-        float: 0 also where no text has a 4-gram.
+        float: 0 also if no text has a 4-gram.
     """
     grams = [list(zip(*(text[i:] for i in range(N)), strict=False)) for text in texts]
     count = sum(map(len, grams))
-    return sum(len(own) - len(set(own)) for own in grams) / max(count, 1)
+    return sum(len(x) - len(set(x)) for x in grams) / max(count, 1)
 
 
 def summarize(found: Sequence[Continuation]) -> list[dict[str, Any]]:
-    """For each temperature and writer: how many continuations; the share of 4-grams
-    that repeat; how far the mean page's is above that with full attention, with a 95 %
-    bootstrap interval over pages; and how many continuations turn in circles: half of
-    their 4-grams repeat."""
+    """For each temperature and writer: the number of continuations; the share of
+    repeated 4-grams; its mean over pages above that of full attention, with a 95 %
+    bootstrap interval over pages; and the number of continuations in circles, of which
+    half of the 4-grams are repeated."""
     rows = []
+    pages = dict.fromkeys(x.page for x in found)
     for temperature in dict.fromkeys(TEMPERATURES):
-        of = {
-            writer: [
-                [
-                    each.tokens
-                    for each in found
-                    if (each.page, each.writer, each.temperature)
-                    == (page, writer, temperature)
-                ]
-                for page in dict.fromkeys(each.page for each in found)
-            ]
-            for writer in WRITERS
+        texts: dict[str, dict[int, list[list[int]]]] = {
+            writer: {page: [] for page in pages} for writer in WRITERS
         }
-        shares = {name: np.array([*map(repeated, of[name])]) for name in WRITERS}
-        for writer in WRITERS:
-            texts = [text for page in of[writer] for text in page]
+        for x in found:
+            if x.temperature == temperature:
+                texts[x.writer][x.page].append(x.tokens)
+        shares = {
+            name: np.array([*map(repeated, by_page.values())])
+            for name, by_page in texts.items()
+        }
+        for writer, by_page in texts.items():
+            everything = [text for page in by_page.values() for text in page]
             above = shares[writer] - shares[FULL]
             rows.append(
                 {
                     "temperature": temperature,
                     "writer": writer,
-                    "continuations": len(texts),
-                    "repeated": repeated(texts),
+                    "continuations": len(everything),
+                    "repeated": repeated(everything),
                     "above": asdict(ratio(above, np.ones(len(above)), seed=0)),
-                    "circles": sum(repeated([text]) >= 0.5 for text in texts),
+                    "circles": sum(repeated([text]) >= 0.5 for text in everything),
                 }
             )
     return rows

@@ -1,9 +1,10 @@
-"""Speed and memory as tables and curves: the best of trials, and what follows."""
+"""Speed and memory as tables and curves: the best of trials, and ratios."""
 
 from typing import Any
 
-from ..cli.report import Panel, panels, table
-from ..evaluation.systems import ALLMEM, WINDOW
+from ..cli.plots import Panel, Point, draw
+from ..cli.report import table
+from ..evaluation.systems import ALLMEM, FULL, WINDOW
 from ..model import Model
 from . import flops
 from .speed import CHUNK, Measured, kinds, latency
@@ -12,8 +13,8 @@ FIRST = "first of a chunk"
 
 
 def summarize(model: Model, trials: list[list[Measured]]) -> list[dict[str, Any]]:
-    """The best of all trials, for each length and model: what disturbs a measurement
-    makes it slower. Percentiles are those of the trial whose p99 is lowest."""
+    """The best of all trials, for each length and model, since disturbances only make
+    them slower. Percentiles are those of the trial with the lowest p99."""
     rows = []
     for same in zip(*trials, strict=True):
         first = same[0]
@@ -37,47 +38,47 @@ def summarize(model: Model, trials: list[list[Measured]]) -> list[dict[str, Any]
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each length: what the others take for each of AllMem, and what AllMem takes
-    for each of it at the shortest length and at half the length."""
-    own = {row["length"]: row for row in rows if row["system"] == ALLMEM}
-    shortest = own[min(own)]
+    """For each length the ratios of the others to AllMem, and of AllMem to itself at
+    the shortest length and at half the length."""
+    allmem = {row["length"]: row for row in rows if row["system"] == ALLMEM}
+    shortest = allmem[min(allmem)]
     found = []
-    for length, row in own.items():
+    for length, row in allmem.items():
+        others = {
+            other["system"]: {
+                "prefill": other["prefill"] / row["prefill"],
+                "decode": row["generation_tps"] / other["generation_tps"],
+                "peak": other["peak"] / row["peak"],
+                "state": other["state"] / row["state"],
+            }
+            for other in rows
+            if other["length"] == length and other["system"] != ALLMEM
+        }
+        speed = row["generation_tps"] / shortest["generation_tps"]
+        half = allmem.get(length // 2)
         found.append(
             {
                 "length": length,
-                "others": {
-                    other["system"]: {
-                        "prefill": other["prefill"] / row["prefill"],
-                        "decode": row["generation_tps"] / other["generation_tps"],
-                        "peak": other["peak"] / row["peak"],
-                        "state": other["state"] / row["state"],
-                    }
-                    for other in rows
-                    if other["length"] == length and other["system"] != ALLMEM
-                },
-                "decode speed beside the shortest": row["generation_tps"]
-                / shortest["generation_tps"],
-                "prefill beside half the length": row["prefill"]
-                / own[length // 2]["prefill"]
-                if length // 2 in own
-                else None,
+                "others": others,
+                "decode speed beside the shortest": speed,
+                "prefill beside half the length": half
+                and row["prefill"] / half["prefill"],
             }
         )
     return found
 
 
 def shares(model: Model, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The memory's share of time at the longest length, against window + sinks alone,
-    beside its share of operations and bytes; see :mod:`flops`. Empty if window +
-    sinks were not measured, or if there is no memory."""
+    """The memory's share of the time at the longest length, against window + sinks, and
+    of FLOPs and bytes; see :mod:`flops`. Empty if window + sinks were not measured, or
+    if there is no memory."""
     length = max(row["length"] for row in rows)
     at = {row["system"]: row for row in rows if row["length"] == length}
     if WINDOW not in at or model.memory_is_off:
         return {}
     of = flops.Sizes.of(model)
     reading, decoding = (
-        flops.operations(of, length, block=of.config.chunk),
+        flops.reading(of, length, block=of.config.chunk),
         flops.decoding_bytes(of, length),
     )
     speed = at[ALLMEM]["generation_tps"] / at[WINDOW]["generation_tps"]
@@ -92,39 +93,30 @@ def shares(model: Model, rows: list[dict[str, Any]]) -> dict[str, float]:
 def describe(
     rows: list[dict[str, Any]], found: list[dict[str, Any]], share: dict[str, float]
 ) -> str:
-    def ms(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
-
+    """The table, the ratios and the shares of the memory."""
     head = ["tokens", "", "prefill tok/s", "decode tok/s", "peak GB", "state MB"]
     head += ["p50 ms", "p95", "p99", "max", "fold", "chunk"]
-    lines = [
-        table(
-            head,
-            [
-                [
-                    f"{row['length']:,}",
-                    row["system"],
-                    f"{row['prompt_tps']:.1f}",
-                    f"{row['generation_tps']:.1f}",
-                    f"{row['peak'] / 1e9:.3f}",
-                    f"{row['state'] / 1e6:.1f}",
-                    *(ms(x) for x in row["latency"].values()),
-                ]
-                for row in rows
-            ],
-        ),
-        "",
+    cells = [
+        [
+            f"{row['length']:,}",
+            row["system"],
+            f"{row['prompt_tps']:.1f}",
+            f"{row['generation_tps']:.1f}",
+            f"{row['peak'] / 1e9:.3f}",
+            f"{row['state'] / 1e6:.1f}",
+            *("-" if x is None else f"{x:.1f}" for x in row["latency"].values()),
+        ]
+        for row in rows
     ]
+    lines = [table(head, cells), ""]
     for row in found:
-        for name, ratio in row["others"].items():
-            lines.append(
-                f"{row['length']:,} tokens, {name} / AllMem: "
-                + ", ".join(f"{what} {value:.2f}" for what, value in ratio.items())
-            )
+        for name, ratios in row["others"].items():
+            values = ", ".join(f"{key} {value:.2f}" for key, value in ratios.items())
+            lines.append(f"{row['length']:,} tokens, {name} / AllMem: {values}")
     for row in found:
-        line = f"{row['length']:,} tokens: decoding at "
-        line += f"{row['decode speed beside the shortest']:.3f} of the speed after the "
-        line += "shortest"
+        speed = row["decode speed beside the shortest"]
+        line = f"{row['length']:,} tokens: decoding at {speed:.3f} of the speed after "
+        line += "the shortest"
         if (double := row["prefill beside half the length"]) is not None:
             line += f", prefill {double:.2f} times that of half the length"
         lines.append(line)
@@ -136,39 +128,61 @@ def describe(
     return "\n".join(lines)
 
 
-def plot(
-    rows: list[dict[str, Any]], last: list[Measured], due: list[str], title: str
-) -> bytes:
-    """Memory and speed by length, and the time of each token of the last trial."""
-    names = list(dict.fromkeys(row["system"] for row in rows))
+def plot(result: dict[str, Any], path: str) -> None:
+    """Draws speed and memory by length, and the time of each decoded token.
 
-    def curve(name: str, value: str, unit: float = 1.0) -> list[tuple[float, float]]:
-        return [
-            (row["length"], row[value] / unit) for row in rows if row["system"] == name
-        ]
-
-    trace: dict[str, list[tuple[float, float]]] = {}
-    for found in last:
-        ms = [1000 * x for x in found.latencies]
-        trace[found.name] = list(enumerate(ms))
-    own = trace[ALLMEM]
-    marked = [point for point, kind in zip(own, due, strict=True) if kind == CHUNK]
-    trace[FIRST] = marked
-    speeds = {f"{name}, reading": curve(name, "prompt_tps") for name in names}
-    decoding = tuple(f"{name}, decoding" for name in names)
-    speeds |= {
-        label: curve(name, "generation_tps")
-        for name, label in zip(names, decoding, strict=True)
-    }
-    peaks = {name: curve(name, "peak", 1e9) for name in names}
+    Args:
+        result (dict): what ``benchmark --json`` writes.
+        path (str): the PNG for light pages; see :func:`draw`.
+    """
+    rows = result["best"]
     longest = max(row["length"] for row in rows)
-    return panels(
-        [
-            Panel("tokens", "peak memory, GB", peaks),
-            Panel("tokens", "tokens/s", speeds, y_log=True, dashed=decoding),
-            Panel(
-                f"token after {longest:,}", "ms", trace, x_log=False, dashed=(FIRST,)
-            ),
-        ],
-        title,
-    )
+    at = {row["system"]: row for row in rows if row["length"] == longest}
+    names = [name for name in (ALLMEM, FULL, WINDOW) if name in at]
+
+    def by_length(title: str, quantity: str, name: str, unit: float = 1) -> Panel:
+        curves: dict[str, list[Point]] = {system: [] for system in names}
+        for row in rows:
+            curves[row["system"]].append((row["length"], row[name] / unit))
+        return Panel(title, "tokens read", quantity, curves, from_zero=True)
+
+    def ratio(name: str) -> float:
+        return at[ALLMEM][name] / at[names[1]][name]
+
+    titles = ["Reading", "Decoding", "Memory"]
+    if len(names) > 1:
+        titles = [
+            f"Reads {_times(ratio('prompt_tps'))} as fast as {names[1]}",
+            f"Decodes {_times(ratio('generation_tps'))} as fast",
+            f"Needs {100 * ratio('peak'):.0f} % of the memory",
+        ]
+    chunk, latency = result["config"]["chunk"], at[ALLMEM]["latency"]
+    by_token: dict[str, list[Point]] = {name: [] for name in names}
+    for run in result["trials"][-1]:
+        if run["length"] == longest:
+            ms = [1000 * seconds for seconds in run["latencies"]]
+            by_token[run["name"]] = list(enumerate(ms))
+    by_token[FIRST] = [x for x in by_token[ALLMEM] if (longest + x[0]) % chunk == 0]
+    title = f"Latency, chunk {chunk}"
+    if latency[CHUNK] is not None:
+        slower = _times(latency[CHUNK] / latency["p50"])
+        title = f"One token in {chunk} takes {slower} the time"
+    panels = [
+        by_length(titles[0], "tokens/s", "prompt_tps"),
+        by_length(titles[1], "tokens/s", "generation_tps"),
+        by_length(titles[2], "peak memory, GB", "peak", 1e9),
+        Panel(
+            title,
+            f"token after {longest:,}",
+            "ms",
+            by_token,
+            x_log=False,
+            from_zero=True,
+            scattered=(FIRST,),
+        ),
+    ]
+    draw(panels, result["title"], path)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x"

@@ -1,4 +1,4 @@
-"""A long reading, watched: what should stay within bounds, by position."""
+"""A long reading, monitored: likelihood, norms and memory by position."""
 
 import copy
 import random
@@ -12,33 +12,34 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..cli.report import Panel, panels, table
+from ..cli.plots import Panel, draw
+from ..cli.report import table
 from ..evaluation.systems import blocks
-from ..hooks import Tap
+from ..hooks import Hooked
 from ..memory.fast_weights import FastWeights, row_norms
 from ..memory.kernels import Operations
 from ..memory.layer import Memory, MemoryState
 from ..model import Model
 
-MARKS = 20  # lines of a log
-LOOKED_AT = 4  # every so many blocks one is looked at closely
+MARKS = 20  # rows of the table
+SAMPLED = 4  # one block in so many is measured
 EDITED = 0.02  # share of tokens that are replaced when a text comes again
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What was seen since the mark before.
+    """The measurements since the previous mark.
 
     Args:
         position (int): tokens read in all.
-        nll (float): mean negative log-likelihood of the tokens looked at, in nats.
+        nll (float): mean negative log-likelihood of the tokens measured, in nats.
         row (float): largest norm of a row of W, as a multiple of its initial norm.
         momentum (float): largest ``||M||_F`` of a matrix.
         update (float): largest ``||W' - W||_F`` of a matrix from one chunk to the next.
         activation (float): largest ``|x|`` of the residual stream before the last norm.
-        finite (bool): whether all of this is a number.
+        finite (bool): ``True`` if all of these are finite.
         turned (int): largest position that RoPE was given.
-        peak (int): most bytes that were allocated at once.
+        peak (int): peak memory in bytes.
         tps (float): tokens read per second.
     """
 
@@ -54,8 +55,8 @@ class Mark:
     tps: float
 
 
-class WatchedMemory(Memory):
-    """A memory that notes its states before and after each write."""
+class RecordingMemory(Memory):
+    """A memory that records its states before and after each write."""
 
     def learn(
         self, ops: Operations, state: MemoryState, rows: mx.array, token: int
@@ -67,8 +68,8 @@ class WatchedMemory(Memory):
         return after
 
 
-class Watched:
-    """A model that notes its residual stream, the writes of its memories and the
+class RecordingModel:
+    """A model that records its residual stream, the writes of its memories and the
     positions it rotates.
 
     Args:
@@ -82,21 +83,21 @@ class Watched:
         self.model = copy.copy(model)
         self.model.model = body = copy.copy(model.model)
         name = "norm" if "norm" in body else "final_layernorm"
-        setattr(body, name, Tap(body[name], self._note_stream))
+        setattr(body, name, Hooked(body[name], self._record_stream))
         body.layers = [copy.copy(layer) for layer in model.layers]
         for layer in body.layers:
             layer.self_attn = attention = copy.copy(layer.self_attn)
             if hasattr(attention, "rope"):
-                attention.rope = Tap(attention.rope, self._note_position)
+                attention.rope = Hooked(attention.rope, self._record_position)
             if "memory" in attention:
-                attention.memory = memory = WatchedMemory.of(attention.memory)
+                attention.memory = memory = RecordingMemory.of(attention.memory)
                 memory._writes = []
                 self.memories.append((memory.initial_norms, memory._writes))
 
-    def _note_stream(self, x: mx.array) -> None:
+    def _record_stream(self, x: mx.array) -> None:
         self.stream = x
 
-    def _note_position(self, x: mx.array, offset: Any = 0) -> None:
+    def _record_position(self, x: mx.array, offset: Any = 0) -> None:
         self.turned = max(self.turned, int(np.asarray(offset).max()) + x.shape[-2] - 1)
 
     def forget(self) -> None:
@@ -106,8 +107,8 @@ class Watched:
 
 
 def edited(paragraphs: list[list[int]], seed: int) -> Iterator[int]:
-    """Tokens of a text, and then, without end, the same text with its paragraphs in
-    another order and some tokens replaced by others of it."""
+    """Endless tokens: those of a text, then the same text again and again with its
+    paragraphs shuffled and some tokens replaced by others of it."""
     draw = random.Random(seed)
     everything = [token for paragraph in paragraphs for token in paragraph]
     yield from everything
@@ -118,7 +119,7 @@ def edited(paragraphs: list[list[int]], seed: int) -> Iterator[int]:
 
 
 def _largest(numbers: list[mx.array]) -> mx.array:
-    """0 of none: there is no memory."""
+    """The largest number; 0 of none, if there is no memory."""
     return mx.stack([mx.array(0.0), *(x.max() for x in numbers)]).max()
 
 
@@ -126,21 +127,23 @@ def _norms(matrices: list[mx.array]) -> list[mx.array]:
     return [mx.sqrt(mx.square(x).sum((-2, -1))) for x in matrices]
 
 
-def _look(watched: Watched, logits: mx.array, block: list[int]) -> list[mx.array]:
-    """nll, row, momentum, update and activation of a block; see :class:`Mark`."""
+def _measure(
+    recording: RecordingModel, logits: mx.array, block: list[int]
+) -> list[mx.array]:
+    """The nll, row, momentum, update and activation of a block; see :class:`Mark`."""
     losses = nn.losses.cross_entropy(
         logits[0, :-1].astype(mx.float32), mx.array(block[1:]), reduction="mean"
     )
     rows: list[mx.array] = []
     momenta: list[mx.array] = []
     updates: list[mx.array] = []
-    for initial, writes in watched.memories:
+    for initial, writes in recording.memories:
         for old, new in writes:
             lengths = row_norms(new.weights)
             rows += [x / n for x, n in zip(lengths, initial, strict=True)]
             momenta += new.momentum
             updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
-    stream = mx.abs(watched.stream.astype(mx.float32)).max()
+    stream = mx.abs(recording.stream.astype(mx.float32)).max()
     momentum, update = _largest(_norms(momenta)), _largest(_norms(updates))
     return [losses, _largest(rows), momentum, update, stream]
 
@@ -148,58 +151,57 @@ def _look(watched: Watched, logits: mx.array, block: list[int]) -> list[mx.array
 def soak(
     model: Model, cache: list[Any], tokens: Iterator[int], total: int
 ) -> Iterator[Mark]:
-    """Reads tokens, and says from time to time what was seen.
+    """Reads tokens, and yields measurements at about 20 positions.
 
     Args:
         model (Model): a hybrid.
-        cache (list): a state that has read nothing, updated in place.
+        cache (list): an empty state, updated in place.
         tokens (Iterator): ids, at least ``total``.
         total (int): tokens to read; at least two blocks.
     """
-    watched = Watched(model)
+    recording = RecordingModel(model)
     size = model.allmem.block
-    every = max(size * LOOKED_AT, total // (MARKS * size) * size)
+    every = max(size * SAMPLED, total // (MARKS * size) * size)
     read = 0
-    seen: list[Any] = []
+    samples: list[Any] = []
     mx.reset_peak_memory()
     start, since = time.perf_counter(), 0
     while read < total:
         part = list(islice(tokens, min(size, total - read)))
-        # The last part may be of one token, which nothing is predicted of.
-        look = len(part) == size and read // size % LOOKED_AT == LOOKED_AT - 1
+        # The last part may be a single token, of which nothing is predicted.
+        sampled = len(part) == size and read // size % SAMPLED == SAMPLED - 1
         for block in blocks(part, model):
-            logits = watched.model(mx.array(block)[None], cache=cache)
+            logits = recording.model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])
-        if look:
-            seen.append(mx.stack(_look(watched, logits, block)).tolist())
-        watched.forget()
+        if sampled:
+            samples.append(mx.stack(_measure(recording, logits, block)).tolist())
+        recording.forget()
         del logits
         mx.clear_cache()
         read += len(part)
-        # What is left over belongs to the last mark: none is of a few tokens.
+        # A remainder belongs to the last mark: none is of a few tokens.
         full = read % every == 0 and total - read >= every
-        if seen and (full or read == total):
+        if samples and (full or read == total):
             now = time.perf_counter()
-            nll = float(np.mean([x[0] for x in seen]))
-            row, momentum, update, activation = map(float, np.max(seen, axis=0)[1:])
+            row, momentum, update, activation = map(float, np.max(samples, 0)[1:])
             yield Mark(
                 position=read,
-                nll=nll,
+                nll=float(np.mean([x[0] for x in samples])),
                 row=row,
                 momentum=momentum,
                 update=update,
                 activation=activation,
-                finite=bool(np.isfinite(seen).all()),
-                turned=watched.turned,
+                finite=bool(np.isfinite(samples).all()),
+                turned=recording.turned,
                 peak=mx.get_peak_memory(),
                 tps=(read - since) / (now - start),
             )
             mx.reset_peak_memory()
-            seen, since, start = [], read, now
+            samples, since, start = [], read, now
 
 
 def summarize(model: Model, marks: list[Mark]) -> dict[str, Any]:
-    """What a soak is run for. The first mark warms up."""
+    """The bounds that a soak is run to check. The first mark warms up."""
     c = model.allmem
     found: dict[str, Any] = {
         "finite": all(mark.finite for mark in marks),
@@ -214,7 +216,7 @@ def summarize(model: Model, marks: list[Mark]) -> dict[str, Any]:
 
 
 def describe(marks: list[Mark], summary: dict[str, Any]) -> str:
-    """A line for each mark, and the summary."""
+    """A table with a row for each mark, and the summary."""
     head = ["tokens", "NLL", "row / N", "||M||", "||dW||", "max |x|", "finite"]
     head += ["RoPE", "peak GB", "tok/s"]
     rows = [
@@ -239,23 +241,37 @@ def describe(marks: list[Mark], summary: dict[str, Any]) -> str:
     return "\n".join([table(head, rows), *lines])
 
 
-def plot(marks: list[Mark], title: str) -> bytes:
-    """A PNG: likelihood, norms and memory by tokens read."""
+def plot(result: dict[str, Any], path: str) -> None:
+    """Draws likelihood, norms and memory by tokens read.
 
-    def curve(name: str, unit: float = 1.0) -> list[tuple[float, float]]:
-        return [(mark.position, getattr(mark, name) / unit) for mark in marks]
+    Args:
+        result (dict): what ``benchmark --soak --json`` writes.
+        path (str): the PNG for light pages; see :func:`draw`.
+    """
+    marks, summary = result["marks"], result["summary"]
 
-    norms = {
-        "row / N": curve("row"),
-        "||M||": curve("momentum"),
-        "||dW||": curve("update"),
-    }
-    across = "tokens read"
-    return panels(
-        [
-            Panel(across, "nats per token", {"NLL": curve("nll")}),
-            Panel(across, "norm", norms),
-            Panel(across, "peak memory, GB", {"peak": curve("peak", 1e9)}),
-        ],
-        title,
-    )
+    def panel(title: str, quantity: str, names: dict[str, str], unit: int = 1) -> Panel:
+        curves = {
+            label: [
+                (x["position"], x[name] / unit) for x in marks if x[name] is not None
+            ]
+            for name, label in names.items()
+        }
+        zero = unit > 1
+        return Panel(
+            title, "tokens read", quantity, curves, x_log=False, from_zero=zero
+        )
+
+    title = "Negative log-likelihood"
+    if before := summary.get("NLL after warm-up"):
+        after = summary["NLL at the end"]
+        title = f"NLL is {before:.2f} after warm-up, and {after:.2f} at the end"
+    norms = {"row": "row / N", "momentum": "||M||", "update": "||dW||"}
+    largest = max(mark[name] or 0 for mark in marks for name in norms)
+    growth = 100 * (summary["peak over that of the first"] - 1)
+    panels = [
+        panel(title, "nats per token", {"nll": "NLL"}),
+        panel(f"Norms are at most {largest:.1f}", "norms of the memory", norms),
+        panel(f"Peak memory grows by {growth:.1f} %", "GB", {"peak": "peak"}, 10**9),
+    ]
+    draw(panels, result["title"], path)

@@ -1,12 +1,13 @@
-"""How fast models read and decode, and what memory they need, side by side.
+"""Speed of reading and decoding, and memory, of several models side by side.
 
-All share their weights, run in one process and take turns: a stretch of a few thousand
-tokens while reading, a token while decoding. What else the machine does then falls on
-all alike, and the ratios stay.
+They share their weights, run in one process and take turns: a stretch of a few thousand
+tokens while reading, a token while decoding. Background load affects all alike, and
+the ratios stand.
 """
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +20,16 @@ from ..model import Model
 from ..streaming import reading
 from ..variants import base_model, window_model
 
-STRETCH = 2048  # tokens that one reads before the next one's turn; mlx-lm's own step
-CHUNK, FOLD, PLAIN = "chunk", "fold", "plain"  # what a decoded token has to do
+STRETCH = 2048  # tokens of a turn; mlx-lm's own step
+CHUNK, FOLD, PLAIN = "chunk", "fold", "plain"  # the work of a decoded token
 
 
 @dataclass
 class Runner:
-    """A model that is measured, and what it has read.
+    """A model that is measured, and its state.
 
     Args:
-        name (str): of what is compared.
+        name (str): of the system.
         model (nn.Module): any mlx-lm model.
         step (int): tokens that it reads at once.
     """
@@ -41,7 +42,7 @@ class Runner:
     peak: int = 0
 
     def start(self) -> None:
-        """Forgets everything."""
+        """Starts from an empty state."""
         self.cache = make_prompt_cache(self.model)
         self.seconds, self.peak = 0.0, 0
 
@@ -59,27 +60,27 @@ class Runner:
         self.seconds += time.perf_counter() - start
 
     def fork(self) -> list[Any]:
-        """A state that can be decoded from, see :meth:`restore`."""
+        """A state to decode from; see :meth:`restore`."""
         if hasattr(self.cache[0], "fork"):
             return [layer.fork() for layer in self.cache]
         return self.cache
 
     def restore(self, tokens: int) -> None:
-        """Goes back by tokens that were decoded."""
+        """Undoes the decoding of some tokens."""
         if not hasattr(self.cache[0], "fork"):
             trim_prompt_cache(self.cache, tokens)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a model at a length.
+    """The measurements of a model at a length.
 
     Args:
         name (str): of the model.
         length (int): tokens read.
-        prefill (float): seconds it took to read them.
+        prefill (float): seconds to read them.
         latencies (list): seconds of each decoded token.
-        peak (int): most bytes that were allocated at once, weights included.
+        peak (int): peak memory in bytes, weights included.
         state (int): bytes of the state.
     """
 
@@ -100,7 +101,7 @@ class Measured:
 
 
 def runners(model: Model, beside: Collection[str] = ("window", "full")) -> list[Runner]:
-    """The model, and what it is compared with.
+    """The model and its comparisons.
 
     Args:
         model (Model): a hybrid.
@@ -116,73 +117,64 @@ def runners(model: Model, beside: Collection[str] = ("window", "full")) -> list[
     return found
 
 
-def _isolated_peak(runner: Runner, others: list[Runner], function: Any) -> Any:
-    """Runs a function; the states of others that wait do not count for the peak."""
+@contextmanager
+def _own_peak(runner: Runner, runners: list[Runner]) -> Iterator[None]:
+    """Notes the peak memory of a runner, without the states of the others."""
     mx.reset_peak_memory()
-    result = function()
-    waiting = sum(other.nbytes for other in others if other is not runner)
+    yield
+    waiting = sum(other.nbytes for other in runners if other is not runner)
     runner.peak = max(runner.peak, mx.get_peak_memory() - waiting)
-    return result
 
 
 def measure(
-    runners: list[Runner], tokens: list[int], lengths: Sequence[int], decoded: int
+    runners: list[Runner], tokens: list[int], lengths: Sequence[int], count: int
 ) -> Iterator[Measured]:
-    """Reads tokens once, and decodes after each length; the reading then goes on as if
-    nothing had been decoded. What was measured at a length comes before it goes on.
+    """Reads tokens once, and decodes after each length; the reading then continues as
+    if nothing had been decoded.
 
     Args:
         runners (list): the models.
         tokens (list): ids, at least as many as the largest length.
         lengths (list): tokens after which to decode, ascending.
-        decoded (int): tokens to decode, greedily.
+        count (int): tokens to decode, greedily.
+
+    Yields:
+        Measured: of each model, once it has reached a length.
     """
     for runner in runners:
         runner.start()
-    read = 0
-    for length in lengths:
-        while read < length:
-            part = tokens[read : min(read + STRETCH, length)]
+    for start, length in zip([0, *lengths], lengths, strict=False):
+        for i in range(start, length, STRETCH):
             for runner in runners:
-                _isolated_peak(runner, runners, lambda r=runner, p=part: r.read(p))
-            read += len(part)
-        latencies = _decode(runners, tokens[length - 1], decoded)
-        for runner in runners:
-            yield Measured(
-                runner.name,
-                length,
-                runner.seconds,
-                latencies[runner.name],
-                runner.peak,
-                runner.nbytes,
-            )
+                with _own_peak(runner, runners):
+                    runner.read(tokens[i : min(i + STRETCH, length)])
+        latencies = _decode(runners, tokens[length - 1], count)
+        for x, times in zip(runners, latencies, strict=True):
+            yield Measured(x.name, length, x.seconds, times, x.peak, x.nbytes)
 
 
-def _decode(runners: list[Runner], token: int, decoded: int) -> dict[str, list[float]]:
-    """Seconds of each token, by name. A token is evaluated as mlx-lm does it: what the
-    next one does not need yet waits."""
-    forks = {runner.name: runner.fork() for runner in runners}
-    last = {runner.name: mx.array([[token]]) for runner in runners}
-    latencies: dict[str, list[float]] = {runner.name: [] for runner in runners}
-
-    def step(runner: Runner) -> None:
-        start = time.perf_counter()
-        logits = runner.model(last[runner.name], cache=forks[runner.name])
-        last[runner.name] = logits[:, -1:].argmax(-1)
-        mx.eval(last[runner.name])
-        latencies[runner.name].append(time.perf_counter() - start)
-
-    for _ in range(decoded):
-        for runner in runners:
-            _isolated_peak(runner, runners, lambda r=runner: step(r))
+def _decode(runners: list[Runner], token: int, count: int) -> list[list[float]]:
+    """Seconds of each token, by runner. A token is evaluated as in mlx-lm: work that
+    the next one does not depend on may wait."""
+    forks = [runner.fork() for runner in runners]
+    last = [mx.array([[token]])] * len(runners)
+    latencies: list[list[float]] = [[] for _ in runners]
+    for _ in range(count):
+        for i, runner in enumerate(runners):
+            with _own_peak(runner, runners):
+                start = time.perf_counter()
+                logits = runner.model(last[i], cache=forks[i])
+                last[i] = logits[:, -1:].argmax(-1)
+                mx.eval(last[i])
+                latencies[i].append(time.perf_counter() - start)
     for runner in runners:
-        runner.restore(decoded)
+        runner.restore(count)
     return latencies
 
 
 def kinds(model: Model, length: int, count: int) -> list[str]:
-    """What each of ``count`` tokens after ``length`` has to do first: at the beginning
-    of a chunk, or of a block that is folded, what the one before it left is due."""
+    """The work of each of ``count`` tokens after ``length``: the first one of a chunk
+    or a fold also does what the previous chunk or fold left to do."""
     c = model.allmem
     return [
         CHUNK if i % c.chunk == 0 else FOLD if i % c.fold == 0 else PLAIN
@@ -191,13 +183,13 @@ def kinds(model: Model, length: int, count: int) -> list[str]:
 
 
 def latency(seconds: Sequence[float], kinds: Sequence[str]) -> dict[str, float | None]:
-    """Percentiles and maximum of all tokens, and medians of those of a kind, in ms."""
+    """Percentiles and maximum of all tokens, and medians by kind, in ms."""
     ms = 1000 * np.asarray(seconds)
     found: dict[str, float | None] = {
         f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)
     }
     found["max"] = float(ms.max())
     for kind in (FOLD, CHUNK):
-        own = ms[[k == kind for k in kinds]]
-        found[kind] = float(np.median(own)) if len(own) else None
+        of_kind = ms[[x == kind for x in kinds]]
+        found[kind] = float(np.median(of_kind)) if len(of_kind) else None
     return found

@@ -1,1 +1,1 @@
-"""The plumbing of the commands: flags, signals, progress, lines typed, results."""
+"""The shared parts of the commands: flags, checks, signals, input and output."""

@@ -1,19 +1,21 @@
-"""The flags for looking up, the archive that they ask for, and what is printed."""
+"""The flags of an archive, the archive that they name, and its printed sources."""
 
 import argparse
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ..archive.citations import check, describe, printable_line, quoted_sentence
 from ..archive.counting import counting_note
 from ..errors import AllMemError, SettingError, warn
+from .flags import flag
 
 NOTHING_FOUND = "no passage has any of these words"
 
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for looking up."""
+    """Adds the flags of an archive."""
     add = parser.add_argument
     add(
         "--archive",
@@ -22,12 +24,7 @@ def add_archive(parser: argparse.ArgumentParser) -> None:
         "the state, FILE.archive for FILE.allmem",
     )
     add("--no-archive", action="store_true", help="Answer from what was read alone")
-    add(
-        "--passages",
-        type=int,
-        metavar="N",
-        help="Passages to look up for a question. Default: 4",
-    )
+    add("--passages", type=int, metavar="N", help="Passages for a question. Default: 4")
     add(
         "--passage-tokens",
         type=int,
@@ -37,17 +34,11 @@ def add_archive(parser: argparse.ArgumentParser) -> None:
 
 
 def check_archive(args: argparse.Namespace) -> None:
-    """Refuses an archive that cannot be used, before anything is read.
-
-    Raises:
-        AllMemError: if a file is no archive, or is damaged.
-        SettingError: if flags contradict each other.
-    """
+    """Refuses an archive that cannot be used, before anything is read."""
     if args.no_archive:
-        for flag in ("archive", "passages", "passage_tokens"):
-            if getattr(args, flag) is not None:
-                name = flag.replace("_", "-")
-                raise SettingError(f"--{name} cannot be used with --no-archive")
+        for name in ("archive", "passages", "passage_tokens"):
+            if getattr(args, name) is not None:
+                raise SettingError(f"{flag(name)} cannot be used with --no-archive")
     if args.passages is not None and args.passages < 0:
         raise SettingError("--passages must be at least 0")
     if args.passage_tokens is not None and args.passage_tokens < 1:
@@ -61,14 +52,16 @@ def check_archive(args: argparse.Namespace) -> None:
         lost = args.load_state is not None and not args.no_archive
         if lost and (args.passages or args.passage_tokens):
             raise AllMemError(
-                f"{str(archive_beside(args.load_state))!r} does not exist: what the "
-                "state has read cannot be looked up"
+                f"{str(archive_beside(args.load_state))!r} does not exist: the "
+                "documents of the state cannot be looked up"
             )
         return
     for state in (getattr(args, "save_state", None), args.load_state):
         if state is not None and os.path.realpath(state) == os.path.realpath(place):
             raise SettingError(f"{state!r} cannot be both a state and an archive")
-    if place.exists() and not (makes_archive(args) and is_empty(place)):
+    # A file that found no room on the disk is empty.
+    empty = place.is_file() and place.stat().st_size == 0
+    if place.exists() and not (makes_archive(args) and empty):
         Archive.open(place).close()
     elif not makes_archive(args):
         raise AllMemError(f"{str(place)!r} does not exist; check the name")
@@ -76,21 +69,16 @@ def check_archive(args: argparse.Namespace) -> None:
         raise AllMemError(f"{str(place)!r} cannot be written; choose another place")
 
 
-def is_empty(path: Path) -> bool:
-    """Whether a file has nothing in it, as one that found no room on the disk."""
-    return path.is_file() and path.stat().st_size == 0
-
-
 def archive_beside(state: str) -> Path:
-    """Where the archive of a state is, by its name."""
+    """The archive that belongs to a state file, by its name."""
     return Path(state.removesuffix(".allmem") + ".archive")
 
 
 def archive_place(args: argparse.Namespace) -> Path | None:
-    """Where the archive is; ``None`` if nothing says where."""
+    """The file of the archive; ``None`` if nothing names one."""
     if args.archive is not None:
         return Path(args.archive)
-    if args.no_archive:
+    if getattr(args, "no_archive", False):
         return None
     if getattr(args, "save_state", None) is not None:
         beside = archive_beside(args.save_state)
@@ -104,66 +92,59 @@ def archive_place(args: argparse.Namespace) -> Path | None:
 
 def makes_archive(args: argparse.Namespace) -> bool:
     """Whether documents are added to it."""
-    if not hasattr(args, "prompt_file"):  # a chat reads what it is told to
+    if not hasattr(args, "prompt_file"):  # a chat, which may read documents
         return args.archive is not None
     return args.prompt_file is not None and archive_place(args) is not None
 
 
 def wants_archive(args: argparse.Namespace) -> bool:
     """Whether there is an archive at all."""
-    asked_for = args.passages or args.passage_tokens or args.index_only
+    temporary = args.passages or args.passage_tokens or args.index_only
     return not args.no_archive and (
-        archive_place(args) is not None or bool(asked_for and args.prompt_file)
+        archive_place(args) is not None or bool(temporary and args.prompt_file)
     )
 
 
 def open_archive(args: argparse.Namespace, tokenizer: Any, state: Any) -> Any:
-    """The archive of what was read and will be.
-
-    Raises:
-        AllMemError: if it cannot be opened, or does not belong to the state.
-    """
+    """The archive of what was read and will be."""
     from ..archive.archive import Archive
-    from ..archive.lookup import belongs
+    from ..archive.lookup import entries_by_key
 
     place = archive_place(args)
     if place is None:
         return Archive.temporary(tokenizer)
-    archive = Archive.open(place, tokenizer, create=makes_archive(args))
+    # check_archive has verified it.
+    create = makes_archive(args)
+    archive = Archive.open(place, tokenizer, create, verify=False)
     if getattr(args, "prompt_file", None) is None:  # else it is added to the archive
-        entries = belongs(archive, state)
-        if not state.documents:  # a state that has read none is asked about all
+        entries = entries_by_key(archive, state)
+        if not state.documents:  # a state without documents is asked about all
             for key in entries:
                 state.add_document(key)
     return archive
 
 
-def looking_up(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``Session.look_up`` is told."""
-    given = {
-        "passages": args.passages,
-        "passage_tokens": args.passage_tokens,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+def lookup_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``Session.look_up`` on the command line."""
+    options = {"passages": args.passages, "passage_tokens": args.passage_tokens}
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def working_archive(state_file: str | None, tokenizer: Any, state: Any) -> Any:
-    """A temporary archive for a chat, with what the one beside a state's file has.
-
-    Raises:
-        AllMemError: if that is damaged, or does not belong to the state.
-    """
+def working_archive(
+    state_file: str | None, tokenizer: Any, state: Any, verify: bool = True
+) -> Any:
+    """A temporary archive for a chat: a copy of the one beside a state file, whose
+    checksum may have been verified already."""
     from ..archive.archive import Archive
-    from ..archive.lookup import belongs
+    from ..archive.lookup import entries_by_key
 
     archive = Archive.temporary(tokenizer)
     if state_file is None:
         return archive
     if (beside := archive_beside(state_file)).exists():
-        kept = Archive.open(beside, tokenizer)
-        kept.copy(archive)
-        kept.close()
-        belongs(archive, state)
+        with closing(Archive.open(beside, tokenizer, verify=verify)) as original:
+            original.copy(archive)
+        entries_by_key(archive, state)
     else:
         warn_of_lost(beside, state)
         state.notes.pop("documents", None)
@@ -171,13 +152,13 @@ def working_archive(state_file: str | None, tokenizer: Any, state: Any) -> Any:
 
 
 def warn_of_lost(beside: Path, state: Any) -> None:
-    """Says that what a state has read cannot be looked up."""
+    """Warns that the documents of a state cannot be looked up."""
     if state.documents:
         warn(f"{str(beside)!r} does not exist: what was read cannot be looked up")
 
 
 def print_sources(lookup: Any, question: str | None, answer: str, archive: Any) -> None:
-    """What an answer rests on: places and sentences, and what of it stands there."""
+    """Prints the sources of an answer, and what of the answer stands in them."""
     if lookup is None or question is None:
         return
     print()
@@ -195,7 +176,7 @@ def print_sources(lookup: Any, question: str | None, answer: str, archive: Any) 
 
 
 def found_line(passage: Any, words: str) -> str:
-    """A passage that was searched for, in a line: its place and a sentence."""
+    """A passage that was found, in a line: its place and a sentence."""
     sentence = quoted_sentence(passage.text, words, "")
     return f"{printable_line(passage.where)}: {sentence}"
 
@@ -205,8 +186,8 @@ def texts(lookup: Any) -> list[str]:
     return [source.passage.text for source in lookup.sources]
 
 
-def record(lookup: Any, answer: str) -> dict[str, Any]:
-    """The same as JSON."""
+def sources_record(lookup: Any, answer: str) -> dict[str, Any]:
+    """The sources of an answer as JSON."""
     if lookup is None:
         return {}
     sources = [

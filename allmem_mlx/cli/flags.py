@@ -1,4 +1,4 @@
-"""Flags that commands share, and what they ask for: model, sampler, sizes."""
+"""Flags that several commands share, and the model, sampler and template they name."""
 
 import argparse
 import json
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..config import AllMemConfig
 from ..documents.encodings import decode
 from ..errors import SettingError, warn
 
@@ -21,24 +20,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "SmolLM2-135M-Instruct",
     )
     add("--adapter-path", help="LoRA adapter weights and config")
-    add("--trust-remote-code", action="store_true", help="Of the tokenizer")
+    add("--trust-remote-code", action="store_true", help="Trust a tokenizer's code")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for how a token is chosen."""
+def add_generation(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Adds the flags for reading and generating, and those of :func:`add_sizes`."""
+    add_sizes(parser)
     add = parser.add_argument
+    add("--max-tokens", "-m", type=int, default=max_tokens, help="Tokens to generate")
     add("--temp", type=float, help="Sampling temperature. Default: 0")
     add("--top-p", type=float, help="Sampling top-p. Default: 1")
     add("--min-p", type=float, default=0.0, help="Sampling min-p")
     add("--top-k", type=int, default=0, help="Sampling top-k")
     add("--xtc-probability", type=float, default=0.0, help="Probability of XTC")
     add("--xtc-threshold", type=float, default=0.1, help="Threshold of XTC")
-    add(
-        "--min-tokens-to-keep",
-        type=int,
-        default=1,
-        help="Minimum tokens to keep for min-p sampling",
-    )
+    add("--min-tokens-to-keep", type=int, default=1, help="Minimum tokens for min-p")
     add("--seed", type=int, help="PRNG seed")
     add(
         "--stop",
@@ -47,14 +43,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="End the response before this text; may be given several times",
     )
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for how documents and messages are read."""
-    add = parser.add_argument
     add("--system-prompt", help="System prompt for the chat template")
     add(
         "--chat-template-config",
+        type=json_object,
         metavar="JSON",
         help="Additional config for `apply_chat_template`",
     )
@@ -73,33 +65,35 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--load-state", metavar="FILE", help="Start from what was read before")
 
 
-def check_texts(args: argparse.Namespace, *names: str) -> None:
-    """Decodes texts of the command line, in place, and says how.
+def flag(name: str) -> str:
+    """The flag of an argument: ``--max-tokens`` of ``max_tokens``."""
+    return f"--{name.replace('_', '-')}"
 
-    Raises:
-        AllMemError: if the encoding of one cannot be told.
-        SettingError: if one of ``--stop`` is empty.
-    """
-    for name in (*names, "stop"):
-        flag, given = f"--{name.replace('_', '-')}", getattr(args, name)
-        if isinstance(given, list):
-            setattr(args, name, [incoming(text, flag) for text in given])
-        elif given is not None:
-            setattr(args, name, incoming(given, flag))
+
+def json_object(text: str) -> dict[str, Any]:
+    """The type of a flag that takes a JSON object."""
+    try:
+        config = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return config
+
+
+def decode_texts(args: argparse.Namespace, *names: str) -> None:
+    """Decodes ``--stop`` and other texts of the command line, in place."""
+    for name in names:
+        if (text := getattr(args, name)) is not None:
+            setattr(args, name, decode_text(text, flag(name)))
+    args.stop = [decode_text(text, "--stop") for text in args.stop]
     if "" in args.stop:
         raise SettingError("--stop must not be empty")
 
 
-def incoming(text: str | bytes, name: str) -> str:
-    """Text from outside, decoded as documents are; what is to be said of it is said.
-
-    Args:
-        text (str or bytes): an argument of the command line, or what was read.
-        name (str): what messages call it.
-
-    Raises:
-        AllMemError: if its encoding cannot be told.
-    """
+def decode_text(text: str | bytes, name: str) -> str:
+    """A text from outside, decoded as documents are, with the same warnings and errors,
+    in which it is called by a name."""
     data = text if isinstance(text, bytes) else os.fsencode(text)
     decoded, notes = decode(data, name)
     for note in notes:
@@ -108,26 +102,21 @@ def incoming(text: str | bytes, name: str) -> str:
 
 
 def check_state_files(args: argparse.Namespace) -> None:
-    """Refuses a state that cannot be loaded or saved, before anything is read.
-
-    Raises:
-        AllMemError: if a file is no state, or cannot be written.
-        SettingError: if a name is empty.
-    """
-    from .. import state as states
+    """Refuses a state that cannot be loaded or saved, before anything is read."""
+    from .. import state_file
 
     save = getattr(args, "save_state", None)
     if "" in (args.load_state, save):
-        raise SettingError("the name of a state's file must not be empty")
+        raise SettingError("the name of a state file must not be empty")
     if args.load_state is not None:
-        states.check(args.load_state)
+        state_file.check(args.load_state)
     if save is not None:
-        states.check_place(save)
+        state_file.check_place(save)
 
 
-def check_sampling(args: argparse.Namespace) -> None:
-    """Refuses what no sampler can obey."""
-    for name, least, most in (
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuses numbers of the sampler, and of tokens, that are out of range."""
+    for name, low, high in (
         ("temp", 0, 1e6),
         ("top_p", 0, 1),
         ("min_p", 0, 1),
@@ -138,30 +127,43 @@ def check_sampling(args: argparse.Namespace) -> None:
         ("seed", 0, 2**64 - 1),
     ):
         value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            flag = name.replace("_", "-")
-            raise SettingError(f"--{flag} is {value}; it must be {least} to {most:g}")
-
-
-def check_counts(args: argparse.Namespace) -> None:
-    """Refuses impossible numbers of tokens, and of the sampler."""
-    check_sampling(args)
+        if value is not None and not low <= value <= high:
+            raise SettingError(f"{flag(name)} is {value}; it must be {low} to {high:g}")
     if args.max_tokens == 0 or args.max_tokens < -1:
         raise SettingError("--max-tokens must be above 0, or -1 for no limit")
     if args.prefill_step_size is not None and args.prefill_step_size < 1:
         raise SettingError("--prefill-step-size must be at least 1")
 
 
+def refuse_template_flags(args: argparse.Namespace, why: str) -> None:
+    """Raises :class:`SettingError` if a flag needs a chat template."""
+    for name in ("system_prompt", "prefill_response", "chat_template_config"):
+        if getattr(args, name, None) is not None:
+            raise SettingError(f"{flag(name)} needs a chat template; {why}")
+
+
+def make_template(args: argparse.Namespace, tokenizer: Any) -> Any:
+    """The text around turns: the tokenizer's chat template, if it has one."""
+    from ..chat_template import Template
+
+    if not tokenizer.has_chat_template:
+        refuse_template_flags(args, "the model's tokenizer has none")
+        return Template.plain(tokenizer)
+    template = Template.of_chat(
+        tokenizer,
+        args.system_prompt,
+        getattr(args, "prefill_response", None),
+        args.chat_template_config,
+    )
+    for note in template.notes:
+        warn(note)
+    return template
+
+
 def make_sampler(
     args: argparse.Namespace, tokenizer: Any, temp: float = 0.0, top_p: float = 1.0
 ) -> Callable[[Any], Any]:
-    """mlx-lm's sampler, as the command line asks for it.
-
-    Args:
-        args: of :func:`add_sampling`.
-        tokenizer: of the model.
-        temp, top_p (float): if the command line gives no temperature.
-    """
+    """mlx-lm's sampler; the defaults hold if the command line gives no temperature."""
     from mlx_lm.sample_utils import make_sampler as mlx_lm_make_sampler
 
     if args.temp is not None:
@@ -178,17 +180,6 @@ def make_sampler(
     )
 
 
-def chat_template_config(text: str | None) -> dict[str, Any]:
-    """What ``--chat-template-config`` says."""
-    try:
-        config = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise SettingError(f"--chat-template-config is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SettingError("--chat-template-config must be a JSON object")
-    return config
-
-
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for sizes of the hybrid layer."""
     add = parser.add_argument
@@ -198,35 +189,27 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 def sizes(args: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """The sizes that the command line gives, by their name in ``AllMemConfig``, and
-    ``more`` settings of it."""
+    """The sizes on the command line, and ``more`` settings, by their names in
+    ``AllMemConfig``."""
     names = ("window", "sinks", "chunk", *more)
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def add_eos_tokens(tokenizer: Any, names: Sequence[str]) -> None:
-    """Tokens that end a response, beside the tokenizer's own.
-
-    Args:
-        tokenizer: mlx-lm's wrapper of one.
-        names (list): their names, or their ids.
-
-    Raises:
-        SettingError: if one is not a single token.
-    """
+    """Adds tokens that end a response, by name or id, to those of the tokenizer."""
     vocabulary = tokenizer.get_vocab()
     for name in names:
         known = name.isdecimal() and int(name) in vocabulary.values()
         if name not in vocabulary and not known:
             raise SettingError(
-                f"--extra-eos-token {name!r} is not one token of this model; use --stop"
+                f"--extra-eos-token {name!r} is not a token of this model; use --stop"
             )
         tokenizer.add_eos_token(name)
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and the tokenizer that the command line asks for."""
+    """The model and the tokenizer that the command line names."""
     from ..loading import load
 
     model, tokenizer = load(
@@ -235,14 +218,10 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
         model_config=sizes(args),
         adapter_path=args.adapter_path,
     )
-    _warn_of_chunk(model.allmem)
-    return model, tokenizer
-
-
-def _warn_of_chunk(config: AllMemConfig) -> None:
-    """Says what a chunk larger than the window means."""
+    config = model.allmem
     if config.chunk > config.window:
         warn(
             f"chunk {config.chunk} is larger than window {config.window}: tokens that "
             "leave the window are forgotten until their chunk is complete"
         )
+    return model, tokenizer

@@ -1,4 +1,4 @@
-"""What the user of a chat types, or pipes into it."""
+"""The lines that the user of a chat types, or pipes into it."""
 
 import os
 import select
@@ -20,18 +20,15 @@ def note(text: str) -> None:
 
 
 def line_is_waiting() -> bool:
-    """Whether the user of a terminal has typed a line that was not taken yet."""
+    """Whether the user of a terminal has typed a line that was not read yet."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 class Completion:
-    """What Tab does in the line editor: it completes commands and names of files.
-
-    Args:
-        usages (dict): how commands are used, by their names.
-    """
+    """Completion by Tab in the line editor: of commands, which come with their usages,
+    and of file names."""
 
     def __init__(self, usages: dict[str, str]):
         import readline
@@ -47,15 +44,15 @@ class Completion:
             readline.parse_and_bind("set enable-bracketed-paste off")
 
     def __call__(self, text: str, index: int) -> str | None:
-        """The line editor asks for one after the other of what may stand for a text,
-        which is the end of the line as far as the cursor."""
+        """The completion of a text, by its number: the line editor asks for one after
+        the other. The text is the end of the line before the cursor."""
         if index == 0:
             line = self.readline.get_line_buffer()[: self.readline.get_endidx()]
             self.found = self.endings(line)
         return text + self.found[index] if index < len(self.found) else None
 
     def endings(self, line: str) -> list[str]:
-        """What may follow in a line."""
+        """The texts that may follow in a line."""
         if self.in_quotes or not line.startswith("/"):
             return ["\t"]  # in a message, Tab is Tab
         word, space, argument = line[1:].partition(" ")
@@ -71,11 +68,11 @@ class Completion:
 def _end_with_terminal() -> None:
     """Ends the process when the terminal is closed.
 
-    A process that the terminal controls gets SIGHUP. One that it does not control would
-    wait for ever in the line editor, which then hears no signals either.
+    A process that the terminal controls gets SIGHUP. Another would wait for ever in the
+    line editor, which then ignores signals, too.
     """
     terminal = select.poll()
-    terminal.register(sys.stdin, 0)  # tells of the end alone
+    terminal.register(sys.stdin, 0)  # only hang-ups are reported
     if any(event & select.POLLHUP for _, event in terminal.poll()):
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(5)
@@ -83,13 +80,8 @@ def _end_with_terminal() -> None:
 
 
 def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
-    """What the user types, or what is piped in, until it ends, and whether it was in
-    quotes.
-
-    Args:
-        chat (Chat): whose prompt is shown in a terminal.
-        usages (dict): how commands are used, by their names.
-    """
+    """Yields the lines that are typed at the prompt of a chat, or piped in, and the
+    messages between triple quotes, each with whether it was quoted."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     completion = Completion(usages) if terminal else None
     if terminal:
@@ -113,7 +105,7 @@ def messages(chat: Any, usages: dict[str, str]) -> Iterator[tuple[str, bool]]:
             print()
             if interrupted or not terminal:
                 break
-            note("Ctrl-C again, or Ctrl-D, ends")
+            note("Ctrl-C again, or Ctrl-D, ends the chat")
             interrupted, lines = True, []
             continue
         interrupted = False

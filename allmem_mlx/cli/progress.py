@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 # Bytes tokenised at a time: small enough for the bar to move steadily.
@@ -11,19 +12,17 @@ PIECE = 8192
 class Progress:
     """A bar on stderr, on a terminal only: tokens, tokens per second and time left.
 
-    It follows the bytes of the file that were tokenised, a known part of the whole.
+    It shows the share of the file's bytes that were tokenised.
     """
 
     def __init__(self, document: Any):
         from tqdm import tqdm
 
         self.document = document
-        known = document is not None and document.size is not None
+        bar = "|{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
         self.bar = tqdm(
-            total=document.size if known else None,
-            bar_format="{desc}|{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
-            if known
-            else "{desc} [{elapsed}]",
+            total=document.size,
+            bar_format="{desc}" + (" [{elapsed}]" if document.size is None else bar),
             leave=False,
             disable=None,  # where stderr is not a terminal
         )
@@ -34,12 +33,11 @@ class Progress:
         self.bar.set_description_str(
             f"{tokens} tokens, {speed:.0f} tokens-per-sec ", refresh=False
         )
-        if self.document is not None:
-            self.bar.n = self.document.bytes_read
+        self.bar.n = self.document.bytes_read
         self.bar.refresh()
 
     def indexed(self, tokens: int) -> None:
-        """As a call, while a document is indexed, not read."""
+        """Shows the tokens of a document that is indexed, not read."""
         self.bar.set_description_str(f"{tokens} tokens indexed ", refresh=False)
         self.bar.n = self.document.bytes_read
         self.bar.refresh()
@@ -53,4 +51,5 @@ class Progress:
         self.bar.clear()
 
     def close(self) -> None:
-        self.bar.close()
+        with suppress(OSError):  # the terminal is closed
+            self.bar.close()

@@ -1,12 +1,11 @@
-"""What a command measured: tables, pictures, and the files that it is asked for."""
+"""The output of a command that measures: tables, and the files it is asked for."""
 
 import argparse
-import io
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..errors import AllMemError, SettingError
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need; the first stands left, the others right."""
+    """Aligned columns, the first one to the left and the others to the right."""
     lines = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -26,11 +25,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def machine() -> str:
+    """The default device in a reader's words: a chip, or a number of cores."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.gpu:
+        return str(mx.device_info()["device_name"])
+    return f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores"
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that name the files."""
     add = parser.add_argument
     add("--json", metavar="FILE", help="Write all results to a file")
-    add("--plot", metavar="FILE.png", help="Draw the curves")
+    add(
+        "--plot",
+        metavar="FILE.png",
+        help="Draw the results, and as FILE-dark.png for dark pages",
+    )
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -38,7 +50,7 @@ def check_output(args: argparse.Namespace) -> None:
 
     Raises:
         SettingError: if a name is impossible.
-        AllMemError: if there is nothing to draw with.
+        AllMemError: if matplotlib is needed and not installed.
     """
     for flag in ("json", "plot"):
         path = getattr(args, flag)
@@ -49,44 +61,36 @@ def check_output(args: argparse.Namespace) -> None:
     if args.plot is not None:
         if not args.plot.endswith(".png"):
             raise SettingError(f"--plot is {args.plot!r}; its name must end in .png")
-        check_plotting()
-
-
-def check_plotting() -> None:
-    """
-    Raises:
-        AllMemError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise AllMemError(
-            "--plot needs matplotlib: pip install 'allmem-mlx[plot]'"
-        ) from None
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise AllMemError(
+                "--plot needs matplotlib: pip install 'allmem-mlx[plot]'"
+            ) from None
 
 
 def write_output(
-    args: argparse.Namespace, result: dict[str, Any], draw: Callable[[], bytes]
+    args: argparse.Namespace,
+    result: dict[str, Any],
+    plot: Callable[[dict[str, Any], str], None],
 ) -> None:
-    """Writes what ``--json`` and ``--plot`` ask for.
+    """Writes the files of ``--json`` and ``--plot``.
 
     Args:
         args: of :func:`add_output`.
         result (dict): all numbers.
-        draw (Callable): makes the PNG.
+        plot (Callable): draws what the JSON file holds.
 
     Raises:
         AllMemError: if a file cannot be written.
     """
-    if args.json is not None:
-        _write(args.json, as_json(result))
-    if args.plot is not None:
-        _write(args.plot, draw())
-
-
-def _write(path: str, content: bytes) -> None:
+    path = args.json or args.plot
     try:
-        Path(path).write_bytes(content)
+        if args.json is not None:
+            Path(args.json).write_bytes(as_json(result))
+        if args.plot is not None:
+            path = args.plot
+            plot(json.loads(as_json(result)), path)
     except OSError as error:
         raise AllMemError(
             f"{path!r} cannot be written ({error.strerror}); choose another file"
@@ -94,67 +98,14 @@ def _write(path: str, content: bytes) -> None:
 
 
 def as_json(result: dict[str, Any]) -> bytes:
-    """UTF-8 JSON; what is not a number is ``null``."""
-    text = json.dumps(_sound(result), ensure_ascii=False, indent=2, allow_nan=False)
+    """UTF-8 JSON; a number that is not finite is ``null``."""
+    text = json.dumps(_finite(result), ensure_ascii=False, indent=2, allow_nan=False)
     return text.encode() + b"\n"
 
 
-def _sound(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _sound(x) for name, x in value.items()}
+        return {name: _finite(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_sound(x) for x in value]
+        return [_finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of several pictures side by side.
-
-    Args:
-        x, y (str): what is across and up, with their units.
-        curves (dict): points by name; names without any are left out.
-        x_log, y_log (bool): whether an axis is logarithmic.
-        dashed (tuple): names of curves to be told from the others.
-    """
-
-    x: str
-    y: str
-    curves: dict[str, list[tuple[float, float]]]
-    x_log: bool = True
-    y_log: bool = False
-    dashed: tuple[str, ...] = ()
-
-
-def panels(drawn: list[Panel], title: str) -> bytes:
-    """A PNG of curves side by side; no display is needed.
-
-    Args:
-        drawn (list): from left to right.
-        title (str): what was measured.
-    """
-    from matplotlib.figure import Figure
-
-    width = 8 if len(drawn) == 1 else 6.5 * len(drawn)
-    figure = Figure(figsize=(width, 5), layout="constrained")
-    figure.suptitle(title)
-    for axes, panel in zip(
-        figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True
-    ):
-        for name, points in panel.curves.items():
-            if points:
-                style = "--" if name in panel.dashed else "-"
-                marker = "o" if len(points) < 50 else None
-                axes.plot(*zip(*points, strict=True), style, marker=marker, label=name)
-        if panel.x_log:
-            axes.set_xscale("log", base=2)
-        if panel.y_log:
-            axes.set_yscale("log")
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_xlabel(panel.x)
-        axes.set_ylabel(panel.y)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()

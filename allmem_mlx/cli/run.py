@@ -12,6 +12,10 @@ from typing import Any, NoReturn
 
 from ..errors import AllMemError
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 1.0  # seconds in which several signals are one
+_ended = float("-inf")  # when the last of them came
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser whose errors are one line, with ``--debug`` for tracebacks."""
@@ -27,25 +31,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, or SIGHUP when a terminal is closed: a command that is told to end does
-    so as after Ctrl-C."""
+    """SIGTERM, or SIGHUP from a closed terminal. It ends a command as Ctrl-C does."""
 
 
 def _ignore(number: int, frame: Any) -> None:
-    """Unlike ``SIG_IGN``, for signals that are on their way already."""
-
-
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-TOGETHER = 1.0  # seconds in which several signals are one
-
-
-_ended = float("-inf")  # when the last of them came
+    """A handler that ignores a signal, unlike ``SIG_IGN`` even one that is pending."""
 
 
 def _end(number: int, frame: Any) -> None:
-    """A signal ends a command. One that comes just after would end that ending."""
+    """A handler that ends the command. A second signal just after the first would end
+    that ending, so it is ignored."""
     global _ended
     before, _ended = _ended, time.monotonic()
     if _ended - before > TOGETHER:
@@ -53,7 +48,7 @@ def _end(number: int, frame: Any) -> None:
 
 
 def hear_signals(*numbers: int) -> None:
-    """Signals end the command. One that is ignored is not heard: nohup has told the
+    """Lets signals end the command. One that is ignored stays so: nohup has told the
     command to go on when the terminal is closed."""
     for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -62,7 +57,7 @@ def hear_signals(*numbers: int) -> None:
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """No signal ends what is done meanwhile."""
+    """A context that no signal ends."""
     before = {number: signal.signal(number, _ignore) for number in ENDS}
     try:
         yield
@@ -72,7 +67,7 @@ def deaf() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What a command says of an error."""
+    """The error message of a command."""
     if isinstance(error, AllMemError):
         return str(error)
     lines = str(error).splitlines() or [""]
@@ -80,7 +75,7 @@ def one_line(error: Exception) -> str:
 
 
 def _open_streams() -> None:
-    """What is opened first must not take the place of a stream that is closed."""
+    """Opens closed standard streams, so that no other file takes their place."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -91,9 +86,9 @@ def _open_streams() -> None:
 def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoReturn:
     """Parses the command line, runs ``command(args)`` and exits.
 
-    The exit code is 0, 1 for a failure, 2 for a wrong use, 130 after Ctrl-C, 143 after
-    SIGTERM, 129 after SIGHUP. An error is one line on stderr. What a terminal cannot
-    show is replaced.
+    The exit code is 0, 1 for a failure, 2 for a usage error, 130 after Ctrl-C, 143
+    after SIGTERM, 129 after SIGHUP. An error is one line on stderr. Characters that a
+    terminal cannot show are replaced.
     """
     _open_streams()
     args = parser.parse_args()
@@ -108,7 +103,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[..., None]) -> NoRetu
             sys.stdout.flush()
         code = 0
     except BrokenPipeError:
-        # The reader of our output has left; there is nobody to tell.
+        # The reader of the output has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as error:

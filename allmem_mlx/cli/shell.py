@@ -10,7 +10,7 @@ from ..errors import AllMemError, SettingError
 # Not all white space: macOS puts a narrow no-break space into names.
 BLANKS = " \t\r\n"
 
-# One part after the other makes up any text; the last quote may be open.
+# Any text is a sequence of these parts; the last quote may be open.
 PART = re.compile(
     rf"(?P<blank>[{BLANKS}]+)"
     r"|'(?P<single>[^']*)(?:'|\Z)"
@@ -38,8 +38,8 @@ class Word:
         return "".join(part for part, _ in self.parts)
 
     def names(self) -> list[str]:
-        """The text; or the names that match it, if it has a ``*``, ``?`` or ``[`` that
-        is not quoted, and is no name itself."""
+        """The names that match the word, if it has a ``*``, ``?`` or ``[`` that is not
+        quoted, and no file has this name; else the word itself."""
         plain = [part for part, quoted in self.parts if not quoted]
         if os.path.lexists(self.text) or not re.search(r"[*?[]", "".join(plain)):
             return [self.text]
@@ -78,8 +78,8 @@ def _expand_home(word: Word) -> None:
 
 
 def names(text: str) -> list[str]:
-    """The files that a text names: the text as it stands, if that is a file, with its
-    spaces and apostrophes; else its words.
+    """The files that a text names: the whole text, with its spaces and apostrophes, if
+    there is such a file; else its words.
 
     Raises:
         SettingError: if a quote is not closed.
@@ -96,17 +96,17 @@ def names(text: str) -> list[str]:
 
 
 def leading_name(text: str) -> str | None:
-    """The file whose name a text is, or begins with, if there is one."""
+    """The file name that a text is, or begins with, if there is such a file."""
     texts = [text.strip(BLANKS), split(text)[0].text]
     return next(filter(os.path.exists, texts), None)
 
 
 def endings(text: str) -> list[str]:
-    """What to type after a text, so that its last word is the name of a file: one for
-    each file that begins so. Folders end with a slash."""
+    """The rest of the names of all files that begin with the last word of a text, as
+    they are typed. Folders end with a slash."""
     word = split(text)[-1]
     folder, start = os.path.split(word.text)
-    if word.open == "\\":  # what it escapes is not typed yet
+    if word.open == "\\":  # the character that it escapes is not typed yet
         return []
     try:
         found = [x for x in os.listdir(folder or ".") if x.startswith(start)]
@@ -121,7 +121,7 @@ def endings(text: str) -> list[str]:
 
 
 def _escape(text: str, quote: str) -> str:
-    """What to type for a text inside of a quote, or without one."""
+    """A text as it is typed inside a quote, or without one."""
     if quote == "'":
         return text.replace("'", r"'\''")
     special = r'["\\$`]' if quote else rf"[{BLANKS}'\"\\*?[~]"

@@ -1,31 +1,23 @@
-"""Summaries on their way to people, with progress, and to programs as JSON."""
+"""Printed summaries, with progress on a terminal, or as JSON."""
 
 import json
 import sys
 from contextlib import closing, suppress
 
-from ..archive.archive import Entry
 from ..archive.citations import printable, printable_line
+from ..archive.parts import parts
+from ..archive.passage import Entry
 from ..errors import AllMemError
-from ..summaries import Summariser, Summary, parts
+from ..summaries import Summariser, Summary
 
-NOTHING = "(the model said nothing)"
+NOTHING = "(no text was generated)"
 
 
 def print_summaries(
-    summariser: Summariser, entries: list[Entry], goes_on: str, as_json: bool = False
+    summariser: Summariser, entries: list[Entry], hint: str, as_json: bool = False
 ) -> None:
-    """Prints the summary of each part as it comes, and that of the whole.
-
-    Args:
-        summariser (Summariser): makes them.
-        entries (list): the documents.
-        goes_on (str): what is to be said of those that are made when Ctrl-C ends it.
-        as_json (bool): print a JSON object a line.
-
-    Raises:
-        AllMemError: if the documents have no words.
-    """
+    """Prints the summary of each part of some documents as it comes, and that of the
+    whole; after Ctrl-C, the number of finished parts and a hint."""
     total = sum(
         1
         for entry in entries
@@ -34,37 +26,37 @@ def print_summaries(
     if not total:
         raise AllMemError("there is nothing to summarise: the document has no words")
     tokens = sum(entry.tokens for entry in entries)
-    kept = 0
+    reused = 0
     with closing(Bar(tokens, total)) as bar:
         try:
             for number, summary in enumerate(summariser.parts(entries), 1):
                 bar.clear()
-                tell(summary, number, as_json)
+                print_summary(summary, number, as_json)
                 bar(summary)
-                kept += summary.kept
+                reused += summary.reused
             whole = summariser.whole()
         except KeyboardInterrupt:
             bar.close()
             if bar.done:
                 with suppress(OSError):  # the terminal is closed
                     done = f"{bar.done} of {total} parts are done"
-                    print(f"\n{done}; {goes_on}", file=sys.stderr)
+                    print(f"\n{done}; {hint}", file=sys.stderr)
             raise
     assert whole is not None
     if as_json:
-        about = {"parts": total, "parts_kept": kept, "document_tokens": tokens}
+        about = {"parts": total, "parts_kept": reused, "document_tokens": tokens}
         print(json.dumps({"summary": whole.text, **about}))
         return
     if total > 1:
         print("=" * 10)
         print(printable(whole.text) or NOTHING)
         print("=" * 10)
-    before = f", {kept} of them kept from before" if kept else ""
+    before = f", {reused} of them kept from before" if reused else ""
     print(f"{total} part{'s' * (total > 1)} of {tokens} tokens{before}")
 
 
-def tell(summary: Summary, number: int, as_json: bool) -> None:
-    """Prints the summary of a part, and where it is from."""
+def print_summary(summary: Summary, number: int, as_json: bool) -> None:
+    """Prints the summary of a part, and its place."""
     part = summary.part
     if as_json:
         record = {
@@ -91,8 +83,8 @@ def tell(summary: Summary, number: int, as_json: bool) -> None:
 
 
 class Bar:
-    """A bar on stderr, on a terminal only: parts done and time left, which follows the
-    tokens of the parts. What was kept from before takes no time."""
+    """A bar on stderr, on a terminal only: parts done, and time left for the tokens of
+    the others. Summaries that were kept from before take no time."""
 
     def __init__(self, tokens: int, parts: int):
         from tqdm import tqdm
@@ -109,7 +101,7 @@ class Bar:
     def __call__(self, summary: Summary) -> None:
         self.done += 1
         self.bar.n += summary.part.tokens
-        if summary.kept and not self.bar.disable:
+        if summary.reused and not self.bar.disable:
             self.bar.initial += summary.part.tokens
         self.bar.set_description_str(f"{self.done} of {self.parts} parts ")
 

@@ -1,2 +1,2 @@
-"""What both ways of distilling a memory share: the recipe, the documents, and where
-training starts."""
+"""Distillation of a memory: ``mlx`` and ``torch`` are back ends; recipe, documents, the
+start of training and its loop are shared."""

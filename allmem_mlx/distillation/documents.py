@@ -1,15 +1,15 @@
-"""Documents to train and judge on.
+"""Documents to train on and to judge by.
 
 - ``natural``: a piece of a text file, or an example of a JSONL file.
 - ``repeat``: a passage, other text, the passage again: after a few words of it every
   further word can be recalled.
-- ``facts``: sentences planted in a text, and questions about them after it.
+- ``facts``: statements planted in a text, and questions about them after it.
 """
 
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,18 +19,17 @@ from ..chat_template import PARAGRAPH, Template
 from ..errors import AllMemError, reason
 from .planted import draw_facts
 
-TRIES = 100  # of finding what is long enough
+TRIES = 100  # draws until a text is long enough
 
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens, and which of them count.
+    """Tokens, and the positions that are scored.
 
     Args:
         tokens (list): token ids.
         answers (list): for each planted question, the positions of its answer.
-        response (range): the positions that are scored, where only a response is;
-            ``None`` for all.
+        response (range): the positions that are scored; all if ``None``.
     """
 
     tokens: list[int]
@@ -46,13 +45,30 @@ class Document:
         """Positions whose next token belongs to the answer of a planted question."""
         return [i - 1 for answer in self.answers for i in answer]
 
+    def loss(
+        self, divergence: Callable[[list[int]], Any], window: int, answer_weight: float
+    ) -> Any:
+        """The mean over the positions beyond the window, plus the weighted mean over
+        those that answer a planted question.
+
+        Args:
+            divergence (Callable): sum over a list of positions, of any back end.
+            window (int): W.
+            answer_weight (float): see :class:`Recipe`.
+        """
+        targets, answers = self.targets(window), self.answer_targets()
+        loss = divergence(targets) / len(targets)
+        if answers:
+            loss = loss + answer_weight * divergence(answers) / len(answers)
+        return loss
+
 
 class Source(ABC):
     """Draws documents.
 
     Args:
-        tokenizer: the model's, as of ``mlx_lm`` or of transformers.
-        seed (int): of everything drawn.
+        tokenizer: the model's, of ``mlx_lm`` or of transformers.
+        seed (int): of the random draws.
     """
 
     def __init__(self, tokenizer: Any, seed: int):
@@ -62,21 +78,21 @@ class Source(ABC):
 
     @abstractmethod
     def passage(self, length: int) -> list[int]:
-        """So many tokens of text.
+        """A text of ``length`` tokens.
 
         Raises:
             AllMemError: if there is too little.
         """
 
     def natural(self, length: int, window: int) -> Document:
-        """A document as they are, with something to score beyond the window."""
+        """A document as it stands, with something to score beyond the window."""
         return Document(self.passage(length))
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def repeat(self, length: int) -> Document:
-        """A passage, other text, the passage again, ..."""
+        """A passage, other text, the passage again, and more text."""
         size = self.random.randrange(length // 8, length * 2 // 5)
         passage, between = self.passage(size), self.passage(length)
         gap = self.random.randrange(
@@ -88,40 +104,41 @@ class Source(ABC):
     def facts(
         self, length: int, count: int | None = None, held_out: bool = False
     ) -> Document:
-        """Facts in the first half of a text, questions after it: as a conversation, or
-        as further sentences. Less than ``count``, where those would be most of it."""
+        """Facts in the first half of a text, and questions after it: as a conversation,
+        or as further sentences. Fewer than ``count`` if they would fill the text."""
         draw = self.random
         count = count or draw.randrange(4, max(5, min(24, length // 96)))
         facts = draw_facts(count, draw, held_out)
-        told = [self.tokens(" " + fact.told) for fact in facts]
+        statements = [self.tokens(" " + fact.statement) for fact in facts]
         conversation = draw.random() < 0.5 and self.template.following is not None
-        start, asked = [], []
+        start, questions = [], []
         for fact in draw.sample(facts, count):
             if conversation:
-                before = fact.asked + self.template.closing + fact.begun
+                before = fact.question + self.template.closing + fact.beginning
                 after = "." + (self.template.following or "")
             else:
-                before, after = "\n" + fact.begun, "."
-            asked.append([self.tokens(x) for x in (before, " " + fact.value, after)])
+                before, after = "\n" + fact.beginning, "."
+            parts = before, " " + fact.value, after
+            questions.append([self.tokens(part) for part in parts])
         if conversation:
             start = self.template.start + self.tokens(self.template.opening)
-            asked[0][0] = self.tokens(PARAGRAPH) + asked[0][0]
-        tail = sum(len(part) for parts in asked for part in parts)
-        size = length - len(start) - tail - sum(map(len, told))
+            questions[0][0] = self.tokens(PARAGRAPH) + questions[0][0]
+        end = sum(len(part) for parts in questions for part in parts)
+        size = length - len(start) - end - sum(map(len, statements))
         if size < length // 4 and count > 1:
             return self.facts(length, count // 2, held_out)
         if size < 2:
             raise AllMemError(f"a planted fact does not fit into {length} tokens")
         body = self.passage(size)
-        # Facts lie in the first half, so that questions are far away.
-        places = sorted(draw.randrange(len(body) // 2) for _ in told)
+        # Statements are in the first half, so that the questions are far away.
+        places = sorted(draw.randrange(len(body) // 2) for _ in statements)
         tokens, last = list(start), 0
-        for place, fact_tokens in zip(places, told, strict=True):
-            tokens += body[last:place] + fact_tokens
+        for place, statement in zip(places, statements, strict=True):
+            tokens += body[last:place] + statement
             last = place
         tokens += body[last:]
         answers = []
-        for question, answer, rest in asked:
+        for question, answer, rest in questions:
             tokens += question
             answers.append(range(len(tokens), len(tokens) + len(answer)))
             tokens += answer + rest
@@ -140,7 +157,7 @@ class Texts(Source):
         self.files = list(files)
 
     def passage(self, length: int) -> list[int]:
-        """A piece of a random file, from the beginning of a paragraph."""
+        """A part of a random file, from the beginning of a paragraph."""
         for _ in range(TRIES):
             path = self.random.choice(self.files)
             characters = 8 * length  # of which a token has 4 to 5
@@ -156,14 +173,14 @@ class Texts(Source):
 
 
 class Examples(Source):
-    """Draws from a JSONL file as mlx-lm's trainers read it: ``text``, ``messages``, or
+    """Draws from a JSONL file as mlx-lm trains on: ``text``, ``messages``, or
     ``prompt`` and ``completion``. Of a conversation only the last response is scored.
 
     Args:
         file (Path): the file.
 
     Raises:
-        AllMemError: if it is no such file.
+        AllMemError: if it is another kind of file.
     """
 
     def __init__(self, file: Path, tokenizer: Any, seed: int):
@@ -180,7 +197,7 @@ class Examples(Source):
             self._process(0)
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise AllMemError(
-                f"{file} is not what mlx-lm trains on: {reason(error)}"
+                f"{file} is not a data set of mlx-lm: {reason(error)}"
             ) from None
 
     def _process(self, i: int) -> tuple[list[int], int]:
@@ -196,11 +213,12 @@ class Examples(Source):
         return self._process(self.random.randrange(len(self.dataset)))
 
     def passage(self, length: int) -> list[int]:
-        """Examples one after the other, from the middle of one."""
+        """Examples one after another, from the middle of the first."""
         tokens: list[int] = []
         for _ in range(TRIES):
-            more, _ = self._draw()
-            tokens += more if tokens else more[self.random.randrange(len(more)) :]
+            example, _ = self._draw()
+            start = 0 if tokens else self.random.randrange(len(example))
+            tokens += example[start:]
             if len(tokens) >= length:
                 return tokens[:length]
         raise AllMemError(f"{self.file}: too little text for {length} tokens")
@@ -220,10 +238,10 @@ class Examples(Source):
 
 
 class Collected(Source):
-    """Draws from documents that were collected before.
+    """Draws from the student's answers.
 
     Args:
-        documents (Sequence[Document]): they.
+        documents (Sequence[Document]): of ``stage2.py``.
     """
 
     def __init__(self, documents: Sequence[Document], tokenizer: Any, seed: int):
@@ -231,53 +249,45 @@ class Collected(Source):
         self.documents = list(documents)
 
     def passage(self, length: int) -> list[int]:
-        raise AllMemError("answers are collected already; there is no other text")
+        raise AllMemError("only collected answers can be drawn in the second stage")
 
     def natural(self, length: int, window: int) -> Document:
-        found = [d for d in self.documents if d.targets(window)]
-        if not found:
+        beyond = [d for d in self.documents if d.targets(window)]
+        if not beyond:
             raise AllMemError(f"no answer lies beyond a window of {window}")
-        return self.random.choice(found)
+        return self.random.choice(beyond)
 
 
-def names(listed: str) -> tuple[str, ...]:
-    """What is separated by commas."""
-    return tuple(x for x in listed.split(",") if x)
+def _prefixes(setting: str) -> tuple[str, ...]:
+    """Beginnings of names, separated by commas."""
+    return tuple(x for x in setting.split(",") if x)
 
 
 def open_sources(
     data: str, held_out: str, validation: str, tokenizer: Any, seed: int
 ) -> tuple[Source, Source]:
-    """What to train on and what to judge on.
+    """The documents to train on, and those to judge by.
 
     Args:
         data (str): folder with ``train.jsonl`` and ``valid.jsonl``, or text files.
         held_out, validation (str): see :class:`Recipe`.
         tokenizer: the model's.
-        seed (int): of everything drawn.
+        seed (int): of the random draws.
 
     Raises:
         AllMemError: if there are none.
     """
     folder = Path(data)
     if (folder / "train.jsonl").is_file():
-        training, valid = (
-            Examples(folder / f"{name}.jsonl", tokenizer, seed + i)
-            for i, name in enumerate(("train", "valid"))
-        )
-        return training, valid
+        train, valid = folder / "train.jsonl", folder / "valid.jsonl"
+        return Examples(train, tokenizer, seed), Examples(valid, tokenizer, seed + 1)
+    judged, held_back = _prefixes(validation), _prefixes(validation + "," + held_out)
     files = sorted(folder.glob("*.txt"))
-    apart = names(validation) + names(held_out)
-    kinds = {
-        "train": [f for f in files if not f.name.startswith(apart)],
-        "validation": [f for f in files if f.name.startswith(names(validation))],
-    }
-    for name, found in kinds.items():
-        if not found:
+    training = [f for f in files if not f.name.startswith(held_back)]
+    validating = [f for f in files if f.name.startswith(judged)]
+    for purpose, texts in (("train", training), ("validation", validating)):
+        if not texts:
             raise AllMemError(
-                f"{data}: no text file (*.txt) for {name}, and no train.jsonl"
+                f"{data}: no text file (*.txt) for {purpose}, and no train.jsonl"
             )
-    return (
-        Texts(kinds["train"], tokenizer, seed),
-        Texts(kinds["validation"], tokenizer, seed + 1),
-    )
+    return Texts(training, tokenizer, seed), Texts(validating, tokenizer, seed + 1)

@@ -1,55 +1,55 @@
-"""Where training starts: a memory that can tell tokens apart.
+"""The start of training: a memory that can tell tokens apart.
 
 The inputs of an attention layer, and so its keys, point mostly the same way (the mean
-cosine of two keys of SmolLM2 is 0.8). A memory that learns such keys learns one thing,
-their mean. Queries and keys are therefore the layer's input, whitened on a few thousand
-tokens of text; a query is the key of the token itself and a key that of the token
-before, so that reading finds what followed tokens like this one. All keys have one
-component in common, which gives each hidden unit a threshold: it answers to few of
-them, and what was written under one key is not read under all.
+cosine of two keys of SmolLM2 is 0.8). A memory that learns such keys learns only their
+mean. Queries and keys are therefore the layer's input, whitened on a few thousand
+tokens of text. A query is the key of the token itself and a key that of the token
+before, so that a query finds what followed similar tokens. All keys share one
+component, which gives each hidden unit a threshold: it answers to few keys, and what
+was written under one is not found under all.
 
 Values are those of the base model's attention, whitened, and the output projection
-undoes it: a value read back exactly is what attention would have brought.
+inverts the whitening: a value read back exactly is attention's.
 
-In the last layers a value is the token itself, and reading it back raises its logit:
-there is no layer left to make use of what attention would have brought. Where values
-are made of the token's embedding (``values`` of :class:`AllMemConfig`), it is the token
-exactly, in every layer that has a memory; else it is what a regression on the layer's
-input makes of it.
+In the last layers a value is the token itself, and reading it back raises its logit,
+because no layer is left to use attention's values. If values are made of the token's
+embedding (``values`` of :class:`AllMemConfig`), it is exactly the token, in every layer
+with a memory; otherwise it is predicted from the layer's input by linear regression.
 
-What surprised the model is written more strongly than what it could have told: there
+Tokens that surprised the model are written more strongly than those it expected: there
 is room for few tokens of a long document.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..config import AllMemConfig
 from ..errors import SettingError
 
-CALIBRATION = 6, 1024  # documents and tokens that the memory's start is measured on
-FLOOR = 1e-3  # of the largest variance: what varies less is noise
-INPUT = 0.1  # of the SiLU of queries and keys: so small that it is nearly linear
-VALUE = 2.0  # norm of a value before the SiLU, about
-RATE = 0.005  # of the random projections to rates, decays and gates
-# Added to the learning rates of gate and up before the softplus: 1/150 of the rate of
-# down. What is written is read back through features that stay what they are.
+CALIBRATION = 6, 1024  # number and length of the documents that a base is measured on
+FLOOR = 1e-3  # smallest variance, relative to the largest: below it is noise
+INPUT = 0.1  # size of the SiLU's input for queries and keys: it is nearly linear there
+VALUE = 2.0  # norm of a value before the SiLU, approximately
+RATE = 0.005  # size of the random projections to rates, decays and gates
+# Added to the learning rates of gate and up before the softplus, which makes them 1/150
+# of that of down: the features that a value was written with have to stay as they are.
 STEADY = -5.0
-SURPRISE = 0.7  # of the learning rates' logarithm for a surprise of one deviation more
+SURPRISE = 0.7  # growth of log(learning rate) with the surprise, per deviation
 # The random fast weights of a gate are SHARPNESS (g - THRESHOLD), where g is standard
-# normal over keys. The threshold is made of what all keys have in common.
+# normal over keys. The threshold comes from the component that all keys share.
 SHARPNESS = 8.0
 THRESHOLD = 1.5
-COMMON = 0.5  # of the norm of queries and keys
-TOKEN_LAYERS = 0.2  # share of the layers, the last, whose values are tokens
-TOKEN_SIZE = 0.15  # of what such a layer adds at alpha = 1, beside the residual stream
+COMMON = 0.5  # share of that component in the norm of queries and keys
+TOKEN_LAYERS = 0.2  # share of the layers, the last ones, whose values are tokens
+TOKEN_SIZE = 0.15  # norm of their output at alpha = 1, relative to the residual stream
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What the start of a layer's memory is made of; all in float32.
+    """Measurements of a layer's attention, in float32.
 
     Args:
         value (np.ndarray): the base's projection to values, ``[n_kv d, D]``.
@@ -57,10 +57,10 @@ class Layer:
         head_dim (int): d.
         moment (np.ndarray): ``E[u u^T]`` of the layer's normed input u, ``[D, D]``.
         mean (np.ndarray): ``E[u]``, ``[D]``.
-        surprise (np.ndarray): ``E[u s]``, ``[D]``, for s the negative log-likelihood
-            of the token, standardised.
-        cross (np.ndarray): ``E[u e^T]``, ``[D, D]``, for e the row of the output
-            matrix that belongs to the token, less the mean of all.
+        surprise (np.ndarray): ``E[u s]``, ``[D]``, where s is the token's standardized
+            negative log-likelihood.
+        cross (np.ndarray): ``E[u e^T]``, ``[D, D]``, where e is the token's row of the
+            output matrix, minus the mean of all rows.
         size (float): mean norm of the residual stream where the layer adds to it.
     """
 
@@ -73,18 +73,31 @@ class Layer:
     cross: np.ndarray
     size: float
 
+    @classmethod
+    def measured(
+        cls, u: np.ndarray, surprise: np.ndarray, rows: np.ndarray, **base: Any
+    ) -> "Layer":
+        """The layer with inputs u ``[N, D]``, s and e of :func:`measure_text`."""
+        return cls(
+            moment=u.T @ u / len(u),
+            mean=u.mean(0),
+            surprise=u.T @ surprise / len(u),
+            cross=u.T @ rows / len(u),
+            **base,
+        )
+
 
 @dataclass(frozen=True)
 class Output:
-    """How the residual stream becomes logits.
+    """Measurements of the output matrix and of the embeddings, in float32.
 
     Args:
-        moment (np.ndarray): ``E[e e^T]`` of its rows, ``[D, D]``, half of tokens as
-            they come in text, half of the whole vocabulary; see :class:`Layer`.
+        moment (np.ndarray): ``E[e e^T]``, ``[D, D]``, half over the tokens of a text,
+            half over the vocabulary; e is as in :class:`Layer`.
         scale (np.ndarray): weight of the last norm, ``[D]``.
-        token_moment (np.ndarray): ``E[x x^T]`` of the normed embeddings x of text,
-            ``[D, D]``.
-        token_cross (np.ndarray): ``E[x e^T]``, for e as in :class:`Layer`.
+        token_moment (np.ndarray): ``E[x x^T]``, ``[D, D]``, where x is a token's normed
+            embedding.
+        token_cross (np.ndarray): ``E[x e^T]``, ``[D, D]``.
     """
 
     moment: np.ndarray
@@ -93,13 +106,45 @@ class Output:
     token_cross: np.ndarray
 
 
+def measure_text(
+    documents: list[list[int]],
+    losses: np.ndarray,
+    embedded: np.ndarray,
+    matrix: np.ndarray,
+    scale: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, Output]:
+    """Measurements of a text of N tokens.
+
+    Args:
+        documents (list): token ids, ``[B, L]``.
+        losses (np.ndarray): negative log-likelihoods of the tokens after the first,
+            ``[B, L - 1]``. The first counts as expected.
+        embedded (np.ndarray): normed embeddings x, ``[N, D]``.
+        matrix (np.ndarray): the output matrix, ``[V, D]``.
+        scale (np.ndarray): see :class:`Output`.
+
+    Returns:
+        tuple: s of each token ``[N]``, e of each token ``[N, D]``, and the output.
+    """
+    surprise = np.pad(losses, ((0, 0), (1, 0))).flatten()
+    matrix = matrix - matrix.mean(0)
+    rows = matrix[np.concatenate(documents)]
+    output = Output(
+        moment=(rows.T @ rows / len(rows) + matrix.T @ matrix / len(matrix)) / 2,
+        scale=scale,
+        token_moment=embedded.T @ embedded / len(embedded),
+        token_cross=embedded.T @ rows / len(embedded),
+    )
+    return (surprise - surprise.mean()) / surprise.std(), rows, output
+
+
 def whitening(moment: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """``A [width, d]`` for which ``A x`` has uncorrelated components of variance 1,
     the largest first, and its pseudo-inverse.
 
     Args:
-        moment (np.ndarray): ``E[x x^T]``, ``[d, d]``. Not centred, so that a common
-            direction of all x becomes as small as any other.
+        moment (np.ndarray): ``E[x x^T]``, ``[d, d]``, not centred, so that a direction
+            common to all x becomes as small as any other.
         width (int): at most d.
     """
     variance, directions = np.linalg.eigh(moment.astype(np.float64))
@@ -109,16 +154,16 @@ def whitening(moment: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interleave(x: np.ndarray, heads: int) -> np.ndarray:
-    """Shares rows out among heads, so that each gets large and small ones."""
+    """Distributes rows over heads, so that each gets large and small ones."""
     return x.reshape(-1, heads, x.shape[1]).swapaxes(0, 1).reshape(x.shape)
 
 
 def input_scale(moment: np.ndarray) -> np.ndarray:
-    """``S = E[u u^T]^-1/2``, symmetric: what a step of ``in_proj`` is multiplied with.
+    """``S = E[u u^T]^-1/2``, symmetric: the factor of a step of ``in_proj``.
 
-    Inputs point mostly the same way, and the start takes that direction out. A step of
-    equal size in every direction would bring it back, and make all keys alike again;
-    one that is made in the coordinates ``S u`` moves all of them alike.
+    Inputs point mostly the same way, and the start removes that direction. A step of
+    equal size in all directions would bring it back, and make all keys alike again; a
+    step in the coordinates ``S u`` does not.
 
     Args:
         moment (np.ndarray): ``E[u u^T]``, ``[D, D]``.
@@ -134,13 +179,14 @@ def input_scales(
     """:func:`input_scale` for each projection of an input.
 
     Args:
-        names (Iterable): of all parameters that are trained, layer by layer.
-        layers, output: what was measured.
+        names (Iterable): of all trainable parameters, layer by layer.
+        layers, output: the measurements.
     """
     names = list(names)
-    own = [name for name in names if name.endswith("in_proj.weight")]
+    inputs = [name for name in names if name.endswith("in_proj.weight")]
     scales = {
-        name: input_scale(layer.moment) for name, layer in zip(own, layers, strict=True)
+        name: input_scale(layer.moment)
+        for name, layer in zip(inputs, layers, strict=True)
     }
     if values := [name for name in names if name.endswith("value_proj.weight")]:
         scales |= dict.fromkeys(values, input_scale(output.token_moment))
@@ -150,7 +196,7 @@ def input_scales(
 def initial_memory(
     config: AllMemConfig, layers: list[Layer], output: Output, alpha: float, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """What training starts from, of every hybrid layer in order.
+    """The initial parameters of every hybrid layer, in order.
 
     Args:
         config (AllMemConfig): the memory's sizes.
@@ -160,7 +206,7 @@ def initial_memory(
         seed (int): of the random features.
 
     Returns:
-        list: parameters, float32, under their names in the layer.
+        list: float32 parameters by their names in the layer.
 
     Raises:
         SettingError: if the memory is wider than the model.
@@ -191,11 +237,11 @@ def initial_memory(
 
 def _attention_values(layer: Layer, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The base's values, and its output projection."""
-    # The memory has one head where query heads of the base share a key and a value.
+    # Query heads of the base that share a key and a value are one head here.
     D, kv_heads = len(layer.out), len(layer.value) // layer.head_dim
     out = layer.out.reshape(D, kv_heads, -1, layer.head_dim).mean(2).reshape(D, -1)
     value = layer.value
-    if len(value) < width:  # the memory is wider: it takes the input itself
+    if len(value) < width:  # the memory is wider: its values are the input itself
         out, value = out @ value, np.eye(D)
     whiten, inverse = whitening(value @ layer.moment @ value.T, width)
     return whiten @ value, out @ inverse
@@ -204,7 +250,7 @@ def _attention_values(layer: Layer, width: int) -> tuple[np.ndarray, np.ndarray]
 def _token_values(
     moment: np.ndarray, cross: np.ndarray, size: float, output: Output, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The token of an input, by linear regression, and what raises its logit.
+    """The prediction of a token from an input, and what raises its logit.
 
     Args:
         moment, cross (np.ndarray): ``E[x x^T]`` and ``E[x e^T]`` of the input x.
@@ -218,21 +264,20 @@ def _token_values(
 
 
 def _regress(moment: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Ridge regression, on an input x of which ``E[x x^T]`` is given, of what has the
-    moment ``E[x target]`` with it."""
+    """Ridge regression from ``E[x x^T]`` and ``E[x target]``."""
     ridge = FLOOR * np.trace(moment) / len(moment)
     return np.linalg.solve(moment + ridge * np.eye(len(moment)), target)
 
 
 def _keys(layer: Layer, heads: int, width: int) -> np.ndarray:
-    """The projection to queries and keys, ``[heads width, D]``. The last component of
-    each head is the same for all inputs, the others are whitened."""
+    """The projection to queries or keys, ``[heads width, D]``. The last component of
+    each head is the same for all inputs; the others are whitened."""
     one = _regress(layer.moment, layer.mean)  # one @ u is about 1
     one /= one @ layer.mean
     centre = np.eye(len(one)) - np.outer(layer.mean, one)
     whiten, _ = whitening(centre @ layer.moment @ centre.T, heads * (width - 1))
     apart = INPUT * interleave(whiten @ centre, heads).reshape(heads, width - 1, -1)
-    # The SiLU makes half of what is small.
+    # The SiLU halves small inputs.
     norm = INPUT / 2 * np.sqrt(width - 1)
     one *= _before_silu(norm * COMMON / np.sqrt(1 - COMMON**2))
     common = np.broadcast_to(one, (heads, 1, len(one)))
@@ -268,7 +313,7 @@ def _parameters(
     rate_bias[: 3 * n].reshape(n, 3)[:, :2] += STEADY
     conv = np.zeros((3, n * p, config.conv_kernel))
     conv[:, :, -1] = 1
-    conv[1] = np.roll(conv[1], -1, axis=-1)  # of the keys: the token before
+    conv[1] = np.roll(conv[1], -1, axis=-1)  # keys: the token before
     value = VALUE * p**-0.5 * interleave(value, n)
     if config.values == "token":
         projections = {

@@ -1,86 +1,56 @@
-"""Adam for a memory: every parameter has a rate of its own."""
+"""Adam's step, fitted to the parameters of a memory: the same on every back end."""
 
-import mlx.core as mx
-import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_unflatten
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from .recipe import Recipe, is_relative
 
-Arrays = dict[str, mx.array]
+BETAS = (0.9, 0.95)
+EPS = 1e-10  # gradients carry the factor alpha, which is small
 
 
-def _key(name: str) -> str:
-    """Without dots, which would nest it when a state is flattened."""
-    return name.replace(".", "/")
-
-
-def _flat(arrays: Arrays) -> Arrays:
-    return {_key(name): x for name, x in arrays.items()}
-
-
-class Optimizer:
-    """Moves parameters by their peak rate, and what :func:`is_relative` by shares of
-    its size. Projections of an input are moved in coordinates in which it is alike in
-    all directions; see :func:`input_scale`.
+class ScaledAdam:
+    """Each parameter has its peak learning rate, which is relative to its size if
+    :func:`is_relative`. The projections of an input move in the coordinates of
+    :func:`input_scale`, in which the input is alike in all directions.
 
     Args:
-        parameters (dict): what is trained, by name.
+        parameters (Mapping): initial parameters, by name.
         recipe (Recipe): has the rates.
-        scales (dict): S of the inputs, by the projection's name.
+        scales (Mapping): S of the inputs, by the projection's name.
+        array (Callable): makes the back end's array of a float32 one.
     """
 
-    def __init__(self, parameters: Arrays, recipe: Recipe, scales: Arrays):
-        self.recipe, self.scales = recipe, scales
+    def __init__(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        recipe: Recipe,
+        scales: Mapping[str, np.ndarray],
+        array: Callable[[np.ndarray], Any],
+    ):
+        self.recipe = recipe
+        self.scales = {k: array(S.astype(np.float32)) for k, S in scales.items()}
         self.sizes = {
-            name: self._size(name, x)
+            name: array(_size(x, scales.get(name)))
             for name, x in parameters.items()
             if is_relative(name)
         }
-        # Gradients carry the factor alpha, which is small, and so is epsilon.
-        self.adam = optim.Adam(1.0, [0.9, 0.95], eps=1e-10, bias_correction=True)
-        self.adam.init(_flat(parameters))
 
-    def _size(self, name: str, x: mx.array) -> mx.array:
-        if name in self.scales:
-            inverse = mx.linalg.inv(self.scales[name], stream=mx.cpu)
-            return mx.sqrt(mx.square(x @ inverse).mean(1, keepdims=True))
-        return mx.sqrt(mx.square(x).mean())
+    def scaled_gradient(self, name: str, grad: Any) -> Any:
+        """The gradient in the coordinates that Adam moves in."""
+        return grad @ self.scales[name] if name in self.scales else grad
 
-    def step(self, parameters: Arrays, grads: Arrays, scale: float) -> Arrays:
-        """Parameters, moved along their gradients.
+    def scaled_move(self, name: str, move: Any) -> Any:
+        """A move of Adam's, of size 1, as one of the parameter."""
+        move = self.sizes.get(name, 1.0) * move
+        return move @ self.scales[name] if name in self.scales else move
 
-        Args:
-            parameters (dict): as they are.
-            grads (dict): of the same names.
-            scale (float): of all learning rates.
-        """
-        grads = {
-            name: x @ self.scales[name] if name in self.scales else x
-            for name, x in grads.items()
-        }
-        moved = self.adam.apply_gradients(_flat(grads), _flat(parameters))
-        return {
-            name: x + scale * self._move(name, moved[_key(name)] - x)
-            for name, x in parameters.items()
-        }
 
-    def _move(self, name: str, moved: mx.array) -> mx.array:
-        moved = self.recipe.peak(name) * self.sizes.get(name, 1.0) * moved
-        return moved @ self.scales[name] if name in self.scales else moved
-
-    def state(self) -> Arrays:
-        """All that a run needs to go on."""
-        return {
-            **{f"adam:{k}": x for k, x in dict(tree_flatten(self.adam.state)).items()},
-            **{f"size:{k}": x for k, x in self.sizes.items()},
-            **{f"scale:{k}": x for k, x in self.scales.items()},
-        }
-
-    def load(self, state: Arrays) -> None:
-        """Takes what :meth:`state` gave."""
-        kinds: dict[str, Arrays] = {"adam": {}, "size": {}, "scale": {}}
-        for name, x in state.items():
-            kind, _, name = name.partition(":")
-            kinds[kind][name] = x
-        self.adam.state = tree_unflatten(list(kinds["adam"].items()))
-        self.sizes, self.scales = kinds["size"], kinds["scale"]
+def _size(x: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    """The root mean square of a matrix, or of each row in scaled coordinates."""
+    if scale is None:
+        return np.sqrt(np.square(x).mean())
+    x = np.linalg.solve(scale, x.T).T  # the scale is symmetric
+    return np.sqrt(np.square(x).mean(1, keepdims=True)).astype(np.float32)

@@ -1,6 +1,7 @@
-"""Facts that are told once, and asked for much later.
+"""Facts that are stated once, with questions much later.
 
-No name, place or phrase is one that :mod:`allmem_mlx.evaluation.recall_tasks` plants.
+None of the names, places and phrases of :mod:`allmem_mlx.evaluation.recall_tasks` is
+here.
 """
 
 import random
@@ -86,24 +87,24 @@ class Fact:
     """``The {phrase} is {value}.``
 
     Args:
-        phrase (str): what is told of.
-        value (str): what it is.
+        phrase (str): the subject of the statement.
+        value (str): the answer to the question.
     """
 
     phrase: str
     value: str
 
     @property
-    def told(self) -> str:
+    def statement(self) -> str:
         return f"The {self.phrase} is {self.value}."
 
     @property
-    def asked(self) -> str:
+    def question(self) -> str:
         return f"What is the {self.phrase}?"
 
     @property
-    def begun(self) -> str:
-        """The beginning of :attr:`told`, up to the value."""
+    def beginning(self) -> str:
+        """The statement up to the value."""
         return f"The {self.phrase} is"
 
 
@@ -123,9 +124,9 @@ def draw_facts(count: int, draw: random.Random, held_out: bool = False) -> list[
     """Facts about different things.
 
     Args:
-        count (int): how many.
-        draw (random.Random): draws them.
-        held_out (bool): of phrases that are not trained on.
+        count (int): number of facts.
+        draw (random.Random): source of randomness.
+        held_out (bool): use phrases that are not trained on.
     """
     facts: dict[str, Fact] = {}
     while len(facts) < count:

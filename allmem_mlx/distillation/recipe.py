@@ -1,9 +1,10 @@
-"""How a memory is trained: every setting that both ways of distilling share."""
+"""How a memory is trained: the settings that both back ends share."""
 
 import argparse
 import math
 import random
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 from ..errors import SettingError
@@ -15,11 +16,11 @@ def whole_numbers(name: str, text: str, smallest: float = -math.inf) -> list[int
 
     Args:
         name (str): of the setting.
-        text (str): the numbers, with commas between them.
-        smallest (float): that any of them may be.
+        text (str): the numbers, separated by commas.
+        smallest (float): the smallest that is allowed.
 
     Raises:
-        SettingError: if it is something else.
+        SettingError: if it is anything else.
     """
     try:
         numbers = [int(x) for x in text.split(",")]
@@ -27,47 +28,48 @@ def whole_numbers(name: str, text: str, smallest: float = -math.inf) -> list[int
         numbers = []
     if not numbers or min(numbers) < smallest:
         raise SettingError(
-            f"{name} is {text!r}; it must be whole numbers with commas between them"
+            f"{name} is {text!r}; it must be whole numbers separated by commas"
         )
     return numbers
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe. ``--help`` of either program lists the same as flags.
+    """The settings of a distillation; each is a flag of both commands.
 
     Args:
         data (str): folder of text files (``*.txt``), or of mlx-lm's ``train.jsonl``
             and ``valid.jsonl``.
         held_out (str): beginnings of names of text files that are not trained on,
             separated by commas.
-        validation (str): those that are judged on while training.
-        alpha (float): where alpha starts.
-        lengths, windows, sinks, chunks (str): what each step draws from, separated by
-            commas.
-        window_dropout (float): share of steps in which the window is one chunk: all
-            that is older has to come from the memory.
+        validation (str): beginnings of names of those for validation.
+        alpha (float): initial alpha.
+        lengths, windows, sinks, chunks (str): values that each step draws from,
+            separated by commas.
+        window_dropout (float): share of steps in which the window is one chunk, so
+            that anything older must come from the memory.
         batch_size (int): documents in a step.
-        iters (int): steps in all.
+        iters (int): number of steps.
         repeats, facts (float): shares of documents with repeated passages and with
             planted facts; the rest are as in ``data``.
-        answer_weight (float): of the mean loss over answers, beside that over the
-            positions beyond the window.
+        answer_weight (float): weight of the mean loss over answers, beside that over
+            the positions beyond the window.
         rate, w0_rate (float): peak learning rates of the projections and of the
-            initial fast weights, as shares of the root mean square of each matrix.
-        alpha_rate, gate_rate (float): peak rates of alpha, and of biases, taps and
-            norms.
-        warm_up, decay (float): shares of the steps in which the rates rise, and fall.
+            initial fast weights, relative to the root mean square of each matrix.
+        alpha_rate, gate_rate (float): peak learning rates of alpha, and of biases,
+            taps and norms.
+        warm_up, decay (float): shares of the steps in which the learning rates rise,
+            and fall.
         clip (float): largest norm of the gradient.
-        stage2 (int): documents whose answers are the student's own, collected once
-            before the first step, and trained on instead of all others. 0: none.
-        grad_checkpoint (bool): compute activations again instead of keeping them.
+        stage2 (int): number of documents with the student's own answers, which are
+            collected before the first step and are all that is trained on. 0: none.
+        grad_checkpoint (bool): recompute activations instead of storing them.
         save_every (int): steps between two checkpoints.
         steps_per_eval (int): steps between two evaluations.
-        seed (int): of everything drawn.
+        seed (int): of the random draws.
 
     Raises:
-        SettingError: if settings are impossible, alone or together.
+        SettingError: if a setting is impossible.
     """
 
     data: str
@@ -116,11 +118,11 @@ class Recipe:
             raise SettingError("repeats and facts must be shares of at most 1 together")
 
     def numbers(self, name: str) -> list[int]:
-        """A setting that lists numbers."""
+        """The numbers that a setting lists."""
         return whole_numbers(name, getattr(self, name))
 
-    def scale(self, step: int) -> float:
-        """The learning rate at a step, 1 at its peak: warm-up, stable, decay."""
+    def schedule(self, step: int) -> float:
+        """The learning rate relative to its peak: warm-up, stable, decay."""
         rise = (step + 1) / max(1, self.warm_up * self.iters)
         fall = (self.iters - step) / max(1, self.decay * self.iters)
         return min(1.0, rise, fall)
@@ -135,14 +137,14 @@ class Recipe:
 
 
 def is_relative(name: str) -> bool:
-    """Whether a parameter's rate is a share of its size: of the root mean square of a
-    matrix, or of each row of ``in_proj``."""
+    """Whether a parameter's learning rate is relative to its size: the root mean square
+    of a matrix, or of each row of ``in_proj``."""
     return name.endswith("proj.weight") or ".w0_" in name
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step trains on.
+    """A batch, and the hybrid layers' settings for it.
 
     Args:
         window, sinks, chunk (int): of all layers.
@@ -156,7 +158,7 @@ class Step:
 
 
 def draw_step(recipe: Recipe, source: Source, step: int) -> Step:
-    """What a step trains on; it depends on the seed and the step alone."""
+    """Draws a batch and its settings, which depend on the seed and the step alone."""
     draw = source.random = random.Random(f"{recipe.seed} {step}")
     window = draw.choice(recipe.numbers("windows"))
     sinks = draw.choice(recipe.numbers("sinks"))
@@ -171,7 +173,9 @@ def draw_step(recipe: Recipe, source: Source, step: int) -> Step:
 
 
 def draw_document(recipe: Recipe, source: Source, length: int, window: int) -> Document:
-    """A document of one of the three kinds, by their shares."""
+    """Draws a document of one of the three kinds, by their shares."""
+    if recipe.stage2:
+        return source.natural(length, window)
     kind = source.random.random()
     if kind < recipe.repeats:
         return source.repeat(length)
@@ -180,9 +184,9 @@ def draw_document(recipe: Recipe, source: Source, length: int, window: int) -> D
     return source.natural(length, window)
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Adds a flag for each field of a dataclass."""
-    for field in fields(settings):
+def add_settings(parser: argparse.ArgumentParser, *settings: type) -> None:
+    """Adds a flag for each field of some dataclasses."""
+    for field in chain.from_iterable(map(fields, settings)):
         name = "--" + field.name.replace("_", "-")
         if field.type is bool:
             parser.add_argument(name, action="store_true")
@@ -195,6 +199,6 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
 
 
 def settings_of(args: argparse.Namespace, settings: type) -> Any:
-    """The dataclass, of what :func:`add_settings` parsed."""
+    """The dataclass from the flags of :func:`add_settings`."""
     names = [field.name for field in fields(settings)]
     return settings(**{name: getattr(args, name) for name in names})

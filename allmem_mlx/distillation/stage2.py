@@ -1,24 +1,24 @@
-"""The student's own answers, collected once: what the second stage trains on.
+"""The second stage: training on the student's own answers, collected once.
 
-The teacher then says what it would have said in the student's place: distillation on
-policy, offline (AllMem, section 3.3).
+The teacher scores what the student said: offline on-policy distillation (AllMem,
+section 3.3).
 """
 
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import replacing
 from .documents import Collected, Document, Source
 from .recipe import Recipe
 
 FILE = "answers.jsonl"
-ANSWER = 64  # tokens of an answer at most
+ANSWER = 64  # maximum tokens of an answer
 
 
 def read_answers(file: Path) -> list[Document]:
-    """What was collected so far. A line that was not finished is left out."""
+    """The answers collected so far, without an unfinished line."""
     documents = []
     for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
         if line.endswith("\n"):
@@ -28,11 +28,11 @@ def read_answers(file: Path) -> list[Document]:
 
 
 def draw_prompt(recipe: Recipe, source: Source, number: int) -> list[int]:
-    """A document and a question; it depends on the seed and the number alone."""
+    """Draws a document and a question; they depend on the seed and the number alone."""
     draw = source.random = random.Random(f"{recipe.seed} stage 2 {number}")
     length = draw.choice(recipe.numbers("lengths"))
     document = source.natural(length, max(recipe.numbers("windows")))
-    if document.response is None:  # nobody answers in it
+    if document.response is None:  # it is no conversation
         document = source.facts(length)
         return document.tokens[: document.answers[-1].start]
     return document.tokens[: document.response.start]
@@ -44,29 +44,27 @@ def collect(
     source: Source,
     folder: Path,
 ) -> None:
-    """Asks the student, and writes its answers to ``answers.jsonl``: goes on where it
-    was stopped.
+    """Collects answers of the student in ``answers.jsonl``, after those that are there.
 
     Args:
-        answer: what the student says to a prompt, given the number of tokens at most.
-        recipe (Recipe): how prompts are drawn, and how many.
+        answer (Callable): answers a prompt with at most a number of tokens.
+        recipe (Recipe): how many prompts, and how they are drawn.
         source (Source): of the prompts.
         folder (Path): of the run.
     """
     file = folder / FILE
     known = read_answers(file)
     lines = [json.dumps([d.tokens, d.response.start]) for d in known if d.response]
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines))
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines))
     with file.open("a") as out:
         for number in range(len(known), recipe.stage2):
             prompt = draw_prompt(recipe, source, number)
-            said = answer(prompt, ANSWER)
-            out.write(json.dumps([prompt + said, len(prompt)]) + "\n")
+            tokens = prompt + answer(prompt, ANSWER)
+            out.write(json.dumps([tokens, len(prompt)]) + "\n")
             out.flush()
 
 
 def collected(recipe: Recipe, source: Source, folder: Path) -> Source:
-    """A source of what was collected."""
+    """A source of the collected answers."""
     return Collected(read_answers(folder / FILE), source.tokenizer, recipe.seed)

@@ -1,4 +1,4 @@
-"""Documents as a stream of text, with marks of where it is from, and of tokens."""
+"""Documents as a stream of text, with its origin, and as a stream of tokens."""
 
 import hashlib
 import os
@@ -14,22 +14,22 @@ from .plain_text import as_plain_text
 from .source import Source
 from .tokens import tokenize
 
-NAMED = 3  # of the files that are left out of a folder
+NAMED = 3  # skipped files of a folder that are named
 
 FilePath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Where text of a document is from.
+    """The origin of text of a document.
 
     Args:
         source (str): name of the file.
         page (int): page of a PDF, from 1; else ``None``.
-        section (str): the chapter, or the heading that it stands under; ``None`` before
-            the first, and where there are none.
-        offset (int): characters of the file's text before it; of a heading that names
-            the file, below 0.
+        section (str): the chapter, or the last heading; ``None`` before the first, and
+            if there are none.
+        offset (int): characters of the file's text before it; negative for a heading
+            that names the file.
     """
 
     source: str
@@ -39,7 +39,7 @@ class Mark:
 
 
 class Piece(NamedTuple):
-    """A piece of a document's text, and where it is from."""
+    """A piece of a document's text and its origin."""
 
     text: str
     mark: Mark
@@ -48,30 +48,29 @@ class Piece(NamedTuple):
 class Document:
     r"""Files, folders or standard input, read once from start to end.
 
-    A file is what its content says: PDF, EPUB, Word, HTML, RTF or text, packed by gzip
-    or not; its name only tells Markdown from other text. Text is decoded as
-    :mod:`~allmem_mlx.documents.encodings` says. Of a folder all files that can be read are read,
-    those of its folders too, hidden ones not, in the order of their names, "chapter 10"
-    after "chapter 9". Each of several files begins with its name as a heading,
-    ``# NAME``.
+    A file's format is recognised by its content: PDF, EPUB, Word, HTML, RTF or text,
+    compressed by gzip or not. Only Markdown is recognised by its name. Text is decoded
+    by :mod:`~allmem_mlx.documents.encodings`. A folder stands for all readable files in
+    it and in its folders, except hidden ones, in natural order: "chapter 10" after
+    "chapter 9". Each of several files begins with its name as a heading, ``# NAME``.
 
     Args:
         source: a file, a folder, ``"-"`` for standard input, or a list of them.
-        piece (int): the most characters of a piece of text.
+        piece (int): maximum characters of a piece of text.
 
     Attributes:
-        name (str): what messages call the document.
+        name (str): the document's name in messages.
         size (int, optional): bytes of its files; None for standard input and pipes.
-        notes (list): what is to be said of it at once, a line each: encodings that were
-            guessed, files of a folder that are left out.
-        changed_cuts (int): how often tokens may differ from those of the whole text, as
-            a text without a place to be cut was cut; see
+        notes (list): remarks on opening it, a line each: encodings that were guessed,
+            files of a folder that are left out.
+        changed_cuts (int): how often tokens may differ from those of the whole text,
+            because it had to be cut within words; see
             :func:`~allmem_mlx.documents.tokens.tokenize`.
 
     Raises:
-        AllMemError: if a file that is named, or every file of a folder, cannot be read;
-            see :class:`~allmem_mlx.documents.source.Source`. What is wrong further on is raised
-            when reading gets there.
+        AllMemError: if a named file, or every file of a folder, cannot be read; see
+            :class:`~allmem_mlx.documents.source.Source`. Later faults are raised when
+            reading gets there.
         SettingError: if there is no source, or ``piece`` is not at least 1.
     """
 
@@ -108,12 +107,12 @@ class Document:
 
     @property
     def replaced(self) -> int:
-        """U+FFFD characters read so far, those that stand in a file included."""
+        """U+FFFD characters read so far, including those of the files themselves."""
         return sum(source.replaced for _, source in self._sources)
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said of what was read so far, a line each."""
+        """Remarks on the part that was read, a line each."""
         lines = [line for _, source in self._sources for line in source.warnings]
         if self.changed_cuts:
             lines.append(
@@ -123,7 +122,7 @@ class Document:
         return lines
 
     def parts(self) -> Iterator[Piece]:
-        """Yields the text in pieces, none of which is empty, and where each is from."""
+        """Yields the text in pieces, none of which is empty, with their origins."""
         for number, (title, source) in enumerate(self._sources):
             if len(self._sources) > 1:
                 heading = f"# {title}\n\n" if number == 0 else f"\n\n# {title}\n\n"
@@ -136,8 +135,8 @@ class Document:
                     offset += len(text)
 
     def digest(self) -> str | None:
-        """SHA-256 over the names and bytes of its files; ``None`` if it has standard
-        input or a pipe, which can be read once only."""
+        """The SHA-256 of the names and bytes of its files; ``None`` if one is standard
+        input or a pipe, which can be read only once."""
         if self.size is None:
             return None
         running = hashlib.sha256()
@@ -147,7 +146,7 @@ class Document:
 
     def text(self) -> Iterator[str]:
         """Yields the text in pieces, none of which is empty."""
-        return (passage.text for passage in self.parts())
+        return (piece.text for piece in self.parts())
 
     def pieces(self, tokenizer: Any, allow_special_tokens: bool = False) -> "Pieces":
         """The ids of the document's tokens; see
@@ -155,11 +154,11 @@ class Document:
 
         Args:
             tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
-            allow_special_tokens (bool): read the names of control tokens as control
-                tokens, rather than as plain text; for documents that are trusted.
+            allow_special_tokens (bool): encode the names of control tokens as control
+                tokens, not as plain text; for trusted documents.
 
         Raises:
-            AllMemError: if the tokenizer makes a control token of plain text.
+            AllMemError: if the tokenizer encodes plain text as a control token.
         """
         return Pieces(self, tokenizer, allow_special_tokens)
 
@@ -171,7 +170,7 @@ class Document:
         source = Source(path, self.piece)
         self.notes += source.notes
         if self._sources:
-            self._sources[-1][1].rest()  # of many files, one is open
+            self._sources[-1][1].pause()  # so that only one of many files is open
         title = (
             source.name if path == "-" else os.fsencode(title).decode(errors="replace")
         )
@@ -195,10 +194,10 @@ class Document:
 
 
 class Pieces(Iterator[list[int]]):
-    """Lists of the ids of a document's tokens, to be read once.
+    """An iterator over the ids of a document's tokens, in lists.
 
     Args:
-        document (Document): whose they are.
+        document (Document): the document.
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
         allow_special_tokens (bool): see :meth:`Document.pieces`.
     """
@@ -214,11 +213,11 @@ class Pieces(Iterator[list[int]]):
         )
 
     def __next__(self) -> list[int]:
-        return next(self._pieces)
+        return next(self._pieces)[0]
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder and its folders, in the order that people give them."""
+    """The files of a folder and its folders, except hidden ones, in natural order."""
     files = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
     names = {path: path.relative_to(folder).parts for path in files if path.is_file()}
     shown = [
@@ -226,10 +225,10 @@ def _files(folder: Path) -> list[Path]:
         for path, parts in names.items()
         if not any(part.startswith(".") for part in parts)
     ]
-    return sorted(shown, key=lambda path: [_in_order(part) for part in names[path]])
+    return sorted(shown, key=lambda path: [_natural_key(part) for part in names[path]])
 
 
-def _in_order(name: str) -> list[Any]:
-    """Numbers in names count as numbers."""
+def _natural_key(name: str) -> list[Any]:
+    """A sort key in which numbers count as numbers."""
     pieces = re.split(r"(\d+)", name)
     return [int(x) if i % 2 else x.casefold() for i, x in enumerate(pieces)]

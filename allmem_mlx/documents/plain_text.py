@@ -1,9 +1,9 @@
-"""Text that was said or read never becomes a control token of the model.
+"""Encoding of untrusted text, which never becomes a control token of the model.
 
-A chat template marks turns with control tokens, and a tokenizer makes such a token of
-its name wherever that stands: a document that spells out ``<|im_end|>`` would end the
-turn that it is a part of, and could go on as the system. So what comes from outside is
-encoded as if the names of control tokens were ordinary text.
+A chat template marks turns with control tokens, and a tokenizer encodes the name of
+such a token as the token, wherever it occurs: a document with ``<|im_end|>`` in it
+would end its turn, and could continue as the system. So text from outside is encoded as
+if the names of control tokens were ordinary text.
 """
 
 import copy
@@ -18,9 +18,9 @@ Part = tuple[str, bool]  # a text, and whether it comes from outside
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """The tokens that text from outside must not become: the special ones, those that
-    end a response, and those that the chat template writes, such as ``<think>``. White
-    space is always text.
+    """The tokens that text from outside must not become: special tokens, those that end
+    a response, and those of the chat template, such as ``<think>``. White space is
+    always text.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
@@ -40,8 +40,8 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _marks(tokenizer: Any) -> str:
-    """The source of the chat template, and a conversation in it: a template may make
-    marks of the names of roles."""
+    """The source of the chat template, and a conversation rendered by it, since a
+    template may build marks from the names of roles."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         return ""
@@ -54,7 +54,7 @@ def _marks(tokenizer: Any) -> str:
 
 
 def as_plain_text(tokenizer: Any) -> Any:
-    """The same tokenizer, to which the name of a control token is ordinary text.
+    """A copy of a tokenizer to which the name of a control token is ordinary text.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
@@ -63,15 +63,15 @@ def as_plain_text(tokenizer: Any) -> Any:
         a Hugging Face tokenizer, made once for each.
 
     Raises:
-        AllMemError: if it makes a control token of text all the same.
+        AllMemError: if it still encodes text as a control token.
     """
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     wrapped = isinstance(tokenizer, TokenizerWrapper)
-    own = tokenizer._tokenizer if wrapped else tokenizer
-    if "_as_plain_text" not in vars(own):
-        own._as_plain_text = _without(control_tokens(tokenizer), own)
-    return own._as_plain_text
+    inner = tokenizer._tokenizer if wrapped else tokenizer
+    if "_as_plain_text" not in vars(inner):
+        inner._as_plain_text = _without(control_tokens(tokenizer), inner)
+    return inner._as_plain_text
 
 
 def _without(control: dict[str, int], tokenizer: Any) -> Any:
@@ -79,9 +79,11 @@ def _without(control: dict[str, int], tokenizer: Any) -> Any:
     plain.split_special_tokens = True
     backend = getattr(plain, "backend_tokenizer", None)
     if backend is not None:
-        # What is not special is not split.
         added = backend.get_added_tokens_decoder()
-        backend.add_special_tokens([_special(added[i]) for i in control.values()])
+        tokens = [added[index] for index in control.values()]
+        for token in tokens:
+            token.special = True  # only special tokens are split
+        backend.add_special_tokens(tokens)
         backend.encode_special_tokens = True
     for name, index in control.items():
         if index in plain.encode(name, add_special_tokens=False):
@@ -92,22 +94,13 @@ def _without(control: dict[str, int], tokenizer: Any) -> Any:
     return plain
 
 
-def _special(token: Any) -> Any:
-    from tokenizers import AddedToken
-
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    return AddedToken(
-        token.content, special=True, **{flag: getattr(token, flag) for flag in flags}
-    )
-
-
 def encode(
     tokenizer: Any, parts: Iterable[Part], allow_special_tokens: bool = False
 ) -> list[int]:
-    """The tokens of texts that follow each other, of which some come from outside.
+    """The tokens of consecutive texts, of which some come from outside.
 
-    They are those of the whole text, unless a part from outside spells out a control
-    token: then each part is encoded by itself.
+    They are those of the whole text, unless a part from outside has the name of a
+    control token: then each part is encoded by itself.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
@@ -115,7 +108,7 @@ def encode(
         allow_special_tokens (bool): trust all of them.
 
     Raises:
-        AllMemError: if the tokenizer makes a control token of text all the same.
+        AllMemError: if the tokenizer still encodes text as a control token.
     """
     parts = [(text, outside) for text, outside in parts if text]
     if allow_special_tokens:

@@ -1,4 +1,4 @@
-"""One file, or standard input, as text: what it is, is told by its content."""
+"""One file, or standard input, as text. Its format is recognised by its content."""
 
 import gzip
 import hashlib
@@ -15,35 +15,34 @@ from typing import Any, BinaryIO, cast
 
 from ..errors import AllMemError
 from .encodings import SAMPLE, Decoder, UnknownEncoding, find_encoding
-from .formats import Part, find_reader, looks_like_format, markdown
+from .formats import Part, find_parser, looks_like_format, markdown
 
-MARKDOWN = (".md", ".markdown", ".md.gz")  # nothing in a text says that it is
+MARKDOWN = (".md", ".markdown", ".md.gz")  # which the content does not show
 GZIP = b"\x1f\x8b"
-RATIO = 200  # the most bytes that gzip makes of one ...
-UNSUSPICIOUS = 64 * 2**20  # ... if it makes more than so many
+RATIO = 200  # maximum bytes that gzip unpacks from one ...
+UNSUSPICIOUS = 64 * 2**20  # ... of a file that is larger than this
 
 
 class Source:
     """A file, or standard input, that is read once from start to end.
 
-    It is read as PDF, EPUB, Word, HTML, RTF or text, and unpacked first if gzip has
-    packed it. Opening reads the beginning, so that most files that cannot be read are
-    refused before a model is loaded.
+    It is PDF, EPUB, Word, HTML, RTF or text, and may be compressed by gzip. Opening
+    reads the beginning, so that most files that cannot be read are refused before a
+    model is loaded.
 
     Args:
         path (str or path): a file, or ``"-"`` for standard input.
         piece (int): bytes of a text read at a time.
 
     Attributes:
-        name (str): what messages call it.
+        name (str): its name in messages.
         size (int, optional): bytes of the file; None for standard input and pipes.
-        bytes_read (int): bytes of it read so far; a share of the size, where it has
-            pages or chapters.
-        notes (list): what is to be said of it at once, a line each.
+        bytes_read (int): bytes of it read so far; of pages and chapters, in proportion.
+        notes (list): remarks on its beginning, a line each.
 
     Raises:
-        AllMemError: if it is missing, unreadable, empty, binary, or of a kind that is
-            not read. What is wrong further on is raised when reading gets there.
+        AllMemError: if it is missing, unreadable, empty, binary, or of a kind that
+            cannot be read. Later faults are raised when reading gets there.
     """
 
     def __init__(self, path: str | os.PathLike[str], piece: int = 65_536):
@@ -62,7 +61,7 @@ class Source:
         return os.fsencode(self._path).decode(errors="replace")
 
     def parts(self) -> Iterator[Part]:
-        """Yields pieces of the text, and where they are from."""
+        """Yields pieces of the text, each with its page and section."""
         if self._parts is None:
             self._open()
         try:
@@ -75,13 +74,13 @@ class Source:
         self._parts = None
         self._closing.close()
 
-    def rest(self) -> None:
-        """Closes what can be opened again."""
+    def pause(self) -> None:
+        """Closes the file if it can be opened again."""
         if self.size is not None:
             self.close()
 
     def digest(self) -> str:
-        """SHA-256 of the file's bytes; not for what can be read once only."""
+        """The SHA-256 of the file's bytes; not for standard input and pipes."""
         try:
             file: Any = self._file()
             with file:
@@ -108,12 +107,12 @@ class Source:
 
     @property
     def replaced(self) -> int:
-        """U+FFFD characters of a text so far, those that stand in it included."""
+        """U+FFFD characters of a text so far, including those of the text itself."""
         return self._decoder.replaced if self._decoder else 0
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said of what was read so far, a line each."""
+        """Remarks on the part that was read, a line each."""
         lines = self._warnings + (self._decoder.warnings if self._decoder else [])
         return [f"{self.name}: {line}" for line in lines]
 
@@ -127,10 +126,10 @@ class Source:
         if looks_like_format(head):
             if self._packed or self.size is None:
                 stream = self._spool(head, stream)
-            reader = find_reader(head, stream, self.name)
-            if reader is not None:
+            parse = find_parser(head, stream, self.name)
+            if parse is not None:
                 warn = self._warnings.append
-                return self._formatted(reader(stream, self.name, warn))
+                return self._formatted(parse(stream, self.name, warn))
             stream.seek(len(head))
         texts = self._text(head, stream)
         if str(self._path).lower().endswith(MARKDOWN):
@@ -147,34 +146,35 @@ class Source:
         encoding, self.notes = self._encoding(head, stream)
         self._decoder = decoder = Decoder(encoding)
         done = 0
-        for block in chain(self._blocks(head, stream), [b""]):
-            done += len(block)
+        for data in chain(self._data(head, stream), [b""]):
+            done += len(data)
             self.bytes_read = self._packed.count if self._packed else done
             self._check_ratio(done)
-            if text := decoder.decode(block, final=not block):
+            if text := decoder.decode(data, final=not data):
                 yield text
         if self.size is not None and not self._packed and done < self.size:
             self._warnings.append("it became shorter while it was read")
 
     def _encoding(self, head: bytes, stream: BinaryIO) -> tuple[str, list[str]]:
-        """That of the head; or, where the head is ASCII, of what follows and is not."""
+        """The encoding of the head, or if that is ASCII, of the first part that is
+        not."""
         is_ascii = head.isascii() and 0 not in head
         if not is_ascii or self.size is None or self._packed:
             return find_encoding(head, self.name, whole=len(head) < SAMPLE)
-        while block := self._read(stream, SAMPLE):
-            if not block.isascii():
+        while sample := self._read(stream, SAMPLE):
+            if not sample.isascii():
                 break
         stream.seek(len(head))
         try:
-            return find_encoding(block, self.name)
+            return find_encoding(sample, self.name)
         except UnknownEncoding:
-            return "utf-8", []  # what is lost is told once it was read
+            return "utf-8", []  # losses are reported at the end
 
-    def _blocks(self, head: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    def _data(self, head: bytes, stream: BinaryIO) -> Iterator[bytes]:
         for start in range(0, len(head), self._piece):
             yield head[start : start + self._piece]
-        while block := self._read(stream, self._piece):
-            yield block
+        while data := self._read(stream, self._piece):
+            yield data
 
     def _check_ratio(self, unpacked: int) -> None:
         packed = self._packed
@@ -185,11 +185,10 @@ class Source:
             )
 
     def _spool(self, head: bytes, stream: BinaryIO) -> BinaryIO:
-        """The whole document in a temporary file, for formats that are not read from
-        start to end."""
+        """The document in a temporary file, for formats that need random access."""
         spool = cast(BinaryIO, self._closing.enter_context(tempfile.TemporaryFile()))
-        for block in chain([head], iter(lambda: self._read(stream, SAMPLE), b"")):
-            spool.write(block)
+        for data in chain([head], iter(lambda: self._read(stream, SAMPLE), b"")):
+            spool.write(data)
             self._check_ratio(spool.tell())
         spool.seek(0)
         return spool
@@ -215,7 +214,7 @@ class Source:
         return file
 
     def _read(self, file: Any, count: int) -> bytes:
-        """So many bytes, or fewer at the end, or before an error that comes next."""
+        """Up to ``count`` bytes; fewer only before the end or an error."""
         data = b""
         try:
             while len(data) < count and (more := file.read1(count - len(data))):
@@ -236,7 +235,7 @@ class Source:
 
 
 class _Again(io.RawIOBase):
-    """A file of which the head was read, from its start, and how far it was read."""
+    """A file from its start, after its head was read; it counts the bytes read."""
 
     def __init__(self, head: bytes, file: BinaryIO):
         self._head, self._file = head, file

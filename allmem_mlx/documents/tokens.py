@@ -3,16 +3,16 @@
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
 from ..errors import AllMemError
 
-BLOCK = 8_192  # characters tokenised at a time
-LONGEST = 16_384  # characters that are held for a place where text may be cut
+BATCH = 8_192  # characters tokenised at a time
+LONGEST = 16_384  # characters held for a place where text may be cut
 
-# Where text may be cut, and what a vocabulary token that stretches over such a place
-# looks like. No place is inside a run of white space, which added tokens may take as a
+# Places where text may be cut, and the vocabulary tokens that would stretch over such a
+# place. No place is inside a run of white space, which added tokens may take as a
 # whole. A token may hold a part of a character, which decodes to U+FFFD.
 BOUNDARIES = (
     # the space before a word
@@ -27,10 +27,10 @@ BOUNDARIES = (
 # the regular expressions of pre-tokenizers look one or two ahead.
 LOOKAHEAD = 64
 
-# For each token, the characters that it begins and ends at.
+# The first character of each token, and the one after its last.
 Spans = list[tuple[int, int]]
 
-# Tokens, and for each the character of the whole text that it ends at.
+# Tokens, and the character of the whole text at which each ends.
 Encoded = tuple[list[int], list[int]]
 
 
@@ -38,145 +38,154 @@ def tokenize(
     texts: Iterable[str],
     tokenizer: Any,
     *,
-    block: int = BLOCK,
+    batch: int = BATCH,
     longest: int = LONGEST,
     on_change: Callable[[], None] = lambda: None,
-) -> Iterator[list[int]]:
+) -> Iterator[Encoded]:
     """The tokens of ``"".join(texts)``, in memory that does not grow with the text.
 
     They are those of ``tokenizer.encode(text, add_special_tokens=False)``. The text is
     cut where no token of the vocabulary can stretch over the cut, and only if encoding
-    anew from a few words before the cut gives the same tokens.
+    again from a few words before the cut gives the same tokens.
 
     Text without such a place for ``longest`` characters, such as minified code or
-    Chinese without line breaks, is cut between two of its tokens, where encoding anew
-    from a little before gives the same tokens. Where no place does, or the tokenizer
-    does not tell which characters a token stands for, it is cut at a line or a word,
-    and the parts are encoded apart. Cuts depend on the text alone, not on the pieces
-    that it comes in.
+    Chinese without line breaks, is cut between two of its tokens, where encoding again
+    from a little before gives the same tokens. Failing that, or if the tokenizer does
+    not report which characters a token stands for, it is cut at a line or a word, and
+    the parts are encoded separately. Cuts depend on the text alone, not on the pieces
+    in which it arrives.
 
     Args:
         texts: pieces of text.
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
-        block (int): characters tokenised at a time.
-        longest (int): characters held, beside a block, before a cut is forced.
+        batch (int): characters tokenised at a time.
+        longest (int): characters held, beside a batch, before a cut is forced.
         on_change: called at each forced cut that is known to change tokens.
+
+    Yields:
+        tuple: token ids, and for each the character of the whole text at which it ends.
+        These never decrease. Where the tokenizer does not report them, all tokens of a
+        part that was encoded separately end where the part ends.
 
     Raises:
         AllMemError: if text far behind a cut that was not forced changed the tokens
             before it.
     """
-    pieces = tokenize_with_ends(
-        texts, tokenizer, block=block, longest=longest, on_change=on_change
-    )
-    return (ids for ids, _ in pieces)
-
-
-def tokenize_with_ends(
-    texts: Iterable[str],
-    tokenizer: Any,
-    *,
-    block: int = BLOCK,
-    longest: int = LONGEST,
-    on_change: Callable[[], None] = lambda: None,
-) -> Iterator[Encoded]:
-    """As :func:`tokenize`, with the character that each token ends at.
-
-    Where a tokenizer does not tell, all tokens of a part that was encoded by itself end
-    where the part ends.
-
-    Yields:
-        tuple: token ids, and as many positions in the whole text, which never decrease.
-    """
+    texts = _batches(texts, batch)
     boundary = _boundary(tokenizer)
     if boundary is None:
-        yield from _apart(_blocks(texts, block), tokenizer, longest, on_change)
+        yield from _tokenize_apart(texts, tokenizer, longest, on_change)
         return
-    before = 0  # characters of the text before the buffer
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-    # A normalizer may compose up to four characters into one of an added token.
-    margin = LOOKAHEAD + 4 * max((len(token.content) for token in added), default=0)
-    # The tokens of buffer[:done] are out. Those of buffer[seam:done] must come again.
-    buffer, seam, done, wanted = "", 0, 0, 0
-    seam_ids: list[int] = []
-    forced = False
-    for text in chain(_blocks(texts, block), [""]):
-        buffer += text
-        if text and len(buffer) < wanted:
+    buffer = _Buffer(tokenizer, on_change)
+    wanted = 0  # characters of the buffer for which the next attempt waits
+    for text in texts:
+        buffer.text += text
+        if len(buffer.text) < wanted:
             continue
-        ids, spans = _encode(tokenizer, buffer)
-        start = _first_token(spans, done)
-        if start is None or ids[_first_token(spans, seam) : start] != seam_ids:
-            if not forced:
+        buffer.encode()
+        found = buffer.cut(match.start() for match in boundary.finditer(buffer.text))
+        if found is None and len(buffer.text) - buffer.done > longest:
+            starts = sorted({start for start, _ in buffer.spans})
+            found = buffer.cut(starts, forced=True) or buffer.cut_apart()
+        if found is None:
+            wanted = min(2 * len(buffer.text), buffer.done + longest + 1)
+        else:
+            wanted = 0
+            yield found
+    buffer.encode()
+    yield buffer.tokens()
+
+
+class _Buffer:
+    """The part of a text that is not tokenised yet, and a little of what is.
+
+    The tokens of ``text[:done]`` are out. Those of ``text[seam:done]`` must come again
+    when the buffer is encoded with the text that follows.
+    """
+
+    def __init__(self, tokenizer: Any, on_change: Callable[[], None]):
+        self._tokenizer, self._on_change = tokenizer, on_change
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        # A normalizer may compose up to four characters into one of an added token.
+        longest = max((len(token.content) for token in added), default=0)
+        self._margin = LOOKAHEAD + 4 * longest
+        self.text, self._before = "", 0  # characters of the whole text before it
+        self.done, self._seam = 0, 0
+        self._seam_ids: list[int] = []
+        self._forced = False  # whether the last cut was
+        self._ids: list[int] = []
+        self.spans: Spans = []
+        self._start: int | None = 0  # the first token that is not out
+
+    def encode(self) -> None:
+        """Encodes the buffer, and again without what is out if a forced cut changed it.
+
+        Raises:
+            AllMemError: if a cut that was not forced changed the tokens before it.
+        """
+        self._ids, self.spans = _encode(self._tokenizer, self.text)
+        self._start = _first_token(self.spans, self.done)
+        seam = _first_token(self.spans, self._seam)
+        if self._start is None or self._ids[seam : self._start] != self._seam_ids:
+            if not self._forced:
                 raise AllMemError(
                     "this model's tokenizer changes tokens by what comes much later in "
                     "the text, so that a document cannot be read piece by piece"
                 )
-            on_change()
-            before += done
-            buffer, seam, done, start, seam_ids = buffer[done:], 0, 0, 0, []
-            ids, spans = _encode(tokenizer, buffer)
-        if not text:
-            yield ids[start:], [before + end for _, end in spans[start:]]
-            return
-        end = len(buffer) - margin
-        places = [match.start() for match in boundary.finditer(buffer)]
-        found = _cut(tokenizer, buffer, ids, spans, places, done, end, margin)
-        forced = found is None and len(buffer) - done > longest
-        if forced:
-            places = sorted({begin for begin, _ in spans})
-            found = _cut(tokenizer, buffer, ids, spans, places, done, end, margin)
-        if found is not None:
-            context, second, cut = found
-            first, last = (bisect_left(spans, (at,)) for at in (second, cut))
-            yield ids[start:last], [before + end for _, end in spans[start:last]]
-            seam_ids, wanted = ids[first:last], 0
-            before += context
-            buffer, seam, done = buffer[context:], second - context, cut - context
-        elif forced:
-            cut = _line_or_word(buffer, done, end)
-            on_change()
-            yield _whole(tokenizer, buffer[done:cut], before + cut)
-            before += cut
-            buffer, seam, done, seam_ids, wanted = buffer[cut:], 0, 0, [], 0
-        else:
-            wanted = min(2 * len(buffer), done + longest + 1)
+            self._on_change()
+            self._drop(self.done)
+            self._ids, self.spans = _encode(self._tokenizer, self.text)
+            self._start = 0
+        self._forced = False
+
+    def tokens(self, stop: int | None = None) -> Encoded:
+        """The tokens that are not out, up to one of them."""
+        spans = self.spans[self._start : stop]
+        return self._ids[self._start : stop], [self._before + end for _, end in spans]
+
+    def cut(self, places: Iterable[int], forced: bool = False) -> Encoded | None:
+        """Takes out the tokens up to the last of some places, if encoding again from a
+        margin before it gives the same tokens."""
+        end = len(self.text) - self._margin
+        places = [
+            at
+            for at in places
+            if at <= end and _first_token(self.spans, at) is not None
+        ]
+        if not places or (cut := places[-1]) <= self.done:
+            return None
+        context = max((at for at in places if at <= cut - self._margin), default=0)
+        # The first word of a text may be encoded differently from the others.
+        certain = min(context + LOOKAHEAD // 2, cut)
+        seam = next(at for at in places if at >= certain)
+        first, last = (bisect_left(self.spans, (at,)) for at in (seam, cut))
+        ids, spans = _encode(self._tokenizer, self.text[context:])
+        if ids[_first_token(spans, seam - context) :] != self._ids[first:]:
+            return None
+        found = self.tokens(last)
+        self._drop(context)
+        self._seam, self.done = seam - context, cut - context
+        self._seam_ids, self._forced = self._ids[first:last], forced
+        return found
+
+    def cut_apart(self) -> Encoded:
+        """Takes out the text up to the end of a line or a word, encoded separately."""
+        self._on_change()
+        cut = _line_or_word(self.text, self.done, len(self.text) - self._margin)
+        text, end = self.text[self.done : cut], self._before + cut
+        self._drop(cut)
+        return _encode_apart(self._tokenizer, text, end)
+
+    def _drop(self, count: int) -> None:
+        """Forgets characters at the start, and the seam."""
+        self.text, self._before = self.text[count:], self._before + count
+        self.done, self._seam, self._seam_ids = 0, 0, []
 
 
-def _cut(
-    tokenizer: Any,
-    buffer: str,
-    ids: list[int],
-    spans: Spans,
-    places: list[int],
-    done: int,
-    end: int,
-    margin: int,
-) -> tuple[int, int, int] | None:
-    """The last place after ``done``, and up to ``end``, if encoding anew from a margin
-    before it gives the same tokens.
-
-    Returns:
-        tuple: where the encoding began, from where its tokens are sure, and the place.
-    """
-    places = [at for at in places if at <= end and _first_token(spans, at) is not None]
-    if not places or (cut := places[-1]) <= done:
-        return None
-    context = max((at for at in places if at <= cut - margin), default=0)
-    # The first word of a text may be encoded differently from the others.
-    sure = min(context + LOOKAHEAD // 2, cut)
-    second = next(at for at in places if at >= sure)
-    again, spans_again = _encode(tokenizer, buffer[context:])
-    same = again[_first_token(spans_again, second - context) :]
-    if same != ids[_first_token(spans, second) :]:
-        return None
-    return context, second, cut
-
-
-def _apart(
+def _tokenize_apart(
     texts: Iterable[str], tokenizer: Any, longest: int, on_change: Callable[[], None]
 ) -> Iterator[Encoded]:
-    """The tokens of a text that is cut at lines or words, each part encoded alone."""
+    """The tokens of a text that is cut at lines or words and encoded part by part."""
     buffer, before = "", 0
     for text in texts:
         buffer += text
@@ -184,13 +193,13 @@ def _apart(
             cut = _line_or_word(buffer, 0, longest)
             on_change()
             before += cut
-            yield _whole(tokenizer, buffer[:cut], before)
+            yield _encode_apart(tokenizer, buffer[:cut], before)
             buffer = buffer[cut:]
-    yield _whole(tokenizer, buffer, before + len(buffer))
+    yield _encode_apart(tokenizer, buffer, before + len(buffer))
 
 
-def _whole(tokenizer: Any, text: str, end: int) -> Encoded:
-    """The tokens of a part that is encoded by itself, and ends there."""
+def _encode_apart(tokenizer: Any, text: str, end: int) -> Encoded:
+    """The tokens of a part by itself, all of which end at its end."""
     ids = token_ids(tokenizer, text)
     return ids, [end] * len(ids)
 
@@ -201,7 +210,7 @@ def _line_or_word(text: str, start: int, end: int) -> int:
     return line or max(text.rfind(" ", start + 1, end), 0) or end
 
 
-def _blocks(texts: Iterable[str], size: int) -> Iterator[str]:
+def _batches(texts: Iterable[str], size: int) -> Iterator[str]:
     """The same text in pieces of one size, the last one shorter."""
     buffer = ""
     for text in texts:
@@ -214,10 +223,7 @@ def _blocks(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
-    """The tokens of ``text``, and for each the characters that it begins and ends at.
-
-    Tokens before it end no later, and tokens after it begin no earlier.
-    """
+    """The tokens of a text and their spans, whose starts and ends never decrease."""
     ids = token_ids(tokenizer, text)
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     if encoding.ids != ids:
@@ -231,19 +237,21 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], Spans]:
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text's tokens, and no others. Unlike the tokenizer's own ``encode``
-    it does not warn that the text is longer than the model can read."""
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    """The ids of a text's tokens alone. Unlike the tokenizer's own ``encode``, it does
+    not warn of a text that is longer than the model's context."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    return ids
 
 
 def _first_token(spans: Spans, at: int) -> int | None:
-    """The first token at or after character ``at``; None if one stretches over it."""
+    """The first token at or after a character; ``None`` if one stretches over it."""
     index = bisect_left(spans, (at,))
     return None if index and spans[index - 1][1] > at else index
 
 
 def _boundary(tokenizer: Any) -> re.Pattern[str] | None:
-    """Matches the places where this tokenizer's text may be cut, if there are any."""
+    """A pattern of the places where this tokenizer's text may be cut, if there are
+    any."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         return None

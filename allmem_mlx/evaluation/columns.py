@@ -1,9 +1,10 @@
-"""Who answers the questions about a planted book: what each column has read, and what
-is kept of it for a run that is stopped and goes on."""
+"""The columns of recall with passages: the systems that answer, each with what it has
+read, and the answers that are saved for a run that is resumed."""
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from ..errors import AllMemError
 from ..model import Model
 from ..session import Session
 from ..variants import base_model, window_model
-from .bars import Bar, no_bar
+from .bars import bar
 from .lookups import ANSWER, DRAWN, ELSEWHERE, FOUND, RIGHT
-from .recall import Asking
+from .recall import ChatPrompts
 from .systems import (
     ALLMEM,
     ALLMEM_PASSAGES,
@@ -33,8 +34,8 @@ from .systems import (
     System,
 )
 
-SAVE = 10_000  # tokens between two times that a state is saved
-PIECE = 1000  # tokens that wait to be read at most, in a file
+SAVE_EVERY = 10_000  # tokens between two saves of a state
+PIECE = 1000  # tokens that are handed to a session at once
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Column:
 
     Args:
         name (str): one of the names of :mod:`systems`.
-        system (str): who answers.
-        reads (bool): whether it has read the document.
-        passages (str): where the passages come from that are put before the question.
+        system (str): the system that answers.
+        reads (bool): ``True`` if it has read the document.
+        passages (str): the source of the passages before the question.
     """
 
     name: str
@@ -68,11 +69,11 @@ COLUMNS = (
 )
 
 
-class Kept:
-    """States and answers of a folder, for a run that goes on where one was stopped.
+class SavedAnswers:
+    """States and answers in a folder, for a run that is resumed.
 
     Args:
-        folder (Path): where they are kept; ``None`` to keep nothing.
+        folder (Path): the folder; ``None`` to save nothing.
 
     Raises:
         AllMemError: if it cannot be written to.
@@ -89,28 +90,27 @@ class Kept:
             with self._file.open("a+", encoding="utf-8") as file:
                 file.seek(0)
                 lines = file.read().split("\n")
-                if lines[-1]:  # the run was stopped while it was written
+                if lines[-1]:  # the run was stopped in the middle of a line
                     file.write("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise AllMemError(
-                f"answers cannot be kept in {str(folder)!r} "
+                f"answers cannot be saved in {str(folder)!r} "
                 f"({getattr(error, 'strerror', error)}); name another folder"
             ) from None
         for line in lines:
-            try:
+            with suppress(ValueError, KeyError, TypeError):
                 answer = json.loads(line)
                 self.answers[answer["key"]] = answer["said"]
-            except (ValueError, KeyError, TypeError):
-                continue
 
     def state(self, digest: str) -> Path | None:
-        """Where the state is that has read tokens of this digest."""
+        """The file of the state that has read tokens of this digest."""
         return self.folder and self.folder / f"{digest}.allmem"
 
-    def keep(self, key: str, said: str, **more: str) -> None:
-        self.answers[key] = said
+    def add(self, key: str, answer: str, **more: str) -> None:
+        """Saves an answer, and what else its line should hold."""
+        self.answers[key] = answer
         if self.folder is not None:
-            line = json.dumps({"key": key, "said": said, **more}, ensure_ascii=False)
+            line = json.dumps({"key": key, "said": answer, **more}, ensure_ascii=False)
             try:
                 with self._file.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
@@ -120,15 +120,14 @@ class Kept:
                 ) from None
 
 
-class Answering:
-    """The systems, each with what it has read; it reads when it is first asked.
+class Answerer:
+    """The systems, each of which reads the document when it is first asked.
 
     Args:
         model (Model): a hybrid.
         tokenizer: its tokenizer.
         document (list): tokens of the document.
-        kept (Kept): states and answers.
-        bar (callable): shows how far reading is.
+        saved (SavedAnswers): states and answers.
     """
 
     def __init__(
@@ -136,12 +135,11 @@ class Answering:
         model: Model,
         tokenizer: Any,
         document: Sequence[int],
-        kept: Kept,
-        bar: Bar = no_bar,
+        saved: SavedAnswers,
     ):
-        self.model, self.tokenizer, self.kept, self.bar = model, tokenizer, kept, bar
-        self.asking = Asking(tokenizer)
-        self.document = self.asking.document(document)
+        self.model, self.tokenizer, self.saved = model, tokenizer, saved
+        self.prompts = ChatPrompts(tokenizer)
+        self.document = self.prompts.document(document)
         self.digest = states.digest(self.document)
         self.limit = model.base_config.get("max_position_embeddings")
         self._bare = document
@@ -150,76 +148,73 @@ class Answering:
         self._readers: dict[str, tuple[str, Reader]] = {}
 
     def tail(self, tokens: int, messages: Sequence[str]) -> list[int] | None:
-        """The end of the document that full attention reads: all of it, or so many
-        tokens; ``None`` if that is too long with one of the messages."""
+        """The last tokens of the document, for full attention; ``None`` if they are
+        too long for it with one of the messages."""
         start = max(0, len(self._bare) - tokens)
-        tail = self.asking.document(self._bare[start:])
-        longest = max(len(self.asking.question(message)) for message in messages)
+        tail = self.prompts.document(self._bare[start:])
+        longest = max(len(self.prompts.question(message)) for message in messages)
         fits = self.limit is None or len(tail) + longest + ANSWER <= self.limit
         return tail if fits else None
 
-    def say(
+    def answer(
         self, column: Column, message: str, tail: Sequence[int] | None = None
     ) -> str | None:
-        """What a column answers to a message.
+        """The answer of a column to a message.
 
         Args:
-            column (Column): who answers.
+            column (Column): the column.
             message (str): of :meth:`Lookup.message`.
             tail (list): of :meth:`tail`, for full attention.
 
         Returns:
-            str: ``None`` if it cannot have read what it should.
+            str: ``None`` if the column is full attention without a tail.
         """
         read = ""
-        if column.reads:
-            if column.system == FULL:
-                if tail is None:
-                    return None
-                read = states.digest(tail)
-            else:
-                read = self.digest
+        if column.reads and column.system == FULL:
+            if tail is None:
+                return None
+            read = states.digest(tail)
+        elif column.reads:
+            read = self.digest
         key = json.dumps([self._model, column.system, read, message, ANSWER])
         key = hashlib.sha256(key.encode()).hexdigest()
-        if key not in self.kept.answers:
+        if key not in self.saved.answers:
             if column.system == ALLMEM:
-                said = self._say(column.reads, message)
+                answer = self._ask_session(column.reads, message)
             else:
                 reader = self._reader(column.system, read, tail or [])
-                prompt = self.asking.question(message)
-                ids = reader.answer(prompt, ANSWER, self.asking.stops)
-                said = self.asking.text(ids)
-            self.kept.keep(key, said, column=column.name, message=message)
-        return self.kept.answers[key]
+                question = self.prompts.question(message)
+                ids = reader.answer(question, ANSWER, self.prompts.stops)
+                answer = self.prompts.text(ids)
+            self.saved.add(key, answer, column=column.name, message=message)
+        return self.saved.answers[key]
 
-    def _say(self, reads: bool, message: str) -> str:
+    def _ask_session(self, reads: bool, message: str) -> str:
         if reads not in self._sessions:
             session = self._read() if reads else Session(self.model, self.tokenizer)
             self._sessions[reads] = session
-        talk = Conversation(self._sessions[reads].fork(), self.asking.template)
+        talk = Conversation(self._sessions[reads].fork(), self.prompts.template)
         return "".join(x.text for x in talk.ask(message, max_tokens=ANSWER))
 
     def _read(self) -> Session:
-        """AllMem after the document, which is read from where a file ends."""
-        path = self.kept.state(self.digest)
+        """AllMem after the document, which is read from where a saved state ends."""
+        path = self.saved.state(self.digest)
         if path is not None and path.exists():
             state = states.load(path, self.model)
         else:
             state = states.new(self.model)
         session = Session(self.model, self.tokenizer, state)
-        saved = before = state.read
-        pieces = (
-            self.document[i : i + PIECE] for i in range(0, len(self.document), PIECE)
-        )
-        with self.bar(len(self.document), "tokens of AllMem") as done:
-            done(before)
+        saved = state.read
+        document = range(0, len(self.document), PIECE)
+        pieces = (self.document[i : i + PIECE] for i in document)
+        with bar(len(self.document), "tokens of AllMem") as done:
+            done.update(saved)
             for _ in session.read(states.unread(pieces, state)):
-                done(session.state.read - before)
-                before = session.state.read
-                if path is not None and before - saved >= SAVE:
+                done.update(session.state.read - done.n)
+                if path is not None and session.state.read - saved >= SAVE_EVERY:
                     states.save(session.state, path, self.model)
-                    saved = before
-        if path is not None and before > saved:
+                    saved = session.state.read
+        if path is not None and session.state.read > saved:
             states.save(session.state, path, self.model)
         session.state.notes["turn"] = "user"  # a document begins the user's message
         return session
@@ -234,7 +229,7 @@ class Answering:
             window = self.model.allmem.window
             system = System(WINDOW, window_model(self.model, window))
         reader = Reader(system, self.model)
-        with self.bar(None, f"tokens of {name}"):
+        with bar(unit=f"tokens of {name}"):
             if name == FULL:
                 reader.read(tail)
             else:

@@ -1,4 +1,4 @@
-"""Ratios of sums over documents, and how far they can be trusted."""
+"""Ratios of sums over documents, with bootstrap confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its interval; ``None`` is what cannot be said.
+    """A value and its 95 % confidence interval; ``None`` if they are not defined.
 
     Args:
-        value (float): of the documents as they are.
-        low (float): lower end.
-        high (float): upper end.
+        value (float): the value over all documents.
+        low, high (float): the ends of the interval.
     """
 
     value: float | None
@@ -34,17 +33,13 @@ class Interval:
 def ratio(over: np.ndarray, under: np.ndarray, seed: int) -> Interval:
     """``sum(over) / sum(under)`` with a 95 % percentile bootstrap interval.
 
-    Documents are drawn with replacement, 10,000 times. There is no value where the
-    sum below the line is not positive, and no interval where that happens in more than
-    a draw in a thousand: the ratio is then not known.
+    Documents are drawn with replacement, 10,000 times. There is no value if the
+    denominator is not positive, and no interval if that is so in more than one draw in
+    a thousand, or for a single document.
 
     Args:
-        over (np.ndarray): a number for each document.
-        under (np.ndarray): the same.
+        over, under (np.ndarray): a number for each document.
         seed (int): of the draws; the same seed draws the same documents.
-
-    Returns:
-        Interval: without ends for a single document.
     """
     top, bottom = float(np.sum(over)), float(np.sum(under))
     if not (math.isfinite(top) and math.isfinite(bottom) and bottom > 0):

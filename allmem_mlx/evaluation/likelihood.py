@@ -1,10 +1,11 @@
-"""Negative log-likelihood by position, and what share of the gap the memory closes."""
+"""Negative log-likelihood by position, and the share of the gap that is closed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from ..model import Model
@@ -34,15 +35,15 @@ def losses(
     """``-log p(token | all before it)`` in nats, of one document read from its start.
 
     Args:
-        system (System): what reads.
+        system (System): the model that reads.
         model (Model): the hybrid.
         tokens (list): the document.
         other (list): the document whose memory a system borrows.
         progress: called with the tokens of each block.
 
     Returns:
-        np.ndarray: float64, one for each token. The first is NaN: nothing comes before
-        it. No longer than what the system can read.
+        np.ndarray: float64, one for each token that the system can read. The first is
+        NaN: nothing comes before it.
     """
     tokens = list(tokens[: system.limit])
     reader = Reader(system, model, other)
@@ -53,24 +54,13 @@ def losses(
         targets = mx.array(tokens[start + 1 : start + len(block) + 1])
         logits = logits[: targets.size]  # the last token has no next one
         if targets.size:
-            chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            block_losses: Any = mx.logsumexp(logits, axis=-1) - chosen
+            block_losses: Any = nn.losses.cross_entropy(logits, targets)
             found.append(np.array(block_losses, dtype=np.float64))
         del logits
         mx.clear_cache()
         start += len(block)
         progress(len(block))
     return np.concatenate(found)
-
-
-def _sums(losses: list[np.ndarray], first: int, ends: Sequence[int]) -> np.ndarray:
-    """Sums over positions ``first`` up to an end, one for each document."""
-    return np.array([x[first:end].sum() for x, end in zip(losses, ends, strict=True)])
-
-
-def _mean(losses: np.ndarray, first: int, length: int) -> float | None:
-    mean = float(losses[first:].mean()) if len(losses) == length else None
-    return mean if mean is not None and np.isfinite(mean) else None
 
 
 def buckets(window: int, longest: int) -> list[tuple[int, int]]:
@@ -82,7 +72,7 @@ def buckets(window: int, longest: int) -> list[tuple[int, int]]:
 
 
 def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
-    """What is printed of the losses of all systems.
+    """The losses of all systems by position, and the shares of the gap.
 
     Means are over tokens, pooled over documents. A system that has not read all tokens
     of a bucket has no mean there. The gap is measured over the positions that all
@@ -90,8 +80,8 @@ def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
 
     Args:
         found (dict): for each system its :func:`losses` of each document.
-        window (int): W; only tokens at positions >= W count, and those before have a
-            row of their own: text that needs no memory should not suffer from one.
+        window (int): W; only tokens at positions >= W count. Those before have a row
+            of their own, for the cost of the memory where none is needed.
         seed (int): of the bootstrap.
 
     Returns:
@@ -99,73 +89,87 @@ def summary(found: Losses, window: int, seed: int = 0) -> dict[str, Any]:
     """
     lengths = [len(x) for x in found[ALLMEM]]
     known = [len(x) for x in found[FULL]]
+    longest = max(lengths)
+    edges = buckets(window, longest)
 
-    def row(first: int, last: int) -> dict[str, Any]:
-        ends = [min(length, last) for length in lengths]
-        counts = np.maximum(0, np.array(ends) - first)
-        means: dict[str, float | None] = {}
-        for name, arrays in found.items():
-            read = all(len(x) >= end for x, end in zip(arrays, ends, strict=True))
-            mean = float(_sums(arrays, first, ends).sum() / counts.sum())
-            means[name] = mean if read and np.isfinite(mean) else None
-        return {"tokens": int(counts.sum()), "nll": means}
+    def share(
+        part: tuple[str, str], whole: tuple[str, str], ends: Sequence[int]
+    ) -> Any:
+        over, under = (_excess(found, *pair, window, ends) for pair in (part, whole))
+        return asdict(ratio(over, under, seed))
 
-    def difference(name: str, less: str, first: int, ends: Sequence[int]) -> np.ndarray:
-        return _sums(found[name], first, ends) - _sums(found[less], first, ends)
-
-    counts = np.array(lengths) - window
-    gain = difference(WINDOW, ALLMEM, window, lengths)
-    edges = buckets(window, max(lengths))
-    # A document that a system has not read whole has no mean.
-    documents = [
-        {name: _mean(x[i], window, length) for name, x in found.items()}
-        for i, length in enumerate(lengths)
-    ]
+    gained = WINDOW, ALLMEM
+    gain = _excess(found, *gained, window, lengths)
     return {
         "window": window,
-        "within window": row(1, window) if window > 1 else None,
+        "within window": _row(found, 1, window) if window > 1 else None,
         "buckets": [
-            {"from": first, "to": last, **row(first, last)} for first, last in edges
+            {"from": first, "to": end, **_row(found, first, end)}
+            for first, end in edges
         ],
-        "beyond window": row(window, max(lengths)),
-        "gap positions": [window, min(max(known), max(lengths))],
-        "gap recovered": asdict(
-            ratio(
-                difference(WINDOW, ALLMEM, window, known),
-                difference(WINDOW, FULL, window, known),
-                seed,
-            )
-        ),
-        "gain": asdict(ratio(gain, counts, seed)),
+        "beyond window": _row(found, window, longest),
+        "gap positions": [window, min(max(known), longest)],
+        "gap recovered": share(gained, (WINDOW, FULL), known),
+        "gain": asdict(ratio(gain, np.array(lengths) - window, seed)),
         "share of the gain that vanishes": {
-            name: asdict(ratio(difference(name, ALLMEM, window, lengths), gain, seed))
+            name: share((name, ALLMEM), gained, lengths)
             for name in (NEVER, OTHER, MATCHED)
         },
-        "documents": [{"nll": means} for means in documents],
-        "crossover": _crossover(found, lengths, [first for first, _ in edges], seed),
+        "documents": [
+            {"nll": {name: _mean(x[i], window, n) for name, x in found.items()}}
+            for i, n in enumerate(lengths)
+        ],
+        "crossover": _crossover(found, edges, seed),
     }
 
 
-def _crossover(
-    found: Losses, lengths: Sequence[int], starts: list[int], seed: int
-) -> int | None:
+def _sums(losses: list[np.ndarray], first: int, ends: Sequence[int]) -> np.ndarray:
+    """Sums over positions ``first`` up to an end, one for each document."""
+    return np.array([x[first:end].sum() for x, end in zip(losses, ends, strict=True)])
+
+
+def _excess(
+    found: Losses, name: str, other: str, first: int, ends: Sequence[int]
+) -> np.ndarray:
+    """The loss of a system above that of another one, for each document."""
+    return _sums(found[name], first, ends) - _sums(found[other], first, ends)
+
+
+def _row(found: Losses, first: int, end: int) -> dict[str, Any]:
+    """Tokens and mean losses of the positions ``first`` to ``end``."""
+    ends = [min(len(x), end) for x in found[ALLMEM]]
+    tokens = int(np.maximum(0, np.array(ends) - first).sum())
+    means: dict[str, float | None] = {}
+    for name, losses in found.items():
+        complete = all(len(x) >= stop for x, stop in zip(losses, ends, strict=True))
+        mean = float(_sums(losses, first, ends).sum() / tokens)
+        means[name] = mean if complete and np.isfinite(mean) else None
+    return {"tokens": tokens, "nll": means}
+
+
+def _mean(losses: np.ndarray, first: int, length: int) -> float | None:
+    """The mean loss of a document; ``None`` if a system has not read all of it."""
+    mean = float(losses[first:].mean()) if len(losses) == length else np.nan
+    return mean if np.isfinite(mean) else None
+
+
+def _crossover(found: Losses, edges: list[tuple[int, int]], seed: int) -> int | None:
     """The first bucket from which on the memory beats the matched window in every
     bucket, and beyond which its lead is more than noise over documents."""
     crossover = None
-    for i in reversed(range(len(starts))):
-        last = starts[i + 1] if i + 1 < len(starts) else max(lengths)
-        here = _lead(found, starts[i], [min(x, last) for x in lengths], seed)
-        beyond = _lead(found, starts[i], lengths, seed)
+    for first, end in reversed(edges):
+        here, beyond = (_lead(found, first, x, seed) for x in (end, edges[-1][1]))
         if here.value is None or here.value <= 0:
             break
         if beyond.low is not None and beyond.low > 0:
-            crossover = starts[i]
+            crossover = first
     return crossover
 
 
-def _lead(found: Losses, first: int, ends: Sequence[int], seed: int) -> Interval:
-    """How much less AllMem's mean loss is than the matched window's, in nats."""
+def _lead(found: Losses, first: int, end: int, seed: int) -> Interval:
+    """The mean loss of the matched window above AllMem's, in nats."""
+    ends = [min(len(x), end) for x in found[ALLMEM]]
     counts = np.maximum(0, np.array(ends) - first)
-    lead = _sums(found[MATCHED], first, ends) - _sums(found[ALLMEM], first, ends)
+    lead = _excess(found, MATCHED, ALLMEM, first, ends)
     reached = counts > 0
     return ratio(lead[reached], counts[reached], seed)

@@ -1,19 +1,19 @@
-"""What is put before the questions about a planted book: the passages that are looked
-up for it, and the controls of that."""
+"""Passages before the questions about a planted book: those that are looked up, and
+the controls."""
 
 import random
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import state as states
-from ..archive.archive import Archive, Entry, Passage
-from ..archive.lookup import Lookup, Search
+from ..archive.archive import Archive
+from ..archive.lookup import Lookup
+from ..archive.passage import Entry, Passage
 from ..model import Model
 from ..session import Session
-from .planting import Planted
+from .planting import PlantedQuestion
 from .texts import opened
 
 ANSWER = 24  # tokens of an answer at most
@@ -27,20 +27,20 @@ SOURCES = (FOUND, RIGHT, DRAWN, ELSEWHERE)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question and what can be put before it.
+class Retrieval:
+    """A question and the passages that can be put before it.
 
     Args:
-        question (Planted): the question.
-        lookups (dict): by where the passages come from; no oracle where the book does
-            not tell.
+        question (PlantedQuestion): the question.
+        lookups (dict): by source of the passages; no oracle where the book has no
+            answer.
     """
 
-    question: Planted
+    question: PlantedQuestion
     lookups: dict[str, Lookup]
 
     def hit(self, source: str | None) -> bool:
-        """Whether all that decides the answer is in the passages, word for word."""
+        """``True`` if the passages have every statement that decides the answer."""
         if source not in self.lookups or not self.question.statements:
             return False
         texts = [x.passage.text for x in self.lookups[source].sources]
@@ -48,12 +48,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ArchivedDocument:
     """A document in an archive of its own.
 
     Args:
-        archive (Archive): where it is.
-        entry (Entry): what it is there.
+        archive (Archive): the archive.
+        entry (Entry): the document's entry.
         bytes (int): size of the archive's file.
     """
 
@@ -62,104 +62,117 @@ class Shelf:
     bytes: int
 
     def session(self, model: Model) -> Session:
-        """A session that looks up in it as if it were read.
+        """A session that looks up passages of it, as if it had been read.
 
         Args:
-            model (Model): whose window bounds the passages.
+            model (Model): its window bounds the passages.
         """
         state = states.new(model)
         state.open_document(self.entry.key, 0)
         return Session(model, self.archive.tokenizer, state, archive=self.archive)
 
 
-class Shelves:
-    """Archives in a folder that is gone at the end; a context manager.
+class TemporaryArchives:
+    """Archives in a temporary folder; a context manager.
 
     Args:
         tokenizer: of the model.
     """
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer, self._shelves = tokenizer, list[Shelf]()
+        self.tokenizer, self._documents = tokenizer, list[ArchivedDocument]()
 
-    def __enter__(self) -> "Shelves":
+    def __enter__(self) -> "TemporaryArchives":
         self._folder = tempfile.TemporaryDirectory()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for shelf in self._shelves:
-            shelf.archive.close()
+        for document in self._documents:
+            document.archive.close()
         self._folder.cleanup()
 
     def path(self, name: str) -> Path:
-        """Where a file of this name may be written."""
+        """A path for a file of this name."""
         folder = Path(self._folder.name) / "texts"
         folder.mkdir(exist_ok=True)
         return folder / name
 
-    def add(self, file: Path) -> Shelf:
-        """Puts a document on a shelf of its own."""
-        place = Path(self._folder.name) / f"{len(self._shelves)}.archive"
-        archive = Archive.open(place, self.tokenizer, create=True)
-        shelf = Shelf(archive, archive.add(opened(file)), place.stat().st_size)
-        self._shelves.append(shelf)
-        return shelf
+    def add(self, file: Path) -> ArchivedDocument:
+        """Indexes a document in an archive of its own."""
+        path = Path(self._folder.name) / f"{len(self._documents)}.archive"
+        archive = Archive.open(path, self.tokenizer, create=True)
+        entry = archive.add(opened(file))
+        document = ArchivedDocument(archive, entry, path.stat().st_size)
+        self._documents.append(document)
+        return document
 
 
-class Finder:
-    """Looks up what is put before questions, as the command does.
+class Retriever:
+    """Looks up passages for questions, as the command does, and draws the controls.
 
     Args:
-        model (Model): whose window bounds the passages.
-        book (Shelf): the planted book.
-        other (Shelf): another document.
-        most (int): passages at most.
+        model (Model): its window bounds the passages.
+        book (ArchivedDocument): the planted book.
+        other (ArchivedDocument): another document.
+        limit (int): passages at most.
         seed (int): of the random ones.
     """
 
-    def __init__(self, model: Model, book: Shelf, other: Shelf, most: int, seed: int):
-        self.model, self.book, self.other = model, book, other
-        self.most, self.seed = most, seed
+    def __init__(
+        self,
+        model: Model,
+        book: ArchivedDocument,
+        other: ArchivedDocument,
+        limit: int,
+        seed: int,
+    ):
+        self.limit, self.seed = limit, seed
         self.passages = list(book.archive.passages(book.entry))
-        self._sessions = book.session(model), other.session(model)
+        self._book, self._other = book.session(model), other.session(model)
 
-    def found(self, question: Planted) -> Lookup:
-        """What the command finds."""
-        return self._look_up(self._sessions[0], question)
+    def search(self, question: PlantedQuestion) -> Lookup:
+        """The passages of the book that the command finds."""
+        return self._look_up(self._book, question)
 
-    def all(self, question: Planted) -> Asked:
-        """What the command finds, and its controls."""
-        found = self.found(question)
-        lookups = {FOUND: found}
+    def retrieve(self, question: PlantedQuestion) -> Retrieval:
+        """The passages that the command finds, and the controls."""
+        found = self.search(question)
+        drawn = self._drawn(question, len(found.sources) or self.limit)
+        lookups = {
+            FOUND: found,
+            DRAWN: self._look_up(self._book, question, drawn),
+            ELSEWHERE: self._look_up(self._other, question),
+        }
         if question.statements:
-            lookups[RIGHT] = self._given(self._right(question), question)
-        drawn = self._drawn(question, len(found.sources) or self.most)
-        lookups[DRAWN] = self._given(drawn, question)
-        lookups[ELSEWHERE] = self._look_up(self._sessions[1], question)
-        return Asked(question, lookups)
+            right = self._right(question)
+            lookups[RIGHT] = self._look_up(self._book, question, right)
+        return Retrieval(question, lookups)
 
     def _look_up(
-        self, session: Session, question: Planted, search: Search | None = None
+        self,
+        session: Session,
+        question: PlantedQuestion,
+        passages: list[Passage] | None = None,
     ) -> Lookup:
+        """A lookup as by the command, of given passages if there are any."""
+        search = None if passages is None else lambda *_: passages
         lookup = session.look_up(
-            question.text, self.most, max_tokens=ANSWER, search=search
+            question.text, self.limit, max_tokens=ANSWER, search=search
         )
         assert lookup is not None  # there is an archive, and a document in it
         return lookup
 
-    def _given(self, passages: Sequence[Passage], question: Planted) -> Lookup:
-        return self._look_up(self._sessions[0], question, lambda *_: list(passages))
-
-    def _right(self, question: Planted) -> list[Passage]:
+    def _right(self, question: PlantedQuestion) -> list[Passage]:
         """The passages that hold the statements, the deciding one first."""
-        kept: dict[int, Passage] = {}
-        for statement in reversed(question.statements):
-            for passage in self.passages:
-                if statement in passage.text:
-                    kept.setdefault(passage.number, passage)
-        return list(kept.values())
+        found = (
+            passage
+            for statement in reversed(question.statements)
+            for passage in self.passages
+            if statement in passage.text
+        )
+        return list({passage.number: passage for passage in found}.values())
 
-    def _drawn(self, question: Planted, count: int) -> list[Passage]:
+    def _drawn(self, question: PlantedQuestion, count: int) -> list[Passage]:
         others = [
             passage
             for passage in self.passages

@@ -1,4 +1,4 @@
-"""Whom and what the statements that are planted in a book are about."""
+"""Subjects and values of the statements that are planted in a book."""
 
 TRADES = (
     "apothecary bricklayer cartographer chandler collier cooper cutler draper drover "

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..chat_template import PARAGRAPH, Template
@@ -17,31 +16,6 @@ TASKS = ("passkey", "mqar", "facts")
 ANSWER = 24  # tokens of an answer at most
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one system said to one question.
-
-    Args:
-        task (str): the task.
-        kind (str): what was to be recalled.
-        distance (int): tokens of the document since.
-        depth (float): of a passkey.
-        system (str): who answered.
-        expected (str): the right answer.
-        said (str): its answer; ``None`` if the document was too long for it.
-        right (bool): whether that is right.
-    """
-
-    task: str
-    kind: str
-    distance: int
-    depth: float | None
-    system: str
-    expected: str
-    said: str | None
-    right: bool
-
-
 def make_tasks(
     name: str,
     tokenizer: Any,
@@ -50,16 +24,16 @@ def make_tasks(
     seed: int,
     books: Sequence[Text] = (),
 ) -> list[list[Task]]:
-    """Groups of tasks that differ in what was drawn only. Each group has one more than
-    ``samples``: the memory of its document is lent, and it is not asked about.
+    """Groups of tasks that differ in their random facts only. Each has one more than
+    ``samples``, whose memory is lent and which is not asked about.
 
     Args:
         name (str): one of :data:`TASKS`.
         tokenizer: of the model.
         distances (list): in tokens.
         samples (int): tasks of each kind.
-        seed (int): of what is drawn.
-        books (list): where ``facts`` are planted.
+        seed (int): random seed.
+        books (list): texts in which ``facts`` are planted.
 
     Raises:
         AllMemError: if a book is too short.
@@ -78,7 +52,7 @@ def make_tasks(
             return mqar(encode, distance, rng)
         if depth is not None:
             return passkey(encode, distance, depth, rng)
-        # Neighbours have different names: one lends its memory to the other.
+        # One lends its memory to the one before, so that their names must differ.
         return facts(
             encode,
             distance,
@@ -96,8 +70,8 @@ def make_tasks(
     ]
 
 
-class Asking:
-    """How documents and questions are put to a model, as by the command line.
+class ChatPrompts:
+    """Documents and questions as token ids, as in the chat of the command line.
 
     Args:
         tokenizer: of the model.
@@ -127,62 +101,61 @@ def recall(
     tokenizer: Any,
     groups: Sequence[Sequence[Task]],
     progress: Callable[[int], Any] = lambda tokens: None,
-) -> list[Answer]:
+) -> list[dict[str, Any]]:
     """Asks every system about every document but the last of each group.
 
     Args:
         model (Model): a hybrid.
         tokenizer: its tokenizer.
         groups (list): of :func:`make_tasks`.
-        progress: called with the tokens of each document that was read.
+        progress: called with the number of tokens of each document.
+
+    Returns:
+        list: JSON, an object for each answer; ``said`` is ``None`` where the document
+        is too long for the system.
     """
-    asking, compared = Asking(tokenizer), systems(model)
-    return [
-        answer
-        for group in groups
-        for task, other in zip(group, group[1:], strict=False)
-        for system in compared
-        for answer in _answers(model, asking, system, task, other, progress)
-    ]
-
-
-def _answers(
-    model: Model,
-    asking: Asking,
-    system: System,
-    task: Task,
-    other: Task,
-    progress: Callable[[int], Any],
-) -> list[Answer]:
-    document = asking.document(task.document)
-    prompts = [asking.question(question.text) for question in task.questions]
-    longest = len(document) + max(map(len, prompts)) + ANSWER
-    fits = system.limit is None or longest <= system.limit
-    if fits:
-        reader = Reader(system, model, asking.document(other.document))
-        reader.read(document)
+    prompts, compared = ChatPrompts(tokenizer), systems(model)
     answers = []
-    for question, prompt in zip(task.questions, prompts, strict=True):
-        said = None
-        if fits:
-            said = asking.text(reader.answer(prompt, ANSWER, asking.stops))
-        answers.append(
-            Answer(
-                task=task.name,
-                kind=question.kind,
-                distance=task.distance,
-                depth=task.depth,
-                system=system.name,
-                expected=question.answer,
-                said=said,
-                right=said is not None and question.answered(said),
-            )
-        )
-    progress(len(document))
+    for group in groups:
+        for task, other in zip(group, group[1:], strict=False):
+            lent = prompts.document(other.document)
+            for system in compared:
+                responses = _answers(model, prompts, system, task, lent)
+                progress(len(task.document))
+                for question, response in zip(task.questions, responses, strict=True):
+                    answers.append(
+                        {
+                            "task": task.name,
+                            "kind": question.kind,
+                            "distance": task.distance,
+                            "depth": task.depth,
+                            "system": system.name,
+                            "expected": question.answer,
+                            "said": response,
+                            "right": response is not None
+                            and question.answered(response),
+                        }
+                    )
     return answers
 
 
-def summary(answers: Sequence[Answer]) -> dict[str, Any]:
+def _answers(
+    model: Model, prompts: ChatPrompts, system: System, task: Task, lent: list[int]
+) -> list[str | None]:
+    document = prompts.document(task.document)
+    questions = [prompts.question(question.text) for question in task.questions]
+    longest = len(document) + max(map(len, questions)) + ANSWER
+    if system.limit is not None and longest > system.limit:
+        return [None] * len(questions)
+    reader = Reader(system, model, lent)
+    reader.read(document)
+    return [
+        prompts.text(reader.answer(question, ANSWER, prompts.stops))
+        for question in questions
+    ]
+
+
+def summary(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts of right answers by task, kind, distance and depth, and every answer.
 
     Returns:
@@ -190,15 +163,9 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
     """
     rows: dict[tuple, dict[str, Any]] = {}
     for answer in answers:
-        key = (answer.task, answer.kind, answer.distance, answer.depth)
-        names = ("task", "kind", "distance", "depth")
-        row = rows.setdefault(
-            key, {**dict(zip(names, key, strict=True)), "asked": {}, "right": {}}
-        )
-        asked = answer.said is not None
-        for name, count in (("asked", asked), ("right", answer.right)):
-            row[name][answer.system] = row[name].get(answer.system, 0) + count
-    return {
-        "rows": list(rows.values()),
-        "answers": [asdict(answer) for answer in answers],
-    }
+        key = {x: answer[x] for x in ("task", "kind", "distance", "depth")}
+        row = rows.setdefault(tuple(key.values()), {**key, "asked": {}, "right": {}})
+        asked = answer["said"] is not None
+        for name, count in (("asked", asked), ("right", answer["right"])):
+            row[name][answer["system"]] = row[name].get(answer["system"], 0) + count
+    return {"rows": list(rows.values()), "answers": list(answers)}

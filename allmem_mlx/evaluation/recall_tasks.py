@@ -1,4 +1,4 @@
-"""Documents with something to recall: a passkey, pairs of words and numbers, facts in a
+"""Documents with facts to recall: a passkey, pairs of words and numbers, facts in a
 real book. All distances are exact, in tokens."""
 
 import random
@@ -44,10 +44,10 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a document.
+    """A question about a document.
 
     Args:
-        kind (str): what is to be recalled.
+        kind (str): the kind of fact to recall.
         text (str): the question.
         answer (str): a word or a number.
     """
@@ -57,7 +57,7 @@ class Question:
     answer: str
 
     def answered(self, response: str) -> bool:
-        """Whether a response is right: its first number is the answer, or, for a word,
+        """``True`` if the first number of a response is the answer or, for a word, if
         it has that word."""
         if self.answer.isdigit():
             return re.findall(r"\d+", response)[:1] == [self.answer]
@@ -66,14 +66,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """A document and what is asked about it.
+    """A document and the questions about it.
 
     Args:
         name (str): the task.
         document (list): token ids.
-        distance (int): tokens of the document after what is to be recalled.
+        distance (int): tokens of the document after the fact.
         questions (list): each is asked of the same state.
-        depth (float): where it stands in the document, 0 for its start.
+        depth (float): the place of the fact in the document, 0 for its start.
     """
 
     name: str
@@ -151,9 +151,8 @@ def facts(
         encode: the tokenizer's.
         distance (int): tokens of the book after the last of them.
         book (list): token ids.
-        name (str): one that is not in the book.
-        place (str): the same.
-        rng: draws the number and where in the book the document begins.
+        name, place (str): words that are not in the book.
+        rng: draws the number, and the place in the book where the document begins.
 
     Raises:
         AllMemError: if the book is too short.
@@ -165,7 +164,7 @@ def facts(
             f"{needed}: give a longer text, or smaller --distances"
         )
     number = str(rng.randint(1_000, 9_999))
-    planted = (
+    statements = (
         f" The name of the glassblower is {name}. The number of the locker is {number}."
         f" The town where the lantern was lost is {place}."
     )
@@ -173,7 +172,7 @@ def facts(
     middle = start + BEFORE
     document = [
         *book[start:middle],
-        *encode(planted),
+        *encode(statements),
         *book[middle : middle + distance],
     ]
     questions = [

@@ -1,7 +1,7 @@
-"""What is compared: a model, its base, and the controls that could explain a gain.
+"""The systems that are compared: a model, its base, and the controls.
 
-All have the same weights, which are shared. They differ in what they can know of the
-tokens that left the window.
+They share their weights, and differ in what they can know of the tokens that left the
+window.
 """
 
 import copy
@@ -26,7 +26,7 @@ OTHER = "another document"
 MATCHED = "matched window"
 NAMES = (FULL, WINDOW, ALLMEM, NEVER, OTHER, MATCHED)
 
-# With passages that are looked up; see lookups.py.
+# The columns with passages; see columns.py.
 ALLMEM_PASSAGES = "AllMem + passages"
 WINDOW_PASSAGES = "window + sinks + passages"
 FULL_PASSAGES = "full attention + passages"
@@ -36,7 +36,7 @@ RANDOM = "random passage"
 OTHERS = "another document's"
 CLOSED = "closed book"
 
-LOGITS = 2**26  # most logits that exist at once; a whole document's never do
+LOGITS = 2**26  # logits that exist at once, at most
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class System:
     Args:
         name (str): one of the names above.
         model (nn.Module): any mlx-lm model.
-        limit (int): tokens it can read; ``None`` for any number.
-        borrows (bool): its memory is that of another document.
+        limit (int): tokens that it can read; ``None`` for any number.
+        borrows (bool): ``True`` if its memory is that of another document.
     """
 
     name: str
@@ -57,10 +57,9 @@ class System:
 
 
 def systems(model: Model) -> list[System]:
-    """The model and all that it is compared with, in the order of the tables.
+    """The model and its comparisons, in the order of the tables.
 
-    Full attention reads as many tokens as the base was made for, its
-    ``max_position_embeddings``.
+    Full attention reads at most the ``max_position_embeddings`` of the base.
     """
     frozen = frozen_model(model)
     limit = model.base_config.get("max_position_embeddings")
@@ -75,32 +74,31 @@ def systems(model: Model) -> list[System]:
 
 
 def blocks(tokens: Sequence[int], model: Model) -> Iterator[list[int]]:
-    """Cuts a document as the model does, and so that logits stay few.
+    """Cuts a document as the model does, into parts with few logits.
 
     Args:
         tokens (list): ids, from the start of the document.
         model (Model): the hybrid.
     """
-    most, start = max(1, LOGITS // model.base_config["vocab_size"]), 0
+    limit, start = max(1, LOGITS // model.base_config["vocab_size"]), 0
     for size in model.allmem.cuts(0, len(tokens)):
-        parts = math.ceil(size / most)
-        part, end = math.ceil(size / parts), start + size  # parts of about one size
-        for first in range(start, end, part):
-            yield list(tokens[first : min(first + part, end)])
-        start = end
+        part = math.ceil(size / math.ceil(size / limit))  # parts of about one size
+        for first in range(start, start + size, part):
+            yield list(tokens[first : min(first + part, start + size)])
+        start += size
 
 
 class Reader:
-    """A system and what it has read of one document.
+    """A system that reads one document.
 
     Args:
-        system (System): what reads.
+        system (System): the system.
         model (Model): the hybrid, which has the chunk grid.
         other (list): the other document, for a system that borrows its memory. It is
             read at the same pace, so that both memories are of the same age.
 
     Raises:
-        ValueError: if a system that borrows has nothing to borrow.
+        ValueError: if a system that borrows has no other document.
     """
 
     def __init__(self, system: System, model: Model, other: Sequence[int] = ()):
@@ -113,11 +111,11 @@ class Reader:
         self._lender = model.make_cache() if self._other else []
 
     def _borrow(self) -> None:
-        for own, lender in zip(self.cache, self._lender, strict=False):
-            if own.memory and lender.memory:
-                theirs = MemoryState.from_arrays(lender.memory)
-                state = MemoryState.from_arrays(own.memory)
-                own.memory = state._replace(weights=theirs.weights).arrays()
+        for layer, lender in zip(self.cache, self._lender, strict=False):
+            if layer.memory and lender.memory:
+                weights = MemoryState.from_arrays(lender.memory).weights
+                state = MemoryState.from_arrays(layer.memory)
+                layer.memory = state._replace(weights=weights).arrays()
 
     def step(self, block: list[int]) -> mx.array:
         """Reads tokens, a block of :func:`blocks`.
@@ -127,7 +125,7 @@ class Reader:
         """
         if not self._lender:
             return self._step(block)
-        # What is borrowed is another memory in every chunk.
+        # Another memory is borrowed in every chunk.
         chunk, logits = self.model.allmem.chunk, []
         while block:
             size = chunk - self._tokens % chunk
@@ -138,9 +136,9 @@ class Reader:
     def _step(self, block: list[int]) -> mx.array:
         self._borrow()
         logits = self.system.model(mx.array(block)[None], cache=self.cache)[0]
-        theirs = self._other[self._tokens : self._tokens + len(block)]
-        if theirs:
-            self.model(mx.array(theirs)[None], cache=self._lender)
+        lent = self._other[self._tokens : self._tokens + len(block)]
+        if lent:
+            self.model(mx.array(lent)[None], cache=self._lender)
         mx.eval([c.state for c in [*self.cache, *self._lender]])
         self._tokens += len(block)
         return logits
@@ -152,29 +150,30 @@ class Reader:
             mx.clear_cache()
 
     def read_end(self, tokens: Sequence[int]) -> None:
-        """Reads a document as a system does that only has windows and sinks, without
-        what it cannot know: between the sinks and the tokens that reach the end
-        through the windows of all layers, whole blocks are left out. They count, so
-        that everything is where it would be.
+        """Reads a document into a system that only has windows and sinks, without the
+        tokens that it cannot know at the end: whole blocks between the sinks and the
+        reach of all layers' windows are skipped. Positions are those of the whole
+        document.
         """
         block = self.model.allmem.block
         first = -(-max(1, self.model.allmem.sinks) // block) * block
         reach = sum(layer.self_attn.config.window for layer in self.system.model.layers)
-        left_out = max(0, len(tokens) - first - reach) // block * block
+        skipped = max(0, len(tokens) - first - reach) // block * block
         self.read(tokens[:first])
         for layer in self.cache:
-            layer.ring.offset += left_out
-        self._tokens += left_out
-        self.read(tokens[first + left_out :])
+            layer.ring.offset += skipped
+        self._tokens += skipped
+        self.read(tokens[first + skipped :])
 
-    def answer(self, prompt: Sequence[int], most: int, stops: set[int]) -> list[int]:
-        """Reads a prompt and answers it, greedily. What was read before stays as it
-        is, for another prompt.
+    def answer(
+        self, prompt: Sequence[int], max_tokens: int, stops: set[int]
+    ) -> list[int]:
+        """Answers a prompt greedily, and leaves the state as it was.
 
         Args:
             prompt (list): token ids, at least one.
-            most (int): tokens to generate at most.
-            stops (set): ids that end an answer; they are not a part of it.
+            max_tokens (int): tokens of the answer at most.
+            stops (set): ids that end an answer; they are not part of it.
         """
         self._borrow()
         cache = copy.deepcopy(self.cache)
@@ -182,11 +181,11 @@ class Reader:
         if block:
             self.system.model(mx.array(block)[None], cache=cache)
             mx.eval([c.state for c in cache])
-        said: list[int] = []
-        while len(said) < most:
+        answer: list[int] = []
+        while len(answer) < max_tokens:
             logits = self.system.model(mx.array([[token]]), cache=cache)
             token = int(logits[0, -1].argmax().item())
             if token in stops:
                 break
-            said.append(token)
-        return said
+            answer.append(token)
+        return answer

@@ -1,7 +1,7 @@
 """Text files as documents."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from ..errors import AllMemError, warn
 
 @dataclass(frozen=True)
 class Text:
-    """The beginning of a file.
+    """A file.
 
     Args:
-        file (Path): where it is.
-        tokens (list): token ids, without a BOS.
-        text (str): what they were made of, maybe with some that follows.
+        file (Path): the file.
+        tokens (list): its token ids, or the first of them, without a BOS.
+        text (str): its text.
     """
 
     file: Path
@@ -27,12 +27,12 @@ class Text:
     text: str
 
     def record(self) -> dict[str, Any]:
-        """What it was, for the record."""
+        """The file, its digest and the number of tokens, as JSON."""
         return {**file_record(self.file), "tokens": len(self.tokens)}
 
 
 def file_record(file: Path) -> dict[str, Any]:
-    """Which file it was, for the record."""
+    """The file and its digest, as JSON."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return {"file": str(file), "sha256": digest}
 
@@ -55,7 +55,7 @@ def text_files(paths: Sequence[str]) -> list[Path]:
 
 
 def opened(file: Path) -> Document:
-    """A document, of which what is to be said is said.
+    """A document, after the warnings about it.
 
     Raises:
         AllMemError: if it cannot be read.
@@ -75,23 +75,16 @@ def whole_text(file: Path) -> str:
     return "".join(opened(file).text())
 
 
-def read_text(file: Path, tokenizer: Any, most: int | None = None) -> Text:
-    """Reads the first tokens of a document, or all.
+def read_text(file: Path, tokenizer: Any, limit: int | None = None) -> Text:
+    """A document, with its first tokens or all.
 
     Raises:
         AllMemError: if it cannot be read.
     """
-    texts: list[str] = []
-    document = opened(file)
-
-    def pieces() -> Iterator[str]:
-        for text in document.text():
-            texts.append(text)
-            yield text
-
+    text = whole_text(file)
     tokens: list[int] = []
-    for piece in tokenize(pieces(), as_plain_text(tokenizer)):
-        tokens += piece
-        if most is not None and len(tokens) >= most:
+    for ids, _ in tokenize([text], as_plain_text(tokenizer)):
+        tokens += ids
+        if limit is not None and len(tokens) >= limit:
             break
-    return Text(file, tokens[:most], "".join(texts))
+    return Text(file, tokens[:limit], text)

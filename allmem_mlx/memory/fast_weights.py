@@ -69,7 +69,7 @@ def row_norms(weights: FastWeights) -> FastWeights:
 
 
 def row_scales(weights: FastWeights, norms: FastWeights) -> FastWeights:
-    """What gives every row its initial norm: ``N_r / (||W[r]|| + 1e-5)``.
+    """Scales that give every row its initial norm: ``N_r / (||W[r]|| + 1e-5)``.
 
     Args:
         weights (FastWeights): W.
@@ -142,7 +142,7 @@ def write(
     momentum: FastWeights,
     grads: FastWeights,
     squares: mx.array,
-    decay: mx.array,
+    mu: mx.array,
     max_norm: float,
 ) -> tuple[FastWeights, FastWeights]:
     """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``.
@@ -152,16 +152,16 @@ def write(
         momentum (FastWeights): M of the chunk before.
         grads (FastWeights): G, the chunk's summed :func:`gradient`.
         squares (mx.array): the :func:`squared_norms` of G, ``[..., 3]``.
-        decay (mx.array): mu, the chunk's mean momentum decay, ``[...]``.
+        mu (mx.array): the mean momentum decay m of the chunk's tokens, ``[...]``.
         max_norm (float): Theta.
 
     Returns:
         tuple: the new W and M.
     """
-    decay = decay[..., None, None]
+    mu = mu[..., None, None]
     clipped = clip(grads, squares, max_norm)
     momentum = FastWeights(
-        *(decay * m - g for m, g in zip(momentum, clipped, strict=True))
+        *(mu * m - g for m, g in zip(momentum, clipped, strict=True))
     )
     return (
         FastWeights(*(u + m for u, m in zip(weights, momentum, strict=True))),

@@ -23,7 +23,7 @@ TOLERANCE = 1e-2
 def fault(
     kernels: Any, reference: Any, p: int, h: int, taps: int, dtype: mx.Dtype
 ) -> str:
-    """What is wrong with the first kernel that fails or differs; ``""`` if none does.
+    """The fault of the first kernel that fails or differs; ``""`` if none does.
 
     Args:
         kernels (Operations): what is tried.
@@ -70,11 +70,11 @@ def _read_chunks(run: Any, p: int, h: int, taps: int, dtype: mx.Dtype) -> None:
     norms = FastWeights(*(x[0] for x in fast_weights.row_norms(weights)))
     scales = fast_weights.row_scales(weights, norms)
     zeros = FastWeights(*map(mx.zeros_like, weights))
-    momentum, grads, decay = zeros, zeros, mx.zeros((B, n))
+    momentum, grads, decay_sum = zeros, zeros, mx.zeros((B, n))
     queries, rows, gates, _ = run(
         "memory_inputs",
         projected=normal(B, T, 3 * n * p + 5 * n).astype(dtype),
-        tail=normal(B, taps - 1, 3 * n * p).astype(dtype),
+        conv_state=normal(B, taps - 1, 3 * n * p).astype(dtype),
         conv_weight=normal(3 * n * p, taps).astype(dtype),
         rate_bias=normal(5 * n),
         q_norm=mx.ones(p, dtype),
@@ -94,22 +94,22 @@ def _read_chunks(run: Any, p: int, h: int, taps: int, dtype: mx.Dtype) -> None:
             eps=0.1,
             dtype=dtype,
         )
-        grads, decay, squares = run(
+        grads, decay_sum, squares = run(
             "memory_fold",
             weights=weights,
             scales=scales,
             grads=grads,
-            decay=decay,
+            decay_sum=decay_sum,
             rows=rows[:, :, chunk],
         )
-        weights, scales, momentum, grads, decay = run(
+        weights, scales, momentum, grads, decay_sum = run(
             "memory_write",
             weights=weights,
             scales=scales,
             momentum=momentum,
             grads=grads,
             squares=squares,
-            decay=decay,
+            decay_sum=decay_sum,
             tokens=tokens,
             norms=norms,
             max_norm=3.0,

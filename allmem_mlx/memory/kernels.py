@@ -132,7 +132,7 @@ def units_of_fold(h: int) -> int:
 def memory_inputs(
     *,
     projected: mx.array,
-    tail: mx.array,
+    conv_state: mx.array,
     conv_weight: mx.array,
     rate_bias: mx.array,
     q_norm: mx.array,
@@ -145,20 +145,28 @@ def memory_inputs(
         "memory_inputs",
         (
             "projected",
-            "tail",
+            "conv_state",
             "conv_weight",
             "rate_bias",
             "q_norm",
             "k_norm",
             "rate_offset",
         ),
-        ("queries", "rows", "gates", "new_tail"),
+        ("queries", "rows", "gates", "new_conv_state"),
     )
     offset = _constant(ops.rate_offset(learning_rate))
     segments = -(-T // SEGMENT)
     return tuple(
         kernel(
-            inputs=[projected, tail, conv_weight, rate_bias, q_norm, k_norm, offset],
+            inputs=[
+                projected,
+                conv_state,
+                conv_weight,
+                rate_bias,
+                q_norm,
+                k_norm,
+                offset,
+            ],
             template=[
                 ("InT", projected.dtype),
                 ("P", p),
@@ -167,7 +175,12 @@ def memory_inputs(
             ],
             grid=(3 * 32, n, B * segments),
             threadgroup=(3 * 32, 1, 1),
-            output_shapes=[(B, n, T, p), (B, n, T, 2 * p + 4), (B, n, T), tail.shape],
+            output_shapes=[
+                (B, n, T, p),
+                (B, n, T, 2 * p + 4),
+                (B, n, T),
+                conv_state.shape,
+            ],
             output_dtypes=[mx.float32, mx.float32, mx.float32, projected.dtype],
         )
     )
@@ -213,19 +226,19 @@ def memory_fold(
     weights: FastWeights,
     scales: FastWeights,
     grads: FastWeights,
-    decay: mx.array,
+    decay_sum: mx.array,
     rows: mx.array,
 ) -> tuple[FastWeights, mx.array, mx.array]:
     B, n, h, p = weights.gate.shape
     kernel = _kernel(
         "memory_fold",
-        (*_names("w"), *_names("s"), *_names("g"), "decay", "rows"),
-        ("gate_out", "up_out", "down_out", "decay_out", "squares"),
+        (*_names("w"), *_names("s"), *_names("g"), "decay_sum", "rows"),
+        ("gate_out", "up_out", "down_out", "decay_sum_out", "squares"),
         strided=True,
     )
     units = units_of_fold(h)
-    whole = map(mx.contiguous, (*weights, *scales, *grads, decay))
-    *new, decay, squares = kernel(
+    whole = map(mx.contiguous, (*weights, *scales, *grads, decay_sum))
+    *new, decay_sum, squares = kernel(
         inputs=[*whole, rows],
         template=[("P", p), ("H", h), ("UNITS", units), ("TOKENS", FOLD_TOKENS)],
         grid=(4 * h, B * n, 1),
@@ -233,7 +246,7 @@ def memory_fold(
         output_shapes=[*(w.shape for w in weights), (B, n), (B, n, 3, h // 8)],
         output_dtypes=[mx.float32] * 5,
     )
-    return FastWeights(*new), decay, squares
+    return FastWeights(*new), decay_sum, squares
 
 
 def memory_write(
@@ -243,7 +256,7 @@ def memory_write(
     momentum: FastWeights,
     grads: FastWeights,
     squares: mx.array,
-    decay: mx.array,
+    decay_sum: mx.array,
     tokens: int,
     norms: FastWeights,
     max_norm: float,
@@ -257,19 +270,19 @@ def memory_write(
             *_names("m"),
             *_names("g"),
             "squares",
-            "decay",
+            "decay_sum",
             *_names("n"),
             "limits",
         ),
-        (*(name for kind in "wsmg" for name in _names(kind, "_out")), "decay_out"),
+        (*(name for kind in "wsmg" for name in _names(kind, "_out")), "decay_sum_out"),
     )
     state = (*weights, *scales, *momentum, *grads)
     outputs = kernel(
-        inputs=[*state, squares, decay, *norms, _constant(max_norm, tokens)],
+        inputs=[*state, squares, decay_sum, *norms, _constant(max_norm, tokens)],
         template=[("P", p), ("H", h), ("PARTS", squares.shape[-1])],
         grid=(32 * p, 3 * n, B),
         threadgroup=(256, 1, 1),
-        output_shapes=[x.shape for x in (*state, decay)],
+        output_shapes=[x.shape for x in (*state, decay_sum)],
         output_dtypes=[mx.float32] * 13,
     )
     new = [FastWeights(*outputs[i : i + 3]) for i in range(0, 12, 3)]

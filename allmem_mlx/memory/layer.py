@@ -1,6 +1,6 @@
 """The memory branch of a hybrid layer: projections, convolution, rates and gates.
 
-What it computes from the layer's normed input u (AllMem, arXiv 2602.13680, section 3):
+From the layer's normed input u it computes (AllMem, arXiv 2602.13680, section 3):
 
     q, k = L2(RMSNorm(SiLU(conv(W u)))),  v = SiLU(conv(W x))       per head
     eta  = softplus(lr(u) + b0),  m = sigmoid(momentum(u)),  g = sigmoid(gate(u))
@@ -25,29 +25,29 @@ from .ops import RMS_EPS
 
 
 class MemoryState(NamedTuple):
-    """What one layer's memory holds between calls, for a batch of B documents.
+    """The state of one layer's memory between calls, for a batch of B documents.
 
-    Everything but ``tail`` is float32. The arrays stand in this order in the
-    ``ArraysCache`` of the layer. A token waits in ``block`` until the block is full.
+    Everything but ``conv_state`` is float32. The arrays stand in this order in the
+    ``ArraysCache`` of the layer. A token is ``pending`` until ``fold`` of them are.
 
     Args:
-        tail: the last ``conv_kernel - 1`` inputs of the convolution, ``[B, k-1, 3np]``.
+        conv_state: the last ``conv_kernel - 1`` inputs of the convolution, ``[B, k-1, 3np]``.
         weights: W, the fast weights.
-        scales: what makes U of them, ``[B, n, rows, 1]``.
+        scales: the factors of the rows of W in U, ``[B, n, rows, 1]``.
         momentum: M.
         grads: G, the open chunk's gradient so far.
-        block: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``; rows
+        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``; rows
             not yet filled are zero.
-        decay: the sum of m over the tokens in G, ``[B, n]``.
+        decay_sum: the sum of m over the tokens in G, ``[B, n]``.
     """
 
-    tail: mx.array
+    conv_state: mx.array
     weights: FastWeights
     scales: FastWeights
     momentum: FastWeights
     grads: FastWeights
-    block: mx.array
-    decay: mx.array
+    pending: mx.array
+    decay_sum: mx.array
 
     @classmethod
     def size(cls) -> int:
@@ -56,21 +56,21 @@ class MemoryState(NamedTuple):
 
     @classmethod
     def from_arrays(cls, arrays: list[mx.array]) -> "MemoryState":
-        tail, *matrices, block, decay = arrays
+        conv_state, *matrices, pending, decay_sum = arrays
         weights, scales, momentum, grads = (
             FastWeights(*matrices[i : i + 3]) for i in range(0, 12, 3)
         )
-        return cls(tail, weights, scales, momentum, grads, block, decay)
+        return cls(conv_state, weights, scales, momentum, grads, pending, decay_sum)
 
     def arrays(self) -> list[mx.array]:
         return [
-            self.tail,
+            self.conv_state,
             *self.weights,
             *self.scales,
             *self.momentum,
             *self.grads,
-            self.block,
-            self.decay,
+            self.pending,
+            self.decay_sum,
         ]
 
 
@@ -123,9 +123,9 @@ class Memory(nn.Module):
     @classmethod
     def of(cls, memory: "Memory") -> "Memory":
         """A memory of this kind with the parameters of another."""
-        same = copy.copy(memory)
-        same.__class__ = cls
-        return same
+        other = copy.copy(memory)
+        other.__class__ = cls
+        return other
 
     def _initial_taps(self) -> mx.array:
         """``[3np, k]``: q and v see the token itself, k the token before it.
@@ -134,11 +134,11 @@ class Memory(nn.Module):
         token t, it recalls token t.
         """
         width, taps = self.config.heads * self.config.head_dim, self.config.conv_kernel
-        own = mx.zeros((width, taps))
-        own[:, -1] = 1
+        current = mx.zeros((width, taps))
+        current[:, -1] = 1
         previous = mx.zeros((width, taps))
         previous[:, max(-2, -taps)] = 1
-        return mx.concatenate([own, previous, own])
+        return mx.concatenate([current, previous, current])
 
     @property
     def initial_weights(self) -> FastWeights:
@@ -166,13 +166,13 @@ class Memory(nn.Module):
 
         weights = of_batch(self.initial_weights)
         return MemoryState(
-            tail=mx.zeros((batch, c.conv_kernel - 1, 3 * n * p), dtype),
+            conv_state=mx.zeros((batch, c.conv_kernel - 1, 3 * n * p), dtype),
             weights=weights,
             scales=of_batch(scales),
             momentum=_zeros_like(weights),
             grads=_zeros_like(weights),
-            block=mx.zeros((batch, n, c.fold, 2 * p + 4)),
-            decay=mx.zeros((batch, n)),
+            pending=mx.zeros((batch, n, c.fold, 2 * p + 4)),
+            decay_sum=mx.zeros((batch, n)),
         )
 
     @property
@@ -181,15 +181,15 @@ class Memory(nn.Module):
 
         Every write needs them: they are computed once for the same arrays.
         """
-        own = (self.w0_gate, self.w0_up, self.w0_down)
+        initial = (self.w0_gate, self.w0_up, self.w0_down)
         of, norms = self._norms
-        if any(x is not y for x, y in zip(own, of, strict=True)):
+        if any(x is not y for x, y in zip(initial, of, strict=True)):
             norms = fast_weights.row_norms(self.initial_weights)
             # By this thread, as others may use them too. While a function is traced,
             # nothing can be evaluated.
             with suppress(ValueError):
                 mx.eval(norms)
-            self._norms = own, norms
+            self._norms = initial, norms
         return norms
 
     def _projected(self, u: mx.array, embedded: Any) -> mx.array:
@@ -223,16 +223,16 @@ class Memory(nn.Module):
         else:
             state = MemoryState.from_arrays(cache.cache)
 
-        queries, rows, gates, tail = ops.memory_inputs(
+        queries, rows, gates, conv_state = ops.memory_inputs(
             projected=self._projected(u, embedded),
-            tail=state.tail,
+            conv_state=state.conv_state,
             conv_weight=self.conv_weight,
             rate_bias=self.rate_bias,
             q_norm=self.q_norm.weight,
             k_norm=self.k_norm.weight,
             learning_rate=c.learning_rate,
         )
-        state = state._replace(tail=tail)
+        state = state._replace(conv_state=conv_state)
         recalled = []
         for start in range(0, T, c.chunk):
             chunk = slice(start, min(start + c.chunk, T))
@@ -254,8 +254,8 @@ class Memory(nn.Module):
     def learn(
         self, ops: kernels.Operations, state: MemoryState, rows: mx.array, token: int
     ) -> MemoryState:
-        """Learns T tokens of one chunk: adds the gradient of every completed block of
-        ``fold`` tokens to G, and writes W where the chunk ends.
+        """Learns T tokens of one chunk: adds the gradient of every ``fold`` tokens to
+        G, and writes W where the chunk ends.
 
         Args:
             ops (Operations): to use.
@@ -266,35 +266,35 @@ class Memory(nn.Module):
         c = self.config
         T, waiting = rows.shape[2], token % c.fold
         if waiting + T < c.fold:
-            block = state.block[...]  # the old state stays as it was
-            block[:, :, waiting : waiting + T] = rows
-            return state._replace(block=block)
+            pending = state.pending[...]  # the old state stays as it was
+            pending[:, :, waiting : waiting + T] = rows
+            return state._replace(pending=pending)
 
         if waiting:
-            rows = mx.concatenate([state.block[:, :, :waiting], rows], axis=2)
+            rows = mx.concatenate([state.pending[:, :, :waiting], rows], axis=2)
         full = rows.shape[2] // c.fold * c.fold
-        grads, decay, squares = ops.memory_fold(
+        grads, decay_sum, squares = ops.memory_fold(
             weights=state.weights,
             scales=state.scales,
             grads=state.grads,
-            decay=state.decay,
+            decay_sum=state.decay_sum,
             rows=rows[:, :, :full],
         )
-        state = state._replace(grads=grads, decay=decay)
+        state = state._replace(grads=grads, decay_sum=decay_sum)
         left = rows[:, :, full:]
         if waiting or left.shape[2]:  # else no token waited, and none does
             padding = [(0, 0), (0, 0), (0, c.fold - left.shape[2]), (0, 0)]
-            state = state._replace(block=mx.pad(left, padding))
+            state = state._replace(pending=mx.pad(left, padding))
         if (token + T) % c.chunk:
             return state
 
-        weights, scales, momentum, grads, decay = ops.memory_write(
+        weights, scales, momentum, grads, decay_sum = ops.memory_write(
             weights=state.weights,
             scales=state.scales,
             momentum=state.momentum,
             grads=state.grads,
             squares=squares,
-            decay=state.decay,
+            decay_sum=state.decay_sum,
             tokens=c.chunk,
             norms=self.initial_norms,
             max_norm=c.max_update_norm,
@@ -304,5 +304,5 @@ class Memory(nn.Module):
             scales=scales,
             momentum=momentum,
             grads=grads,
-            decay=decay,
+            decay_sum=decay_sum,
         )

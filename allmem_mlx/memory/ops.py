@@ -36,21 +36,21 @@ def _unit(x: mx.array) -> mx.array:
 def memory_inputs(
     *,
     projected: mx.array,
-    tail: mx.array,
+    conv_state: mx.array,
     conv_weight: mx.array,
     rate_bias: mx.array,
     q_norm: mx.array,
     k_norm: mx.array,
     learning_rate: float,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """What the memory takes from T tokens (AllMem, section 3):
+    """The memory's queries, rows and gates of T tokens (AllMem, section 3):
 
         q, k = L2(RMSNorm(SiLU(conv(x)))),  v = SiLU(conv(x))
         eta = softplus(x + bias + b0),  m, g = sigmoid(x + bias)
 
     Args:
         projected (mx.array): x for q, k, v, eta, m and g, ``[B, T, 3np + 5n]``.
-        tail (mx.array): q, k and v of the ``taps - 1`` tokens before,
+        conv_state (mx.array): q, k and v of the ``taps - 1`` tokens before,
             ``[B, taps - 1, 3np]``.
         conv_weight (mx.array): ``[3np, taps]``.
         rate_bias (mx.array): of eta (3n), m (n) and g (n), ``[5n]``.
@@ -60,15 +60,15 @@ def memory_inputs(
 
     Returns:
         tuple: in float32, queries ``[B, n, T, p]``, rows ``[B, n, T, 2p + 4]`` and
-        gates ``[B, n, T]``; and the new tail.
+        gates ``[B, n, T]``; and the new conv_state.
     """
     B, T, _ = projected.shape
     n, p = rate_bias.size // 5, q_norm.size
     taps = conv_weight.shape[1]
     qkv, rates = mx.split(projected, [3 * n * p], axis=-1)
-    qkv = mx.concatenate([tail, qkv], axis=1)
+    qkv = mx.concatenate([conv_state, qkv], axis=1)
     # A copy: a slice would keep all of it.
-    tail = mx.take(qkv, mx.arange(T, T + taps - 1), axis=1)
+    conv_state = mx.take(qkv, mx.arange(T, T + taps - 1), axis=1)
 
     qkv, taps_of = qkv.astype(mx.float32), conv_weight.astype(mx.float32)
     mixed: Any = sum(taps_of[:, i] * qkv[:, i : i + T] for i in range(taps))
@@ -84,7 +84,7 @@ def memory_inputs(
     decay = mx.sigmoid(decay).swapaxes(1, 2)[..., None]
     gates = mx.sigmoid(gates).swapaxes(1, 2)
     rows = mx.concatenate([keys, values, eta, decay], axis=-1)
-    return queries, rows, gates, tail
+    return queries, rows, gates, conv_state
 
 
 def memory_read(
@@ -120,16 +120,16 @@ def memory_fold(
     weights: FastWeights,
     scales: FastWeights,
     grads: FastWeights,
-    decay: mx.array,
+    decay_sum: mx.array,
     rows: mx.array,
 ) -> tuple[FastWeights, mx.array, mx.array]:
-    """Adds the gradient of T tokens to G, and their m to the sum of decays.
+    """Adds the gradient of T tokens to G, and their m to the sum of m.
 
     Args:
         weights (FastWeights): W.
-        scales (FastWeights): what makes U of it, :func:`fast_weights.row_scales`.
+        scales (FastWeights): those of its rows in U, :func:`.row_scales`.
         grads (FastWeights): G, the open chunk's gradient so far.
-        decay (mx.array): the open chunk's sum of m so far, ``[B, n]``.
+        decay_sum (mx.array): the open chunk's sum of m so far, ``[B, n]``.
         rows (mx.array): ``[B, n, T, 2p + 4]``.
 
     Returns:
@@ -142,7 +142,7 @@ def memory_fold(
     added = fast_weights.gradient(unified, keys, values, rates)
     grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
     squares = fast_weights.squared_norms(grads)[..., None]
-    return grads, decay + decays.sum((-2, -1)), squares
+    return grads, decay_sum + decays.sum((-2, -1)), squares
 
 
 def memory_write(
@@ -152,7 +152,7 @@ def memory_write(
     momentum: FastWeights,
     grads: FastWeights,
     squares: mx.array,
-    decay: mx.array,
+    decay_sum: mx.array,
     tokens: int,
     norms: FastWeights,
     max_norm: float,
@@ -161,13 +161,13 @@ def memory_write(
 
     Args:
         weights (FastWeights): W.
-        scales (FastWeights): what makes U of it.
+        scales (FastWeights): those of its rows in U.
         momentum (FastWeights): M of the chunk before.
         grads (FastWeights): G of the whole chunk.
         squares (mx.array): of G, as the last :func:`memory_fold` left them.
-        decay (mx.array): the chunk's sum of m, ``[B, n]``; mu is their mean.
+        decay_sum (mx.array): the chunk's sum of m, ``[B, n]``; mu is their mean.
         tokens (int): number of tokens of the chunk.
-        norms (FastWeights): N, :func:`fast_weights.row_norms` of the initial weights,
+        norms (FastWeights): N, :func:`.row_norms` of the initial weights,
             ``[n, rows, 1]``.
         max_norm (float): Theta.
 
@@ -176,8 +176,8 @@ def memory_write(
     """
     unified = fast_weights.normalize(weights, scales)
     weights, momentum = fast_weights.write(
-        unified, momentum, grads, squares.sum(-1), decay / tokens, max_norm
+        unified, momentum, grads, squares.sum(-1), decay_sum / tokens, max_norm
     )
     grads = FastWeights(*(mx.zeros_like(g) for g in grads))
     scales = fast_weights.row_scales(weights, norms)
-    return weights, scales, momentum, grads, mx.zeros_like(decay)
+    return weights, scales, momentum, grads, mx.zeros_like(decay_sum)

@@ -42,7 +42,7 @@ def _open(path: Path) -> tuple[Source, Architecture]:
 def read_config(
     source: Source, family: Architecture, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """The ``config.json`` that the model has on the hub.
+    """The ``config.json`` of the model, in the form of transformers.
 
     Args:
         source (Source): the file.
@@ -52,6 +52,8 @@ def read_config(
     Raises:
         AllMemError: if a setting is missing, impossible or not supported.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     heads = source.get("attention.head_count", int)
     if rotated(source) != 1.0 and not family.partial:
         raise source.error("rope.dimension_count: partial RoPE is not supported")
@@ -60,7 +62,6 @@ def read_config(
         raise source.error(f"{EMBEDDING} has {rows} rows for {tokens} tokens")
     config = {
         "model_type": family.model_type,
-        "architectures": [family.hf_class],
         "hidden_size": source.get("embedding_length", int),
         "num_hidden_layers": source.layers,
         "intermediate_size": source.get("feed_forward_length", int),
@@ -75,17 +76,18 @@ def read_config(
         "eos_token_id": end_of_text(vocabulary),
         **family.settings(source),
     }
-    source.check_asked()
-    return config
+    source.check_unused()
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]
+    return {**config, "architectures": [name]}
 
 
 def _halves(x: np.ndarray, size: int, columns: int) -> np.ndarray:
-    """Rows of heads whose neighbours are rotated together, in transformers' order: it
-    rotates the first half of a head with the second."""
+    """Rows of heads in transformers' order: llama.cpp rotates neighbours together,
+    transformers the first half of a head with the second."""
     return x.reshape(-1, size // 2, 2, columns).swapaxes(1, 2).reshape(x.shape)
 
 
-def _less(x: np.ndarray, offset: float) -> np.ndarray:
+def _subtract(x: np.ndarray, offset: float) -> np.ndarray:
     return x - np.float32(offset)
 
 
@@ -116,16 +118,17 @@ def read_weights(source: Source, family: Architecture) -> list[Weight]:
             if (tensor.columns if vector else tensor.rows) % size or size % 2:
                 raise source.error(f"tensor {name} is not made of heads of {size} rows")
             columns = 1 if vector else tensor.columns
-            change = partial(_halves, size=size, columns=columns)
-            weight = replace(weight, group=1 if vector else size, change=change)
+            transform = partial(_halves, size=size, columns=columns)
+            weight = replace(weight, group=1 if vector else size, transform=transform)
         if family.norm_offset and "norm" in stem and kind == "weight":
-            weight = replace(weight, change=partial(_less, offset=family.norm_offset))
+            transform = partial(_subtract, offset=family.norm_offset)
+            weight = replace(weight, transform=transform)
         weights.append(weight)
     return weights
 
 
 def _dtype(source: Source, family: Architecture) -> str:
-    """The type that the file's model has, or that a quantised one is best read in."""
+    """The type of the weights, or one that suits a quantised file."""
     kind = source.tensors[EMBEDDING].kind.name
     return {"F32": "float32", "BF16": "bfloat16"}.get(kind, family.dtype)
 

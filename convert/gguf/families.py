@@ -1,11 +1,12 @@
 """The families of models that GGUF files hold, as llama.cpp stores them.
 
-A family is data: names of tensors, and a function that reads its settings. llama.cpp
-knows by heart what a file does not say; so do these functions.
+A family is data: names of tensors, and a function that reads its settings. Settings
+that llama.cpp hard-codes are not in the file; these functions know them too.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .rope import rope_parameters
@@ -37,7 +38,8 @@ FUSED_MLP = {"ffn_up": "mlp.gate_up_proj"}
 
 
 def _layer_types(source: Source, period: int) -> list[str]:
-    """From the period of the global layers, or a list of those that slide."""
+    """The type of every layer: the file has a list of the sliding layers, or the period
+    of the global ones."""
     key, layers = "attention.sliding_window_pattern", source.layers
     name = f"{source.architecture}.{key}"
     if isinstance(source.metadata.values.get(name), list):
@@ -57,7 +59,8 @@ def _rms(source: Source) -> dict[str, Any]:
 
 
 def _eps(source: Source) -> float:
-    return source.get("attention.layer_norm_epsilon", float)
+    eps: float = source.get("attention.layer_norm_epsilon", float)
+    return eps
 
 
 def _biases(source: Source) -> dict[str, Any]:
@@ -77,7 +80,6 @@ def _llama(source: Source) -> dict[str, Any]:
     return {
         **_rms(source),
         "model_type": "mistral",
-        "architectures": ["MistralForCausalLM"],
         "sliding_window": window,
     }
 
@@ -87,7 +89,8 @@ def _gemma(source: Source) -> dict[str, Any]:
 
 
 def _attention_scale(source: Source, largest: int) -> dict[str, Any]:
-    """Of Gemma: by the size of a head, or of its share in the largest model."""
+    """Gemma's scale of attention: the size of a head or, in the largest model, the
+    share of the width."""
     share = source.get("embedding_length", int) // source.get(
         "attention.head_count", int
     )
@@ -109,7 +112,6 @@ def _gemma2(source: Source) -> dict[str, Any]:
 
 def _gemma3(source: Source) -> dict[str, Any]:
     window = source.get("attention.sliding_window", int, 0)
-    local = source.get("rope.freq_base_swa", float, 10000.0)
     return {
         **_gemma(source),
         **_attention_scale(source, 62),
@@ -117,10 +119,22 @@ def _gemma3(source: Source) -> dict[str, Any]:
         "attn_logit_softcapping": None,
         "sliding_window": window,
         "layer_types": _layer_types(source, 6 if window else 1),
+        **_two_ropes(source, 10000.0),
+    }
+
+
+def _two_ropes(source: Source, theta: float) -> dict[str, Any]:
+    """Rotary embeddings of global layers, which may be scaled, and of sliding ones.
+
+    Args:
+        theta (float): the base of sliding layers that the file may leave out.
+    """
+    theta = source.get("rope.freq_base_swa", float, theta)
+    return {
         "rope_parameters": {
             "full_attention": rope_parameters(source),
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
+            "sliding_attention": {"rope_type": "default", "rope_theta": theta},
+        }
     }
 
 
@@ -136,7 +150,7 @@ def _phi3(source: Source) -> dict[str, Any]:
 
 
 def _starcoder2(source: Source) -> dict[str, Any]:
-    # A file does not say the window that some have, and llama.cpp uses none.
+    # A window is not in the file, and llama.cpp uses none.
     return {"norm_epsilon": _eps(source), "use_bias": True, "sliding_window": None}
 
 
@@ -177,18 +191,12 @@ def _olmo2(source: Source) -> dict[str, Any]:
     settings = {**_rms(source), "attention_bias": source.has_tensor("attn_q.bias")}
     if not (window := source.get("attention.sliding_window", int, 0)):
         return settings
-    rope = rope_parameters(source)  # only global layers are scaled
-    local = source.get("rope.freq_base_swa", float, rope["rope_theta"])
     return {
         **settings,
         "model_type": "olmo3",
-        "architectures": ["Olmo3ForCausalLM"],
         "sliding_window": window,
         "layer_types": _layer_types(source, 4),
-        "rope_parameters": {
-            "full_attention": rope,
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
+        **_two_ropes(source, rope_parameters(source)["rope_theta"]),
     }
 
 
@@ -230,19 +238,17 @@ class Architecture:
 
     Args:
         model_type (str): the family in transformers.
-        hf_class (str): its class there.
-        settings (callable): what is in ``config.json`` beside the sizes.
+        settings (callable): reads the settings of ``config.json`` beside the sizes.
         tensors (dict): names of tensors, in the file and in transformers' model,
             that are not in ``TENSORS``.
-        interleaved (bool): whether the rows of q and k that are rotated together
-            stand together.
-        norm_offset (float): what was added to the weights of norms.
+        interleaved (bool): whether rows of q and k that are rotated together are
+            neighbours.
+        norm_offset (float): the offset that was added to the weights of norms.
         partial (bool): whether part of a head may be rotated.
-        dtype (str): the type in which the family does not overflow.
+        dtype (str): a type in which the family does not overflow.
     """
 
     model_type: str
-    hf_class: str
     settings: Callable[[Source], dict[str, Any]]
     tensors: dict[str, str] = field(default_factory=dict)
     interleaved: bool = False
@@ -252,32 +258,16 @@ class Architecture:
 
 
 GEMMA2 = {**POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
+gemma = partial(Architecture, norm_offset=1.0, dtype="bfloat16")
 ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _llama, interleaved=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _rms),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _rms, QK_NORMS),
-    "gemma": Architecture(
-        "gemma", "GemmaForCausalLM", _gemma, norm_offset=1.0, dtype="bfloat16"
-    ),
-    "gemma2": Architecture(
-        "gemma2",
-        "Gemma2ForCausalLM",
-        _gemma2,
-        GEMMA2,
-        norm_offset=1.0,
-        dtype="bfloat16",
-    ),
-    "gemma3": Architecture(
-        "gemma3_text",
-        "Gemma3ForCausalLM",
-        _gemma3,
-        {**GEMMA2, **QK_NORMS},
-        norm_offset=1.0,
-        dtype="bfloat16",
-    ),
+    "llama": Architecture("llama", _llama, interleaved=True),
+    "qwen2": Architecture("qwen2", _rms),
+    "qwen3": Architecture("qwen3", _rms, QK_NORMS),
+    "gemma": gemma("gemma", _gemma),
+    "gemma2": gemma("gemma2", _gemma2, GEMMA2),
+    "gemma3": gemma("gemma3_text", _gemma3, GEMMA2 | QK_NORMS),
     "phi2": Architecture(
         "phi",
-        "PhiForCausalLM",
         lambda source: {"layer_norm_eps": _eps(source), "qk_layernorm": False},
         {
             "output_norm": "model.final_layernorm",
@@ -288,40 +278,23 @@ ARCHITECTURES = {
         partial=True,
     ),
     "phi3": Architecture(
-        "phi3",
-        "Phi3ForCausalLM",
-        _phi3,
-        {"attn_qkv": "self_attn.qkv_proj", **FUSED_MLP},
-        partial=True,
+        "phi3", _phi3, {"attn_qkv": "self_attn.qkv_proj", **FUSED_MLP}, partial=True
     ),
     "starcoder2": Architecture(
-        "starcoder2",
-        "Starcoder2ForCausalLM",
-        _starcoder2,
-        {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        "starcoder2", _starcoder2, {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
     ),
-    "granite": Architecture(
-        "granite", "GraniteForCausalLM", _granite, interleaved=True
-    ),
-    "command-r": Architecture("cohere", "CohereForCausalLM", _cohere, QK_NORMS),
-    "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _cohere2),
-    "olmo2": Architecture(
-        "olmo2", "Olmo2ForCausalLM", _olmo2, {**POST_NORMS, **QK_NORMS}
-    ),
-    "smollm3": Architecture(
-        "smollm3", "SmolLM3ForCausalLM", _smollm3, interleaved=True
-    ),
+    "granite": Architecture("granite", _granite, interleaved=True),
+    "command-r": Architecture("cohere", _cohere, QK_NORMS),
+    "cohere2": Architecture("cohere2", _cohere2),
+    "olmo2": Architecture("olmo2", _olmo2, POST_NORMS | QK_NORMS),
+    "smollm3": Architecture("smollm3", _smollm3, interleaved=True),
     "ernie4_5": Architecture(
         "ernie4_5",
-        "Ernie4_5ForCausalLM",
         lambda source: {**_rms(source), "use_bias": source.has_tensor("attn_q.bias")},
     ),
-    "exaone4": Architecture(
-        "exaone4", "Exaone4ForCausalLM", _exaone4, {**POST_NORMS, **QK_NORMS}
-    ),
+    "exaone4": Architecture("exaone4", _exaone4, POST_NORMS | QK_NORMS),
     "glm4": Architecture(
         "glm4",
-        "Glm4ForCausalLM",
         lambda source: {
             **_rms(source),
             "attention_bias": source.has_tensor("attn_q.bias"),
@@ -336,7 +309,6 @@ ARCHITECTURES = {
     ),
     "seed_oss": Architecture(
         "seed_oss",
-        "SeedOssForCausalLM",
         lambda source: {
             **_rms(source),
             **_biases(source),
@@ -344,12 +316,9 @@ ARCHITECTURES = {
         },
         {"post_attention_norm": "post_attention_layernorm"},
     ),
-    "stablelm": Architecture(
-        "stablelm", "StableLmForCausalLM", _stablelm, partial=True
-    ),
+    "stablelm": Architecture("stablelm", _stablelm, partial=True),
     "nemotron": Architecture(
         "nemotron",
-        "NemotronForCausalLM",
         lambda source: {**_biases(source), "norm_eps": _eps(source)},
         norm_offset=1.0,
         partial=True,

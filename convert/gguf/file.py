@@ -1,14 +1,14 @@
 """A GGUF file: its metadata, and its tensors as rows of float32.
 
-The header is read here and not by ``gguf.GGUFReader``, which believes the counts and
-lengths that a damaged file states, and keeps an object for every token. Types of
-tensors, their sizes and their values are the gguf package's.
+The header is not read by ``gguf.GGUFReader``, which trusts the counts and lengths in a
+damaged file and keeps an object for every token. Types of tensors, their sizes and
+their values are the gguf package's.
 """
 
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,12 +20,12 @@ from allmem_mlx.errors import AllMemError
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-STRING, ARRAY = 8, 9  # types of a value; the others are numbers:
+STRING, ARRAY = 8, 9  # types of a value; the others are numbers
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?"}
 NUMBERS |= {10: "Q", 11: "q", 12: "d"}
 FLOAT32 = "f"
-WHAT = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-WHAT |= {list: "a list"}
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+KINDS |= {list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Tensor:
         name (str): its name in the file.
         kind (GGMLQuantizationType): how its values are stored.
         shape (tuple): its sizes, as in numpy.
-        offset (int): where its first byte is.
+        offset (int): the position of its first byte.
     """
 
     path: Path
@@ -84,17 +84,17 @@ class Tensor:
 
 
 class Metadata:
-    """The key-value block of a file, which remembers what was asked for.
+    """The key-value pairs of a file, with a record of the keys that were used.
 
     Args:
         path (Path): the file.
-        values (dict): the block.
+        values (dict): the pairs.
     """
 
     def __init__(self, path: Path, values: dict[str, Any]):
         self.path = path
         self.values = values
-        self.asked: set[str] = set()
+        self.used: set[str] = set()
 
     def get(self, key: str, kind: type, *default: Any) -> Any:
         """The value of a key.
@@ -102,12 +102,12 @@ class Metadata:
         Args:
             key (str): its name.
             kind (type): ``str``, ``int``, ``float``, ``bool`` or ``list``.
-            default: what to return if there is none.
+            default: the value if there is none.
 
         Raises:
             AllMemError: if it is of another type, or missing without a default.
         """
-        self.asked.add(key)
+        self.used.add(key)
         if key not in self.values:
             if default:
                 return default[0]
@@ -117,25 +117,25 @@ class Metadata:
             x = float(x)
         if type(x) is not kind or (isinstance(x, float) and not math.isfinite(x)):
             raise AllMemError(
-                f"{self.path}: {key} is {str(x)[:40]!r}; it must be {WHAT[kind]}"
+                f"{self.path}: {key} is {str(x)[:40]!r}; it must be {KINDS[kind]}"
             )
         return x
 
-    def not_asked(self, prefix: str) -> list[str]:
-        """Keys of a namespace that nothing has asked for."""
-        return [k for k in self.values if k.startswith(prefix) and k not in self.asked]
+    def unused(self, prefix: str) -> list[str]:
+        """Keys of a namespace that were not used."""
+        return [k for k in self.values if k.startswith(prefix) and k not in self.used]
 
 
 class _Header:
-    """Reads a file from its start, and never more than there is."""
+    """Reads the header of a file, whose counts and lengths are not trusted."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
 
-    def damaged(self, what: str) -> AllMemError:
+    def damaged(self, text: str) -> AllMemError:
         return AllMemError(
-            f"{self.path} is damaged or incomplete: {what}; get it again"
+            f"{self.path} is damaged or incomplete: {text}; get it again"
         )
 
     def take(self, size: int) -> bytes:
@@ -145,14 +145,14 @@ class _Header:
 
     def number(self, code: str) -> Any:
         (x,) = struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))
-        # As the shortest decimal that means it: 1e-05 and not 9.999999747378752e-06.
+        # The shortest decimal of the number: 1e-05, not 9.999999747378752e-06.
         return float(f"{x:.7g}") if code == FLOAT32 else x
 
     def text(self) -> str:
         try:
             return self.take(self.number("Q")).decode()
         except UnicodeDecodeError:
-            raise self.damaged("a text is not UTF-8") from None
+            raise self.damaged("text in it is not UTF-8") from None
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -188,7 +188,7 @@ class _Header:
 
 
 def read_header(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
-    """What a GGUF file holds, without reading a tensor.
+    """Reads the metadata of a GGUF file, and the places of its tensors.
 
     Args:
         path (Path): the file.
@@ -211,7 +211,7 @@ def read_header(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
         for _ in range(value_count):
             key = header.text()
             if key in values:
-                raise header.damaged(f"{key} stands twice")
+                raise header.damaged(f"{key} is there twice")
             values[key] = header.value(header.number("I"))
         metadata = Metadata(path, values)
         alignment = metadata.get("general.alignment", int, ALIGNMENT)
@@ -223,11 +223,11 @@ def read_header(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     for t in relative:
         if t.name in tensors:
-            raise header.damaged(f"tensor {t.name} stands twice")
-        absolute = Tensor(path, t.name, t.kind, t.shape, start + t.offset)
+            raise header.damaged(f"tensor {t.name} is there twice")
+        absolute = replace(t, offset=start + t.offset)
         if absolute.offset + t.rows * t.row_bytes > header.size:
             raise header.damaged(
-                f"tensor {t.name} ends behind the file's last byte, {header.size}"
+                f"tensor {t.name} ends after the file's last byte, {header.size}"
             )
         tensors[t.name] = absolute
     return metadata, tensors

@@ -1,7 +1,7 @@
-r"""How text is cut before the merges of a byte-level BPE, by ``tokenizer.ggml.pre``.
+r"""The pre-tokenizers of byte-level BPE, by their name in ``tokenizer.ggml.pre``.
 
-The patterns are those of the ``tokenizer.json`` of the models that the names stand for.
-A name that is missing is one whose way is not known for certain.
+They split text before the merges. The patterns are those in the ``tokenizer.json`` of
+the models that the names stand for; a name is missing if its pattern is not certain.
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,13 @@ CHINESE = "[一-龥ࠀ-一가-퟿]+"
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """What a name means.
+    """How text is split.
 
     Args:
-        patterns (tuple): cut in turn, each match by itself.
-        nfc (bool): whether text is brought into the form NFC first.
-        ignore_merges (bool): whether a piece that is a token is not merged.
-        bos (bool): whether a text starts with a token of its own, if the file does not
-            say.
+        patterns (tuple): applied in turn; each match is a piece.
+        nfc (bool): whether text is normalised to NFC first.
+        ignore_merges (bool): whether a piece that is a token is taken as it is.
+        bos (bool): whether a text starts with the bos token, unless the file says.
     """
 
     patterns: tuple[str, ...]

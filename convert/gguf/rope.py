@@ -12,16 +12,16 @@ LONGROPE = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def rotated(source: Source) -> float:
-    """The part of a head that is rotated."""
+    """The fraction of a head that is rotated."""
     size = source.head_dim
-    count = source.get("rope.dimension_count", int, size)
+    count: int = source.get("rope.dimension_count", int, size)
     if not 0 < count <= size or count % 2:
         raise source.error(f"rope.dimension_count {count} of {size} is not supported")
     return count / size
 
 
 def rope_parameters(source: Source) -> dict[str, Any]:
-    """What stands in ``rope_parameters`` of ``config.json``.
+    """The ``rope_parameters`` of ``config.json``.
 
     Raises:
         AllMemError: if the embedding is scaled in a way that is not supported.
@@ -64,20 +64,21 @@ def _frequencies(theta: float, size: int) -> np.ndarray:
 
 
 def _llama3_factors(frequencies: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """By how much each frequency is divided, as Llama 3.1 does it."""
+    """The divisor of each frequency in Llama 3.1's scaling."""
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
     turns = settings["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return 1 / ((1 - smooth) / settings["factor"] + smooth)
+    slowed: np.ndarray = (1 - smooth) / settings["factor"] + smooth
+    return 1 / slowed
 
 
 def _llama3(source: Source, theta: float) -> dict[str, Any]:
-    """The settings behind the factors that a file states for each frequency.
+    """The settings that give the factors in a file, one for each frequency.
 
-    Between frequencies that are kept and those that are divided by ``factor``, 1 /
-    factor is linear in the frequency. The line has two parameters and the settings are
-    three, so the first is what it is in every model, 1. Where fewer than two
-    frequencies lie on the line, so is the second, 4, and where none does, the third.
+    Between frequencies that stay and those that are divided by ``factor``, 1 / factor
+    is linear in the frequency. The line has two parameters for three settings, so the
+    first is fixed at 1, its value in every model. With fewer than two frequencies on
+    the line, the second is fixed too, at 4, and with none, the third.
     """
     tensor = source.tensors[FACTORS]
     size = round(source.head_dim * rotated(source))

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model."""
+"""A GGUF file as a description of a model."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from allmem_mlx.errors import AllMemError
 
 from .file import Metadata, Tensor
 
-# Keys of an architecture that do not change what it computes for a text.
+# Keys of an architecture that do not change its output for a text.
 HARMLESS = {
     "attention.layer_norm_epsilon",  # a family asks for its own
     "attention.layer_norm_rms_epsilon",
@@ -16,8 +16,8 @@ HARMLESS = {
     "tensor_data_layout",
     "vocab_size",
 }
-# Keys that are sometimes written without meaning anything, and that value.
-MEANINGLESS: dict[str, Any] = {
+# Keys that have no effect at one value, and that value.
+WITHOUT_EFFECT: dict[str, Any] = {
     "attention.causal": True,
     "attention.clamp_kqv": 0.0,
     "attention.max_alibi_bias": 0.0,
@@ -31,10 +31,10 @@ MEANINGLESS: dict[str, Any] = {
 
 
 class Source:
-    """A GGUF file as the functions of its family see it.
+    """A GGUF file for the functions of its family.
 
     Args:
-        metadata (Metadata): its key-value block.
+        metadata (Metadata): its key-value pairs.
         tensors (dict): its tensors.
     """
 
@@ -54,7 +54,7 @@ class Source:
 
     @property
     def layers(self) -> int:
-        count = self.get("block_count", int)
+        count: int = self.get("block_count", int)
         stored = {name.split(".")[1] for name in self.tensors if name[:4] == "blk."}
         if stored != {str(i) for i in range(min(count, len(stored) + 1))}:
             raise self.error(
@@ -69,7 +69,7 @@ class Source:
         width = self.get("embedding_length", int)
         if not 0 < heads <= width:
             raise self.error(f"attention.head_count {heads} of {width} is impossible")
-        size = self.get("attention.key_length", int, width // heads)
+        size: int = self.get("attention.key_length", int, width // heads)
         if self.get("attention.value_length", int, size) != size:
             raise self.error("values of another size than keys are not supported")
         return size
@@ -77,16 +77,18 @@ class Source:
     def error(self, text: str) -> AllMemError:
         return AllMemError(f"{self.path}: {text}")
 
-    def check_asked(self) -> None:
-        """
+    def check_unused(self) -> None:
+        """Refuses settings that were not used and could change the model's output.
+
         Raises:
-            AllMemError: if the file states a setting that nothing has asked for, and
-                that could change what the model computes.
+            AllMemError: naming the first.
         """
         prefix = f"{self.architecture}."
-        for key in self.metadata.not_asked(prefix):
+        for key in self.metadata.unused(prefix):
             name = key.removeprefix(prefix)
             value = self.metadata.values[key]
-            if name in HARMLESS or (name in MEANINGLESS and value == MEANINGLESS[name]):
+            if name in HARMLESS or (
+                name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name]
+            ):
                 continue
             raise self.error(f"{key} = {str(value)[:40]} is not supported")

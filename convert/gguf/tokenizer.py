@@ -16,20 +16,20 @@ from allmem_mlx.errors import AllMemError, reason
 from .pre_tokenizers import PRE_TOKENIZERS
 from .source import Source
 
-# Values of tokenizer.ggml.token_type.
+# The values of tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"  # how sentencepiece writes a space
 
-# Tokens that end a turn, which not every file names as such.
+# Tokens that end a turn; not every file says so.
 ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
-# Keys that do not change how a text is cut.
+# Keys that do not change the tokens of a text.
 HARMLESS = {
     "add_sep_token",  # only between two texts
     "cls_token_id",
     "mask_token_id",
     "seperator_token_id",
     "token_type_count",
-    # What only the other kind of tokenizer reads:
+    # Only the other kind of tokenizer uses these:
     "add_space_prefix",
     "merges",
     "pre",
@@ -39,7 +39,7 @@ FOR_CODE = ("fim_", "prefix_", "suffix_", "middle_")  # ids that only a caller u
 
 
 class Vocabulary:
-    """Tokens, their types and the ids of those with a meaning.
+    """Tokens, their types and the ids of special ones.
 
     Args:
         source (Source): the file.
@@ -68,14 +68,14 @@ class Vocabulary:
         return self.source.metadata.get(f"tokenizer.ggml.{key}", kind, *default)
 
     def values(self, key: str, kind: type) -> list[Any]:
-        entries = self.get(key, list)
+        entries: list[Any] = self.get(key, list)
         if any(type(x) is not kind for x in entries):
             raise self.source.error(f"tokenizer.ggml.{key} is a list of another type")
         return entries
 
     def id(self, name: str) -> int | None:
-        """The id of a token with a meaning, ``eos`` for one."""
-        token = self.get(f"{name}_token_id", int, None)
+        """The id of a special token, such as ``eos``."""
+        token: int | None = self.get(f"{name}_token_id", int, None)
         if token is not None and not 0 <= token < len(self.tokens):
             raise self.source.error(
                 f"tokenizer.ggml.{name}_token_id is {token}; there are "
@@ -118,7 +118,7 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, by the score of the token.
+    """All pairs of tokens that form a third, by falling score of that token.
 
     sentencepiece joins the neighbours whose token has the highest score.
     """
@@ -161,33 +161,28 @@ KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
 def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, bos: bool) -> None:
-    """Tokens that every text starts or ends with."""
+    """Adds the tokens that every text starts or ends with."""
     bos = vocabulary.get("add_bos_token", bool, bos)
     eos = vocabulary.get("add_eos_token", bool, False)
-    ids = {}
+    single, ids = ["$A"], {}
     for name, wanted in (("bos", bos), ("eos", eos)):
-        if wanted:
-            i = vocabulary.id(name)
-            if i is None:
-                raise vocabulary.source.error(
-                    f"a text needs a {name} token, and there is none"
-                )
-            ids[name] = (vocabulary.tokens[i], i)
+        if not wanted:
+            continue
+        if (i := vocabulary.id(name)) is None:
+            raise vocabulary.source.error(
+                f"a text needs a {name} token, and there is none"
+            )
+        token = vocabulary.tokens[i]
+        ids[token] = i
+        single = [token, *single] if name == "bos" else [*single, token]
     if ids:
-        single = ["$A"]
-        if "bos" in ids:
-            single.insert(0, ids["bos"][0])
-        if "eos" in ids:
-            single.append(ids["eos"][0])
         tokenizer.post_processor = TemplateProcessing(
-            single=single, special_tokens=list(dict.fromkeys(ids.values()))
+            single=single, special_tokens=[*ids.items()]
         )
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """
-    Args:
-        vocabulary (Vocabulary): the file's.
+    """The tokenizer of a vocabulary.
 
     Raises:
         AllMemError: if it is of a kind that is not supported, or damaged.
@@ -201,11 +196,13 @@ def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     try:
         tokenizer, bos = KINDS[kind](vocabulary)
         special = vocabulary.of_type(CONTROL, UNKNOWN)
-        own = vocabulary.of_type(USER_DEFINED)
+        user_defined = vocabulary.of_type(USER_DEFINED)
         tokenizer.add_special_tokens(
             [AddedToken(token, normalized=False, special=True) for token in special]
         )
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in own])
+        tokenizer.add_tokens(
+            [AddedToken(token, normalized=False) for token in user_defined]
+        )
         _frame(tokenizer, vocabulary, bos)
     except AllMemError:
         raise
@@ -215,9 +212,9 @@ def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _chat_template(source: Source) -> str | list[dict[str, str]] | None:
-    """One, or several with names."""
+    """One template, or several by name."""
     key = "tokenizer.chat_template"
-    main = source.metadata.get(key, str, None)
+    main: str | None = source.metadata.get(key, str, None)
     names = source.metadata.get("tokenizer.chat_templates", list, [])
     templates = {name: source.metadata.get(f"{key}.{name}", str) for name in names}
     if not templates:
@@ -227,10 +224,10 @@ def _chat_template(source: Source) -> str | list[dict[str, str]] | None:
     return [{"name": name, "template": text} for name, text in templates.items()]
 
 
-def _check_asked(source: Source) -> None:
+def _check_unused(source: Source) -> None:
     if source.metadata.get("tokenizer.ggml.remove_extra_whitespaces", bool, False):
         raise source.error("a tokenizer that removes spaces is not supported")
-    for key in source.metadata.not_asked("tokenizer.ggml."):
+    for key in source.metadata.unused("tokenizer.ggml."):
         name = key.removeprefix("tokenizer.ggml.")
         if name in HARMLESS or (name.startswith(FOR_CODE) and name.endswith("_id")):
             continue
@@ -260,7 +257,7 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
             config[f"{name}_token"] = vocabulary.tokens[i]
     if (template := _chat_template(source)) is not None:
         config["chat_template"] = template
-    _check_asked(source)
+    _check_unused(source)
     tokenizer.save(str(folder / "tokenizer.json"))
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

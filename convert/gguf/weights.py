@@ -1,11 +1,10 @@
 """Tensors of a GGUF file as safetensors, a few rows at a time.
 
-Memory is bounded by a block of rows and not by a tensor or a shard: the output matrix
+Memory is bounded by a batch of rows and not by a tensor or a shard: the output matrix
 of a model with a large vocabulary alone has more than a gigabyte.
 """
 
 import json
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,42 +14,43 @@ import mlx.core as mx
 import numpy as np
 
 from allmem_mlx.errors import AllMemError
+from allmem_mlx.weight_files import INDEX, split_into_shards, write_header
 
 from .file import Tensor
 
-BLOCK = 1 << 22  # values that are in memory at a time
-SHARD = 5 << 30  # bytes of a file, as Hugging Face has it
+BATCH = 1 << 22  # values that are in memory at a time
+SHARD = 5 << 30  # bytes of a file, as in transformers
 NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter of the model, and where its values come from.
+    """A parameter of the model, and the source of its values.
 
     Args:
         name (str): its name in the model.
         tensor (Tensor): its values in the GGUF file.
-        group (int): how many rows belong together in ``change``.
-        change (callable): what to make of a block of rows.
+        group (int): rows that ``transform`` needs together.
+        transform (callable): converts a batch of rows.
     """
 
     name: str
     tensor: Tensor
     group: int = 1
-    change: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    transform: Callable[[np.ndarray], np.ndarray] = lambda x: x
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        rows = max(BLOCK // self.tensor.columns // self.group, 1) * self.group
+    def batches(self) -> Iterator[np.ndarray]:
+        rows = max(BATCH // self.tensor.columns // self.group, 1) * self.group
         for start in range(0, self.tensor.rows, rows):
             stop = min(start + rows, self.tensor.rows)
-            yield self.change(self.tensor.read(start, stop))
+            yield self.transform(self.tensor.read(start, stop))
 
     def bytes(self, dtype: mx.Dtype) -> int:
         return self.tensor.rows * self.tensor.columns * dtype.size
 
 
 def _cast(x: np.ndarray, dtype: mx.Dtype, weight: Weight) -> bytes:
-    # A copy that MLX may keep: the block is the caller's.
+    # A copy that MLX may keep: the batch is the caller's.
     y = mx.array(x).astype(dtype)
     if not mx.isfinite(y).all().item():
         raise AllMemError(
@@ -58,18 +58,6 @@ def _cast(x: np.ndarray, dtype: mx.Dtype, weight: Weight) -> bytes:
             "float16 cannot hold; use --dtype bfloat16"
         )
     return np.array(y.view(mx.uint8)).tobytes()
-
-
-def _shards(weights: list[Weight], dtype: mx.Dtype) -> list[list[Weight]]:
-    shards: list[list[Weight]] = [[]]
-    size = 0
-    for weight in weights:
-        if shards[-1] and size + weight.bytes(dtype) > SHARD:
-            shards.append([])
-            size = 0
-        shards[-1].append(weight)
-        size += weight.bytes(dtype)
-    return shards
 
 
 def _write_shard(file: BinaryIO, weights: list[Weight], dtype: mx.Dtype) -> None:
@@ -82,12 +70,10 @@ def _write_shard(file: BinaryIO, weights: list[Weight], dtype: mx.Dtype) -> None
             "shape": weight.tensor.shape,
             "data_offsets": [start, end],
         }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
+    write_header(file, header)
     for weight in weights:
-        for block in weight.blocks():
-            file.write(_cast(block, dtype, weight))
+        for batch in weight.batches():
+            file.write(_cast(batch, dtype, weight))
 
 
 def write_weights(weights: list[Weight], folder: Path, dtype: mx.Dtype) -> None:
@@ -99,30 +85,18 @@ def write_weights(weights: list[Weight], folder: Path, dtype: mx.Dtype) -> None:
         dtype (mx.Dtype): type to write them in.
 
     Raises:
-        AllMemError: if a tensor cannot be read or written, or does not fit the type.
+        AllMemError: if a tensor cannot be read or does not fit the type.
     """
-    shards = _shards(weights, dtype)
-    names = [
-        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
-    ]
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    for name, shard in zip(names, shards, strict=True):
-        try:
-            with (folder / name).open("wb") as file:
-                _write_shard(file, shard, dtype)
-        except OSError as error:
-            raise AllMemError(
-                f"{folder.parent} cannot be written to: {error}"
-            ) from None
+    shards = split_into_shards(weights, lambda weight: weight.bytes(dtype), SHARD)
+    index = {}
+    for i, shard in enumerate(shards, 1):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        with (folder / name).open("wb") as file:
+            _write_shard(file, shard, dtype)
+        index.update({weight.name: name for weight in shard})
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(w.bytes(dtype) for w in weights)},
-            "weight_map": {
-                weight.name: name
-                for name, shard in zip(names, shards, strict=True)
-                for weight in shard
-            },
-        }
-        path = folder / "model.safetensors.index.json"
-        path.write_text(json.dumps(index, indent=2))
+        total = {"total_size": sum(weight.bytes(dtype) for weight in weights)}
+        text = json.dumps({"metadata": total, "weight_map": index}, indent=2)
+        (folder / INDEX).write_text(text)

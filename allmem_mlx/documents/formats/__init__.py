@@ -1,31 +1,30 @@
-"""Documents that are not plain text, as streams of text, known by their content.
+"""Documents that are not plain text as streams of text, recognised by their content.
 
-PDF, EPUB, DOCX, HTML and RTF are read. Other kinds of files that are recognised are
-refused with what to do about them. Nothing is fetched from the network, and nothing is
-written to disk.
+PDF, EPUB, DOCX, HTML and RTF are parsed. Other recognised kinds of files are refused
+with advice. Nothing is fetched from the network, and nothing is written to disk.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from ...errors import AllMemError, reason
-from .archive import Archive
-from .docx import read_docx
-from .epub import CONTAINER, read_epub
-from .html import read_html, starts_page
-from .part import Part, Reader
-from .pdf import read_pdf
-from .rtf import read_rtf
+from .docx import parse_docx
+from .epub import CONTAINER, parse_epub
+from .html import parse_html, starts_page
+from .part import Parser, Part, Warn
+from .pdf import parse_pdf
+from .rtf import parse_rtf
+from .zip_archive import ZipArchive
 
-__all__ = ["Part", "Reader", "find_reader", "looks_like_format"]
+__all__ = ["Parser", "Part", "find_parser", "looks_like_format"]
 
 PDF = re.compile(rb"%PDF-\d")
 ZIP = re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)")
 
 PICTURE = "is a picture; OCR makes a PDF with text: ocrmypdf --image-dpi 300 OLD NEW"
-# Where it stands, what stands there, and what to do.
+# The offset and the pattern of a signature, and the advice for such a file.
 REFUSED = (
     (
         0,
@@ -45,7 +44,7 @@ REFUSED = (
     (0, rb"Rar!\x1a\x07", "is a RAR archive; unpack it first: unrar x FILE"),
     (257, rb"ustar", "is a tar archive; unpack it first: tar -xf FILE"),
 )
-# By a folder that the archive has.
+# By a folder in the archive.
 OFFICE = {
     "xl": "is an Excel workbook; export it as CSV or PDF",
     "ppt": "is a PowerPoint presentation; export it as PDF",
@@ -54,8 +53,8 @@ OFFICE = {
 
 
 def looks_like_format(head: bytes) -> bool:
-    """Whether a file that begins so may be other than plain text, so that finding its
-    reader and reading it take a file that can be sought in."""
+    """Whether a file that begins so may be other than plain text, in which case a
+    parser needs a file with random access."""
     return bool(
         PDF.search(head, 0, 1024)
         or ZIP.match(head)
@@ -65,37 +64,38 @@ def looks_like_format(head: bytes) -> bool:
     )
 
 
-def find_reader(head: bytes, file: BinaryIO, name: str) -> Reader | None:
-    """What reads a file, by its content and not by its name.
+def find_parser(head: bytes, file: BinaryIO, name: str) -> Parser | None:
+    """The parser of a file, chosen by its content and not by its name.
 
     Args:
         head (bytes): its first 64 KiB, or all of it.
-        file (BinaryIO): the file; it can be sought in.
-        name (str): what messages call it.
+        file (BinaryIO): the file, with random access.
+        name (str): its name in messages.
 
     Returns:
-        Reader, optional: None if the file is none of the formats, but perhaps text.
+        Parser, optional: ``None`` if the file is in none of the formats, but may be
+        text.
 
     Raises:
-        AllMemError: if it is of a kind that cannot be read, with what to do about it.
+        AllMemError: if files of its kind cannot be read, with advice.
     """
     if refusal := _refusal(head):
         raise AllMemError(f"{name} {refusal}")
     if _is_pdf(head, file):
-        return _guarded(read_pdf, "PDF")
+        return _guarded(parse_pdf, "PDF")
     if ZIP.match(head):
-        return _archive_reader(file, name)
+        return _zip_parser(file, name)
     if head.startswith(rb"{\rtf"):
-        return _guarded(read_rtf, "RTF document")
+        return _guarded(parse_rtf, "RTF document")
     if starts_page(head):
-        return _guarded(read_html, "HTML page")
+        return _guarded(parse_html, "HTML page")
     return None
 
 
 def _refusal(head: bytes) -> str | None:
-    for offset, pattern, what in REFUSED:
+    for offset, pattern, advice in REFUSED:
         if re.compile(pattern, re.DOTALL).match(head, offset):
-            return what
+            return advice
     return None
 
 
@@ -104,19 +104,19 @@ def _is_pdf(head: bytes, file: BinaryIO) -> bool:
         return True
     if not PDF.search(head, 0, 1024):
         return False
-    # Something may stand before it; a text that speaks of PDF does not end like one.
+    # Other bytes may precede it; a text about PDF does not end like one.
     file.seek(max(0, file.seek(0, 2) - 1024))
     return b"%%EOF" in file.read(1024)
 
 
-def _archive_reader(file: BinaryIO, name: str) -> Reader:
-    archive = Archive(file, name)
+def _zip_parser(file: BinaryIO, name: str) -> Parser:
+    archive = ZipArchive(file, name)
     kind = b""
     if "mimetype" in archive:
         with _errors_as_damage(name, "ZIP archive"):
             kind = archive.read("mimetype").strip()
     if kind == b"application/epub+zip" or CONTAINER in archive:
-        return _guarded(read_epub, "EPUB")
+        return _guarded(parse_epub, "EPUB")
     if kind.startswith(b"application/vnd."):
         raise AllMemError(
             f"{name} is an OpenDocument file; export it as PDF, DOCX or text"
@@ -124,7 +124,7 @@ def _archive_reader(file: BinaryIO, name: str) -> Reader:
     if "[Content_Types].xml" in archive:
         folders = {member.partition("/")[0] for member in archive.names()}
         if "word" in folders:
-            return _guarded(read_docx, "Word document")
+            return _guarded(parse_docx, "Word document")
         for folder in folders & OFFICE.keys():
             raise AllMemError(f"{name} {OFFICE[folder]}")
     raise AllMemError(
@@ -133,19 +133,17 @@ def _archive_reader(file: BinaryIO, name: str) -> Reader:
     )
 
 
-def _guarded(read: Reader, kind: str) -> Reader:
-    def reader(
-        file: BinaryIO, name: str, warn: Callable[[str], None]
-    ) -> Iterator[Part]:
+def _guarded(parse: Parser, kind: str) -> Parser:
+    def parser(file: BinaryIO, name: str, warn: Warn) -> Iterator[Part]:
         with _errors_as_damage(name, kind):
-            yield from read(file, name, warn)
+            yield from parse(file, name, warn)
 
-    return reader
+    return parser
 
 
 @contextmanager
 def _errors_as_damage(name: str, kind: str) -> Iterator[None]:
-    """Whatever a library says of a damaged file is one line."""
+    """Reports a library's error as one line about a damaged file."""
     try:
         yield
     except AllMemError:

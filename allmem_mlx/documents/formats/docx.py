@@ -1,46 +1,47 @@
 """DOCX: a part for each paragraph and each row of a table.
 
-python-docx says what the text of a run is. Of tracked changes, insertions are read and
-deletions are not. A row of a table is a line, its cells separated by tabs. A footnote
-or endnote is ``[1]`` where it is referred to, and its text stands at the end, under a
-line ``Notes``. The text of a text box follows the paragraph that it belongs to.
-Comments, running headers and footers, the numbers of lists and pictures are left out.
+python-docx gives the text of a run. Tracked insertions are included, deletions are not.
+A table row is a line with its cells separated by tabs. A reference to a footnote or
+endnote is ``[1]``, and the note's text is at the end, under a line ``Notes``. The text
+of a text box follows its paragraph. Comments, running headers and footers, the numbers
+of lists and pictures are left out.
 """
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
 from ...errors import AllMemError
-from .archive import Archive, resolve
-from .part import Part, library, one_line
+from ..library import import_library
+from .part import SAFE_XML, Part, Warn, one_line
+from .zip_archive import ZipArchive, resolve
 
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 P, R, TR, TC, BOX = (f"{W}{tag}" for tag in ("p", "r", "tr", "tc", "txbxContent"))
 FORMULA = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
 NOTES = ("footnote", "endnote")
-# Deleted or moved away, properties, the reading of a character, and what stands for a
-# drawing in old versions of Word.
+# Deletions, text moved away, properties, phonetic guides, and the substitutes that old
+# versions of Word show for drawings.
 LEFT_OUT = {f"{W}{tag}" for tag in ("del", "moveFrom", "pPr", "rPr", "rt")} | {
     "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 }
 HEADING = re.compile(r"heading [1-9]|title", re.IGNORECASE)
-LEVELS = set("012345678")  # 9 is the text's
+LEVELS = set("012345678")  # outline levels of headings; 9 is body text
 
-Numbers = dict[tuple[str, str | None], int]  # of notes by kind and id
+Numbers = dict[tuple[str, str | None], int]  # numbers of notes by kind and id
 
 
-def read_docx(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator[Part]:
+def parse_docx(file: BinaryIO, name: str, warn: Warn) -> Iterator[Part]:
     """Yields the text of each paragraph and each row of a table.
 
-    The section is the nearest paragraph before it, or itself, that has an outline
-    level, or a style that is, or is based on, one of a heading or the title.
+    The section is the last paragraph, itself included, that has an outline level, or a
+    style that is, or is based on, that of a heading or the title.
 
     Raises:
         AllMemError: if it is damaged, or has no text.
     """
-    archive = Archive(file, name)
+    archive = ZipArchive(file, name)
     document = _related(archive, "").get("officeDocument", "word/document.xml")
     related = _related(archive, document)
     headings = _heading_styles(archive, related.get("styles"))
@@ -52,10 +53,13 @@ def read_docx(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterato
     notes: Numbers = {}
     section, empty, size = None, True, archive.size(document)
     with archive.open(document) as stream:
-        for block in _blocks(stream, name, P, TR):
-            texts = [_row(block, notes)] if block.tag == TR else _texts(block, notes)
-            if block.tag == P and _is_heading(block, headings):
-                section = one_line(texts[0]) or section
+        for element in _elements(stream, name, P, TR):
+            if element.tag == TR:
+                texts = [_row(element, notes)]
+            else:
+                texts = _texts(element, notes)
+                if _is_heading(element, headings):
+                    section = one_line(texts[0]) or section
             for text in texts:
                 empty = empty and not text.strip()
                 yield Part(f"{text}\n", section=section, done=stream.tell() / size)
@@ -69,26 +73,19 @@ def read_docx(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterato
         for kind in NOTES:
             if member := related.get(f"{kind}s"):
                 with archive.open(member) as stream:
-                    for note in _blocks(stream, name, f"{W}{kind}"):
+                    for note in _elements(stream, name, f"{W}{kind}"):
                         number = notes.get((kind, note.get(f"{W}id")))
                         if number is not None:
                             text = f"[{number}] {_inline(note, notes)}\n"
                             yield Part(text, section="Notes", done=1.0)
 
 
-def _blocks(stream: IO[bytes], name: str, *kinds: str) -> Iterator[Any]:
-    """Yields elements of these kinds that are in no other such, then forgets them."""
-    etree = library("lxml.etree", name, "a Word document")
-    docx = library("docx.oxml", name, "a Word document", "python-docx")
+def _elements(stream: IO[bytes], name: str, *tags: str) -> Iterator[Any]:
+    """Yields the outermost elements with these tags, and frees each after use."""
+    etree = import_library("lxml.etree", name, "a Word document")
+    docx = import_library("docx.oxml", name, "a Word document", "python-docx")
     events = etree.iterparse(
-        stream,
-        tag=kinds,
-        remove_comments=True,
-        remove_pis=True,
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        huge_tree=False,
+        stream, tag=tags, remove_comments=True, remove_pis=True, **SAFE_XML
     )
     events.set_element_class_lookup(docx.parser.element_class_lookup)
     checked = False
@@ -96,7 +93,7 @@ def _blocks(stream: IO[bytes], name: str, *kinds: str) -> Iterator[Any]:
         if not checked:
             _check_root(element.getroottree().getroot(), name)
             checked = True
-        if next(element.iterancestors(*kinds), None) is None:
+        if next(element.iterancestors(*tags), None) is None:
             yield element
             element.clear()
             for done in (element, *element.iterancestors()):
@@ -119,12 +116,11 @@ def _check_root(root: Any, name: str) -> None:
         )
 
 
-def _texts(block: Any, notes: Numbers) -> list[str]:
+def _texts(paragraph: Any, notes: Numbers) -> list[str]:
     """The text of a paragraph, and of each paragraph of the text boxes in it."""
-    texts = ["".join(_pieces(block, notes))]
-    if next(block.iter(BOX), None) is not None:
-        texts += ["".join(_pieces(x, notes)) for x in _inside(block, P, nested=True)]
-    return texts
+    boxed = next(paragraph.iter(BOX), None) is not None
+    others = _inside(paragraph, P, nested=True) if boxed else ()
+    return ["".join(_pieces(x, notes)) for x in (paragraph, *others)]
 
 
 def _row(row: Any, notes: Numbers) -> str:
@@ -138,7 +134,8 @@ def _inline(element: Any, notes: Numbers) -> str:
 
 
 def _inside(element: Any, tag: str, nested: bool = False) -> Iterator[Any]:
-    """Elements in another, at any depth; those within each other only if ``nested``."""
+    """Elements with a tag in another, at any depth; those in each other only if
+    ``nested``."""
     for child in element:
         if child.tag not in LEFT_OUT:
             if child.tag == tag:
@@ -170,13 +167,12 @@ def _is_heading(paragraph: Any, headings: set[str]) -> bool:
     return paragraph.style in headings
 
 
-def _heading_styles(archive: Archive, member: str | None) -> set[str]:
-    """Ids of the styles of headings, which differ by the language of Word."""
+def _heading_styles(archive: ZipArchive, member: str | None) -> set[str]:
+    """The ids of heading styles, which depend on Word's language."""
     if member is None or member not in archive:
         return set()
-    known: dict[
-        str, tuple[bool | None, str | None]
-    ] = {}  # heading or not, and its base
+    # Whether a style is a heading's, if it says so, and the style that it is based on.
+    known: dict[str, tuple[bool | None, str | None]] = {}
     for style in archive.xml(member).iter(f"{W}style"):
         name, base, level = (
             None if x is None else x.get(f"{W}val", "")
@@ -199,8 +195,8 @@ def _heading_styles(archive: Archive, member: str | None) -> set[str]:
     return headings
 
 
-def _related(archive: Archive, part: str) -> dict[str, str]:
-    """The members that another names as related to it, by their kinds."""
+def _related(archive: ZipArchive, part: str) -> dict[str, str]:
+    """The members related to another, by the kinds of their relations."""
     folder, file = posixpath.split(part)
     member = posixpath.join(folder, "_rels", f"{file}.rels")
     if member not in archive:

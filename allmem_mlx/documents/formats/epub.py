@@ -1,15 +1,15 @@
-"""EPUB: the chapters of its spine, one after another, each as :mod:`html` reads it.
+"""EPUB: the chapters of its spine in order, each parsed by :mod:`html`.
 
-Notes, and a table of contents that is in the spine, stay where the spine has them.
+Notes, and a table of contents in the spine, stay in their place.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import AllMemError, reason
-from .archive import Archive, resolve
-from .html import decode, parse_xhtml, sections
-from .part import Part, one_line
+from .html import decode, sections, xhtml_tree
+from .part import Part, Warn, one_line
+from .zip_archive import ZipArchive, resolve
 
 CONTAINER, ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
 PAGES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document")
@@ -20,22 +20,22 @@ class _Book(NamedTuple):
     titles: dict[str, str]  # of chapters, from the table of contents
 
 
-def read_epub(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator[Part]:
+def parse_epub(file: BinaryIO, name: str, warn: Warn) -> Iterator[Part]:
     """Yields the text of each section of each chapter.
 
-    The section is the chapter's title in the table of contents, until the second of its
-    headings h1 to h3, and from then on the nearest of them. A chapter without a title
-    begins with its first heading, or goes on with the section before it.
+    The section is the chapter's title in the table of contents, up to the second of its
+    headings h1 to h3, and the last of these headings from there on. A chapter without a
+    title begins with its first heading, or continues the section before it.
 
     Raises:
         AllMemError: if a file that the book needs is missing or encrypted, or a chapter
             has more than 32 MiB.
     """
-    archive = Archive(file, name)
+    archive = ZipArchive(file, name)
     book = _open(archive, warn)
     section, empty = None, True
     for number, chapter in enumerate(book.chapters, 1):
-        tree = parse_xhtml(decode(archive.read(chapter)), f"{chapter!r} in {name}")
+        tree = _tree(archive, chapter)
         parts = list(sections(tree, f"{chapter!r} in {name}"))
         headings = [heading for heading, _ in parts if heading]
         section = book.titles.get(chapter) or next(iter(headings), section)
@@ -53,7 +53,12 @@ def read_epub(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterato
         )
 
 
-def _open(archive: Archive, warn: Callable[[str], None]) -> _Book:
+def _tree(archive: ZipArchive, member: str) -> Any:
+    text = decode(archive.read(member))
+    return xhtml_tree(text, f"{member!r} in {archive.name}")
+
+
+def _open(archive: ZipArchive, warn: Warn) -> _Book:
     rootfile = _first(archive.xml(CONTAINER), "rootfile")
     if rootfile is None or not (package := resolve("", rootfile.get("full-path", ""))):
         raise AllMemError(
@@ -81,12 +86,12 @@ def _open(archive: Archive, warn: Callable[[str], None]) -> _Book:
     return _Book(list(chapters), _titles(archive, package, items, warn))
 
 
-def _check_encryption(archive: Archive, chapters: dict[str, None]) -> None:
+def _check_encryption(archive: ZipArchive, chapters: dict[str, None]) -> None:
     if ENCRYPTION not in archive:
         return
     for data in archive.xml(ENCRYPTION).iter("{*}EncryptedData"):
         target = _first(data, "CipherReference")
-        # Encrypted fonts keep no one from reading the text.
+        # Encrypted fonts do not matter.
         if target is not None and resolve("", target.get("URI", "")) in chapters:
             raise AllMemError(
                 f"{archive.name} is encrypted (DRM), so that its text cannot be read; "
@@ -95,25 +100,25 @@ def _check_encryption(archive: Archive, chapters: dict[str, None]) -> None:
 
 
 def _titles(
-    archive: Archive,
+    archive: ZipArchive,
     package: str,
     items: dict[str, Any],
-    warn: Callable[[str], None],
+    warn: Warn,
 ) -> dict[str, str]:
-    """The first title that the table of contents has for each member."""
+    """The first title of each member in the table of contents."""
     titles: dict[str, str] = {}
     for item in items.values():
         member = resolve(package, item.get("href", ""))
         if member not in archive:
             continue
         if "nav" in item.get("properties", "").split():
-            read = _nav
+            links = _nav
         elif item.get("media-type") == "application/x-dtbncx+xml":
-            read = _ncx
+            links = _ncx
         else:
             continue
         try:
-            found = list(read(archive, member))
+            found = list(links(archive, member))
         except (AllMemError, SyntaxError) as error:
             warn(f"its table of contents {member!r} is not used ({reason(error)})")
             continue
@@ -123,17 +128,16 @@ def _titles(
     return titles
 
 
-def _nav(archive: Archive, member: str) -> Iterator[tuple[str, str]]:
+def _nav(archive: ZipArchive, member: str) -> Iterator[tuple[str, str]]:
     """Links and titles in the navigation document of EPUB 3."""
-    tree = parse_xhtml(decode(archive.read(member)), f"{member!r} in {archive.name}")
-    for nav in tree.iter("nav"):
+    for nav in _tree(archive, member).iter("nav"):
         kinds = [value for key, value in nav.attrib.items() if key.endswith("type")]
         if not kinds or "toc" in kinds[0].split():
             for link in nav.iter("a"):
                 yield link.get("href", ""), "".join(link.itertext())
 
 
-def _ncx(archive: Archive, member: str) -> Iterator[tuple[str, str]]:
+def _ncx(archive: ZipArchive, member: str) -> Iterator[tuple[str, str]]:
     """Links and titles in the table of contents of EPUB 2."""
     for point in archive.xml(member).iter("{*}navPoint"):
         label, content = _first(point, "text"), _first(point, "content")

@@ -1,40 +1,35 @@
 """HTML, and the chapters of EPUB: lxml parses, inscriptis lays out the text.
 
-Headings h1 to h3 begin a section. The head of the page, scripts, styles and what
-``hidden`` or ``display: none`` hides are left out. A row of a table is a line, its
+Headings h1 to h3 begin a section. The head of the page, scripts, styles and elements
+hidden by ``hidden`` or ``display: none`` are left out. A table row is a line with its
 cells separated by tabs; lists keep their bullets and numbers, without indentation; an
-image is its alternative text in brackets, or nothing if it has none.
+image becomes its alternative text in brackets, or nothing if it has none.
 """
 
 import codecs
 import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from html.entities import html5
 from typing import Any, BinaryIO
 
 from ...errors import AllMemError
-from .part import Part, library, one_line, read_whole
+from ..encodings import marked_encoding
+from ..library import import_library
+from .part import SAFE_XML, Part, Warn, load_whole, one_line
 
 DEEPEST = 300  # elements within elements; inscriptis recurs
 ATTRIBUTES = 10_000  # of an element; the time that lxml takes is quadratic in them
 
-MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 DECLARED = re.compile(
     rb"<(?:meta\b[^>]*?\bcharset|\?xml\b[^>]*?\bencoding)\s*=\s*[\"']?\s*([\w.:-]+)",
     re.IGNORECASE,
 )
-# Some codecs of Python are no encodings of pages, or take quadratic time.
+# Some of Python's codecs are not for pages, or take quadratic time.
 ENCODINGS = re.compile(
     r"utf-8|iso8859|cp\d|koi8|mac|shift_jis|euc_|gb|big5|hz|iso2022|tis|johab"
 )
 
-# Characters that no text has. They mark the start and the end of a heading, a cell
+# Characters that occur in no text. They mark the start and the end of a heading, a cell
 # of a table after the first, and the start and the end of a row.
 HEADING, END, CELL, ROW = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 DROPPED = re.compile("[\0-\x08\x0b-\x1f\x7f\ufdd0-\ufdef]")
@@ -47,7 +42,7 @@ START = re.compile(
 HEADINGS, CELLS = ("h1", "h2", "h3"), ("td", "th")
 UNSEEN = tuple(f"{{*}}{x}" for x in ("head", "title", "script", "style", "template"))
 HIDDEN = re.compile(r"display\s*:\s*none", re.IGNORECASE)
-LINES = (  # elements that are lines of their own and inscriptis does not know
+LINES = (  # elements on lines of their own that inscriptis does not know
     *("caption", "center", "dd", "details", "dl", "dt", "fieldset", "form", "hr"),
     *("legend", "menu", "ol", "option", "section", "summary", "ul"),
 )
@@ -55,39 +50,36 @@ LINES = (  # elements that are lines of their own and inscriptis does not know
 
 def starts_page(head: bytes) -> bool:
     """Whether a file that begins so is an HTML page, and not text with tags in it."""
-    for mark, encoding in MARKS.items():
-        if head.startswith(mark):
-            return bool(START.match(head.decode(encoding, "replace").lstrip("\ufeff")))
-    return bool(START.match(head.decode("latin-1")))
+    text = head.decode(marked_encoding(head) or "latin-1", "replace")
+    return bool(START.match(text.lstrip("\ufeff")))
 
 
-def read_html(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator[Part]:
+def parse_html(file: BinaryIO, name: str, warn: Warn) -> Iterator[Part]:
     """Yields the text of each section of a page of up to 32 MiB.
 
-    The encoding is that of a byte order mark, or the declared one, or UTF-8, or
-    Windows-1252, whichever is the first to be found.
+    The encoding is the first that applies: that of a byte order mark, the declared
+    one, UTF-8, Windows-1252.
 
     Raises:
-        AllMemError: if the page is larger, or nested too deeply.
+        AllMemError: if the page is larger, nested too deeply, or has no text.
     """
-    data = read_whole(file, name, "an HTML page")
-    parts = list(sections(parse_html(decode(data), name), name))
+    data = load_whole(file, name, "an HTML page")
+    parts = list(sections(html_tree(decode(data), name), name))
     if not parts:
         raise AllMemError(
             f"{name} is an HTML page without text; if a browser shows some, save or "
             "print it from there as PDF"
         )
-    total, read = sum(len(text) for _, text in parts), 0
+    total, done = sum(len(text) for _, text in parts), 0
     for section, text in parts:
-        read += len(text)
-        yield Part(text, section=section, done=read / total)
+        done += len(text)
+        yield Part(text, section=section, done=done / total)
 
 
 def decode(data: bytes) -> str:
-    """The text of a page in the encoding that it says, or seems, to be in."""
-    for mark, encoding in MARKS.items():
-        if data.startswith(mark):
-            return _clean(data.decode(encoding, "replace").lstrip("\ufeff"))
+    """The text of a page, in the encoding that it declares or seems to have."""
+    if marked := marked_encoding(data):
+        return _clean(data.decode(marked, "replace").lstrip("\ufeff"))
     declared = DECLARED.search(data[:4096])
     try:
         text = data.decode(declared and _encoding(declared[1].decode()) or "utf-8")
@@ -113,9 +105,9 @@ def _encoding(label: str) -> str | None:
     return name if ENCODINGS.match(name) else None
 
 
-def parse_html(text: str, name: str) -> Any:
-    """The tree of a page, however badly it is written."""
-    html = library("lxml.html", name, "an HTML page")
+def html_tree(text: str, name: str) -> Any:
+    """The tree of a page, however malformed."""
+    html = import_library("lxml.html", name, "an HTML page")
     # No part of a page of at most 32 MiB is too large; there are no entities to expand.
     parser = html.HTMLParser(encoding="utf-8", huge_tree=True, no_network=True)
     if not text.strip():
@@ -137,22 +129,20 @@ def parse_html(text: str, name: str) -> Any:
     return tree
 
 
-def parse_xhtml(text: str, name: str) -> Any:
-    """The tree of a page that should be XML, or else as HTML."""
-    etree = library("lxml.etree", name, "an EPUB")
-    html = library("lxml.html", name, "an EPUB")
-    # The DTD that declares these is not read.
+def xhtml_tree(text: str, name: str) -> Any:
+    """The tree of a page that should be XML; if it is not, it is parsed as HTML."""
+    etree = import_library("lxml.etree", name, "an EPUB")
+    html = import_library("lxml.html", name, "an EPUB")
+    # The DTD that declares these is not loaded.
     text = re.sub(r"&(\w+;)", _character, text)
-    parser = html.XHTMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
-    )
     data = re.sub(r"^\s*<\?xml.*?\?>", "", text, flags=re.DOTALL)
+    parser = html.XHTMLParser(**SAFE_XML)
     try:
         tree = etree.fromstring(data.encode("utf-8", "replace"), parser)
     except etree.XMLSyntaxError:
-        return parse_html(data, name)
+        return html_tree(data, name)
     if any(True for _ in tree.iter(etree.Entity)):
-        return parse_html(data, name)
+        return html_tree(data, name)
     html.xhtml_to_html(tree)
     etree.cleanup_namespaces(tree)
     return tree
@@ -165,14 +155,14 @@ def _character(match: re.Match[str]) -> str:
 
 
 def sections(tree: Any, name: str) -> Iterator[tuple[str | None, str]]:
-    """Yields heading and text of each section; the first may have no heading.
+    """Yields the heading and the text of each section; the first may have no heading.
 
-    The tree is taken apart. Each text ends with a newline.
+    The tree is modified. Each text ends with a newline.
 
     Raises:
         AllMemError: if its elements are nested more than 300 deep.
     """
-    text = _laid_out(tree, name)
+    text = _layout(tree, name)
     text = re.sub(rf"[ \n]*{CELL}[ \n]*", "\t", text)
     text = re.sub(rf"[ \n]*(?:{ROW}[ \n]*)+", "\n", text)
     heading = None
@@ -184,24 +174,22 @@ def sections(tree: Any, name: str) -> Iterator[tuple[str | None, str]]:
             yield heading, piece if piece.endswith("\n") else f"{piece}\n"
 
 
-def _laid_out(tree: Any, name: str) -> str:
-    """The text of a tree, with the characters that mark parts of it."""
-    etree = library("lxml.etree", name, "an HTML page")
-    engine = library("inscriptis.html_engine", name, "an HTML page")
-    profiles = library("inscriptis.css_profiles", name, "an HTML page")
-    config = library("inscriptis.model.config", name, "an HTML page")
-    element = library("inscriptis.model.html_element", name, "an HTML page").HtmlElement
-    block = library("inscriptis.html_properties", name, "an HTML page").Display.block
-    css = dict(profiles.STRICT_CSS_PROFILE)
+def _layout(tree: Any, name: str) -> str:
+    """The text of a tree, with the characters that mark its structure."""
+    etree = import_library("lxml.etree", name, "an HTML page")
+
+    def inscriptis(module: str) -> Any:
+        return import_library(f"inscriptis.{module}", name, "an HTML page")
+
+    display = inscriptis("html_properties").Display.block
+    line = inscriptis("model.html_element").HtmlElement(display=display)
     # No indentation: nested a hundred deep, it would be more than the text.
-    css |= {tag: element(display=block) for tag in LINES}
+    css = inscriptis("css_profiles").STRICT_CSS_PROFILE | dict.fromkeys(LINES, line)
     _mark(tree, css.keys() - {"q"} | {"br"})
     etree.strip_elements(tree, *UNSEEN, etree.Comment, etree.PI, with_tail=False)
     etree.strip_tags(tree, "span")
-    # Parsed anew, what is left in a thousand pieces is one text.
-    plain = etree.XMLParser(
-        resolve_entities=False, no_network=True, huge_tree=True, recover=True
-    )
+    # Parsed again, text in a thousand pieces becomes one.
+    plain = etree.XMLParser(**SAFE_XML | {"huge_tree": True, "recover": True})
     tree = etree.fromstring(etree.tostring(tree, encoding="utf-8"), plain)
     depth = deepest = 0
     for event, _ in etree.iterwalk(tree, ("start", "end")):
@@ -209,7 +197,9 @@ def _laid_out(tree: Any, name: str) -> str:
         deepest = max(depth, deepest)
     if deepest > DEEPEST:
         raise _too_deep(name)
-    return engine.Inscriptis(tree, config.ParserConfig(css=css)).get_text()
+    config = inscriptis("model.config").ParserConfig(css=css)
+    text: str = inscriptis("html_engine").Inscriptis(tree, config).get_text()
+    return text
 
 
 def _too_deep(name: str) -> AllMemError:
@@ -220,10 +210,10 @@ def _too_deep(name: str) -> AllMemError:
 
 
 def _mark(tree: Any, known: Set[str]) -> None:
-    """Puts the marks into a tree, and makes it of known elements without attributes.
+    """Puts the marks into a tree and removes the attributes of its elements.
 
-    The others become ``span``, which has no layout and may be stripped, and what is
-    hidden becomes ``template``.
+    Unknown elements become ``span``, which has no layout and may be stripped. Hidden
+    ones become ``template``.
     """
     for element in tree.iter():
         tag, attributes = element.tag, element.attrib
@@ -232,7 +222,7 @@ def _mark(tree: Any, known: Set[str]) -> None:
         text, end, tail = element.text or "", "", element.tail or ""
         if tag == "img" and (alt := attributes.get("alt", "").strip()):
             text = f"[{alt}]"
-        # inscriptis decodes character references once more.
+        # inscriptis decodes character references again.
         text = text.replace("&", "&amp;")
         if "&" in tail:
             element.tail = tail.replace("&", "&amp;")

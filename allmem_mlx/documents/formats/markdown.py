@@ -1,4 +1,4 @@
-"""Markdown, which is read as it is written; its headings are the sections."""
+"""Markdown, whose text stays as written and whose headings are the sections."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,12 +1,16 @@
-"""What every format has in common: its parts, and the library that reads it."""
+"""The parts of a document's text, which every parser yields."""
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from ...errors import AllMemError, MissingLibrary
+from ...errors import AllMemError
 
-HELD = 32 * 2**20  # the most bytes of a file, or of one in an archive, held whole
+HELD = 32 * 2**20  # maximum bytes of a file, or of one in an archive, held whole
+
+# Arguments of lxml's parsers with which they fetch nothing and expand nothing.
+SAFE_XML: dict[str, Any] = dict(
+    resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
+)
 
 
 class Part(NamedTuple):
@@ -15,41 +19,20 @@ class Part(NamedTuple):
     text: str
     page: int | None = None  # from 1; the physical page of a PDF
     section: str | None = None  # the nearest heading before it
-    done: float = 0.0  # share of the source read after this part, 0 to 1
+    done: float = 0.0  # fraction of the file parsed after this part, 0 to 1
 
 
-# reader(file, name, warn): the file, what messages call it, and what is called with
-# every warning.
-Reader = Callable[[BinaryIO, str, Callable[[str], None]], Iterator[Part]]
+Warn = Callable[[str], None]  # called with every warning
+
+# parser(file, name, warn): the file, and its name in messages.
+Parser = Callable[[BinaryIO, str, Warn], Iterator[Part]]
 
 
-def library(module: str, name: str, kind: str, package: str = "") -> Any:
-    """A module of a library that is needed only for documents of a kind.
-
-    Args:
-        module (str): what is imported.
-        name (str): what messages call the document.
-        kind (str): what the document is, with its article.
-        package (str): what is installed, if it is called otherwise than the module.
+def load_whole(file: BinaryIO, name: str, kind: str) -> bytes:
+    """The bytes of a file whose format cannot be parsed piece by piece.
 
     Raises:
-        MissingLibrary: if it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = package or module.partition(".")[0]
-        raise MissingLibrary(
-            f"{name} is {kind}; reading it needs {package}: "
-            "pip install 'allmem-mlx[documents]'"
-        ) from None
-
-
-def read_whole(file: BinaryIO, name: str, kind: str) -> bytes:
-    """A file of a format that cannot be read piece by piece.
-
-    Raises:
-        AllMemError: if it has more than 32 MiB.
+        AllMemError: if there are more than 32 MiB.
     """
     file.seek(0)
     data = file.read(HELD + 1)

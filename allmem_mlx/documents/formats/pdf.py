@@ -1,26 +1,27 @@
 """PDF: a part for each page, in the order in which its text stands in the file."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, BinaryIO
 
 from ...errors import AllMemError
+from ..library import import_library
 from .page_text import mend
-from .part import Part, library, one_line
+from .part import Part, Warn, one_line
 
 PASSWORD = 4  # PDFium's error for a document that needs one
 
 
-def read_pdf(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator[Part]:
-    """Yields the text of each page that has any, mended as :mod:`page_text` says.
+def parse_pdf(file: BinaryIO, name: str, warn: Warn) -> Iterator[Part]:
+    """Yields the text of each page that has any, mended by :mod:`page_text`.
 
     The section is the last bookmark of the outline at or before the page.
 
     Raises:
         AllMemError: if it needs a password, is damaged, or has no text.
     """
-    pdfium = library("pypdfium2", name, "a PDF")
+    pdfium = import_library("pypdfium2", name, "a PDF")
     try:
         document = pdfium.PdfDocument(file)
     except pdfium.PdfiumError as error:
@@ -68,11 +69,12 @@ def read_pdf(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator
 def _page_text(document: Any, index: int) -> str:
     with closing(document[index]) as page, closing(page.get_textpage()) as text_page:
         # PDFium joins the lines at a hyphen and leaves U+FFFE there.
-        return text_page.get_text_range().replace("\ufffe", "-\n")
+        text: str = text_page.get_text_range()
+    return text.replace("\ufffe", "-\n")
 
 
 def _outline(document: Any) -> tuple[list[int], list[str]]:
-    """Pages from 0 at which bookmarks point, in order, and the titles of these."""
+    """The pages of bookmarks in ascending order, from 0, and the bookmarks' titles."""
     found = []
     for bookmark in document.get_toc():
         target, title = bookmark.get_dest(), one_line(bookmark.get_title())

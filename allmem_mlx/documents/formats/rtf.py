@@ -1,23 +1,24 @@
-"""RTF, by striprtf: cells of tables end with ``|``, and there are no sections."""
+"""RTF by striprtf: table cells end with ``|``, and there are no sections."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from ...errors import AllMemError
-from .part import Part, library, read_whole
+from ..library import import_library
+from .part import Part, Warn, load_whole
 
-FONTS = 2**20  # the most characters of a table of fonts
+FONTS = 2**20  # maximum characters of a font table
 
 
-def read_rtf(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator[Part]:
+def parse_rtf(file: BinaryIO, name: str, warn: Warn) -> Iterator[Part]:
     """Yields the text of a document of up to 32 MiB, line by line.
 
     Raises:
-        AllMemError: if it is larger, or damaged.
+        AllMemError: if it is larger, damaged, or has no text.
     """
-    striprtf = library("striprtf.striprtf", name, "an RTF document")
-    source = read_whole(file, name, "an RTF document").decode("cp1252", "replace")
+    striprtf = import_library("striprtf.striprtf", name, "an RTF document")
+    source = load_whole(file, name, "an RTF document").decode("cp1252", "replace")
     # Line breaks mean nothing in RTF, but end the quadratic searches of striprtf, and
     # without this group it does not add the addresses of links to the text.
     source = re.sub(r"(?<!\\)(\\f\d)", r"\n\1", source).replace(
@@ -35,7 +36,7 @@ def read_rtf(file: BinaryIO, name: str, warn: Callable[[str], None]) -> Iterator
     text = text.replace("\0", "").replace("\r\n", "\n").strip("\n")
     if not text.strip():
         raise AllMemError(f"{name} is an RTF document without text; nothing is in it")
-    read = 0
+    parsed = 0
     for line in text.split("\n"):
-        read += len(line) + 1
-        yield Part(f"{line}\n", done=min(1.0, read / len(text)))
+        parsed += len(line) + 1
+        yield Part(f"{line}\n", done=min(1.0, parsed / len(text)))

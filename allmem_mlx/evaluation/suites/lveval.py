@@ -8,7 +8,6 @@ a response that has enough of the answer's keywords.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import AllMemError
@@ -22,34 +21,36 @@ from .metrics import (
     rouge_l,
     words_zh,
 )
-from .suite import Example, Record, Suite
+from .suite import Example, Record, Subset, Suite
 
 Metric = Callable[[str, str, str | None], float]
 
 
-def _recall(said: Sequence[str], keys: Sequence[str], blacklist: list[str]) -> float:
-    common = Counter(said) & Counter(keys)
+def _recall(
+    response: Sequence[str], keys: Sequence[str], blacklist: list[str]
+) -> float:
+    common = Counter(response) & Counter(keys)
     return sum(n for word, n in common.items() if word not in blacklist) / len(keys)
 
 
-def keyword_f1(said: str, truth: str, keywords: str | None) -> float:
+def keyword_f1(response: str, truth: str, keywords: str | None) -> float:
     """F1 over words; 0 if less than a fifth of the keywords was said."""
     keys = normalize(keywords or "").split()
-    if keys and _recall(normalize(said).split(), keys, lveval_words.ENGLISH) < 0.2:
+    if keys and _recall(normalize(response).split(), keys, lveval_words.ENGLISH) < 0.2:
         return 0.0
-    return qa_f1(said, truth)
+    return qa_f1(response, truth)
 
 
-def keyword_f1_zh(said: str, truth: str, keywords: str | None) -> float:
+def keyword_f1_zh(response: str, truth: str, keywords: str | None) -> float:
     """F1 over jieba's words; 0 if less than two fifths of the keywords were said,
     or of the answer's words where there are no keywords."""
     keys = words_zh(keywords or truth)
-    if keys and _recall(words_zh(said), keys, lveval_words.CHINESE) < 0.4:
+    if keys and _recall(words_zh(response), keys, lveval_words.CHINESE) < 0.4:
         return 0.0
-    return qa_f1_zh(said, truth)
+    return qa_f1_zh(response, truth)
 
 
-def rouge_l_zh_blacklist(said: str, truth: str, keywords: str | None) -> float:
+def rouge_l_zh_blacklist(response: str, truth: str, keywords: str | None) -> float:
     """ROUGE-L over jieba's words without those of the blacklist."""
 
     def words(text: str) -> str:
@@ -59,18 +60,11 @@ def rouge_l_zh_blacklist(said: str, truth: str, keywords: str | None) -> float:
         kept = [x for x in map(normalize_zh, twice) if x not in lveval_words.CHINESE]
         return " ".join(kept)
 
-    return rouge_l(words(said), words(truth))
+    return rouge_l(words(response), words(truth))
 
 
 def _plain(metric: Callable[[str, str], float]) -> Metric:
-    return lambda said, truth, keywords: metric(said, truth)
-
-
-@dataclass(frozen=True)
-class _Subset:
-    prompt: str
-    metric: Metric
-    most: int = 64
+    return lambda response, truth, keywords: metric(response, truth)
 
 
 def _english(first: str, which: str) -> str:
@@ -93,42 +87,43 @@ def _chinese(now: str) -> str:
     )
 
 
-_ONE_PASSAGE = _Subset(
-    _english("Please answer the following question", "one passage"), keyword_f1
+_ONE_PASSAGE = Subset(
+    _english("Please answer the following question", "one passage"), keyword_f1, 64
 )
 _ONLY_ZH = (
     "问题和答案只与其中一篇文章有关。"
     "只需要直接给出问题的答案，不要输出其他任何解释和证据。"
 )
 SUBSETS = {
-    "hotpotwikiqa_mixup": _Subset(
-        _english("Answer the question", "some passages"), keyword_f1
+    "hotpotwikiqa_mixup": Subset(
+        _english("Answer the question", "some passages"), keyword_f1, 64
     ),
     "loogle_SD_mixup": _ONE_PASSAGE,
     "loogle_CR_mixup": _ONE_PASSAGE,
     "loogle_MIR_mixup": _ONE_PASSAGE,
     "multifieldqa_en_mixup": _ONE_PASSAGE,
-    "multifieldqa_zh_mixup": _Subset(
+    "multifieldqa_zh_mixup": Subset(
         f"请阅读以下文章并用中文回答问题，{_ONLY_ZH}\n\n文章：{{context}}\n\n"
         f"请基于上面的文章回答下面的问题，{_ONLY_ZH}\n\n问题：{{input}}\n回答：",
         keyword_f1_zh,
+        64,
     ),
-    "factrecall_en": _Subset(
+    "factrecall_en": Subset(
         "Please answer the following questions based on the given article.\n\n"
         "Article: {context}\n\nPlease answer the following questions based on the "
         "above article.\n\nQuestion: {input}\nAnswer:",
         _plain(qa_f1),
         16,
     ),
-    "factrecall_zh": _Subset(
+    "factrecall_zh": Subset(
         "请基于给定的文章回答下述问题。\n\n文章：{context}\n\n"
         "现在请基于上述文章回答下面的问题。\n\n问题：{input}\n回答：",
         _plain(qa_f1_zh),
         16,
     ),
-    "cmrc_mixup": _Subset(_chinese("现在请"), keyword_f1_zh),
-    "lic_mixup": _Subset(_chinese("请现在"), keyword_f1_zh),
-    "dureader_mixup": _Subset(_chinese("现在请"), rouge_l_zh_blacklist),
+    "cmrc_mixup": Subset(_chinese("现在请"), keyword_f1_zh, 64),
+    "lic_mixup": Subset(_chinese("请现在"), keyword_f1_zh, 64),
+    "dureader_mixup": Subset(_chinese("现在请"), rouge_l_zh_blacklist, 64),
 }
 
 
@@ -143,15 +138,11 @@ def _example(name: str, record: Record) -> Example:
     truth, keywords = record["answers"][0], record.get("answer_keywords")
     if keywords is not None and not isinstance(keywords, str):
         raise AllMemError(f"{name}: answer_keywords is {keywords!r}; it must be a text")
-    return Example(
-        subset=name,
-        context=record["context"],
-        prompt=subset.prompt.format(context=record["context"], input=record["input"]),
-        answers=record["answers"],
-        most=subset.most,
-        chat=True,
-        score=lambda said: subset.metric(said, truth, keywords),
-        question=record["input"],
+    return subset.example(
+        name,
+        record,
+        record["answers"],
+        lambda response: subset.metric(response, truth, keywords),
     )
 
 

@@ -38,7 +38,7 @@ def package(name: str) -> Any:
             f"this metric needs the package {name}: pip install 'allmem-mlx[eval]'"
         ) from None
     if name == "jieba":
-        module.setLogLevel("WARNING")  # it tells of its dictionary on stderr
+        module.setLogLevel("WARNING")  # it logs its dictionary on stderr
     return module
 
 
@@ -54,63 +54,63 @@ def normalize_zh(text: str) -> str:
 
 
 def words_zh(text: str) -> list[str]:
-    """Words of a Chinese text, normalised; those that are then empty are left out."""
+    """Words of a Chinese text, normalised, without empty ones."""
     words = package("jieba").cut(text, cut_all=False)
     return [word for word in map(normalize_zh, words) if word]
 
 
-def f1(said: Sequence[str], truth: Sequence[str]) -> float:
+def f1(response: Sequence[str], truth: Sequence[str]) -> float:
     """Harmonic mean of precision and recall over tokens, as bags."""
-    same = sum((Counter(said) & Counter(truth)).values())
+    same = sum((Counter(response) & Counter(truth)).values())
     if same == 0:
         return 0.0
-    precision, recall = same / len(said), same / len(truth)
+    precision, recall = same / len(response), same / len(truth)
     return 2 * precision * recall / (precision + recall)
 
 
-def qa_f1(said: str, truth: str) -> float:
+def qa_f1(response: str, truth: str) -> float:
     """F1 over words (LongBench, InfiniteBench, LV-Eval)."""
-    return f1(normalize(said).split(), normalize(truth).split())
+    return f1(normalize(response).split(), normalize(truth).split())
 
 
-def qa_f1_zh(said: str, truth: str) -> float:
+def qa_f1_zh(response: str, truth: str) -> float:
     """F1 over jieba's words (LongBench, LV-Eval)."""
-    return f1(words_zh(said), words_zh(truth))
+    return f1(words_zh(response), words_zh(truth))
 
 
-def character_f1_zh(said: str, truth: str) -> float:
+def character_f1_zh(response: str, truth: str) -> float:
     """F1 over characters (InfiniteBench)."""
-    return f1(normalize_zh(said), normalize_zh(truth))
+    return f1(normalize_zh(response), normalize_zh(truth))
 
 
-def rouge_l(said: str, truth: str) -> float:
-    """F of ROUGE-L; 0 where the package ``rouge`` refuses the texts, an empty one for
-    one (LongBench)."""
+def rouge_l(response: str, truth: str) -> float:
+    """F of ROUGE-L; 0 if the package ``rouge`` refuses the texts, such as an empty one
+    (LongBench)."""
     try:
-        scores = package("rouge").Rouge().get_scores([said], [truth], avg=True)
+        scores = package("rouge").Rouge().get_scores([response], [truth], avg=True)
     except (ValueError, RecursionError):
         return 0.0
     return scores["rouge-l"]["f"]
 
 
-def rouge_l_zh(said: str, truth: str) -> float:
+def rouge_l_zh(response: str, truth: str) -> float:
     """The same over jieba's words (LongBench)."""
     cut = package("jieba").cut
-    return rouge_l(*(" ".join(cut(text, cut_all=False)) for text in (said, truth)))
+    return rouge_l(*(" ".join(cut(text, cut_all=False)) for text in (response, truth)))
 
 
-def matches(said: str, outputs: Sequence[str]) -> list[bool]:
-    """Which of RULER's outputs stand in a response."""
-    text = re.sub(r"[\x00-\x1f]", "\n", said.strip()).strip().lower()
+def matches(response: str, outputs: Sequence[str]) -> list[bool]:
+    """For each of RULER's outputs, ``True`` if it occurs in a response."""
+    text = re.sub(r"[\x00-\x1f]", "\n", response.strip()).strip().lower()
     return [output.lower() in text for output in outputs]
 
 
-def string_match_all(said: str, outputs: Sequence[str]) -> float:
-    """Share of the outputs that stand in the response (RULER)."""
-    found = matches(said, outputs)
+def string_match_all(response: str, outputs: Sequence[str]) -> float:
+    """Share of the outputs that occur in the response (RULER)."""
+    found = matches(response, outputs)
     return sum(found) / len(found)
 
 
-def string_match_part(said: str, outputs: Sequence[str]) -> float:
-    """Whether any output stands in the response (RULER)."""
-    return float(any(matches(said, outputs)))
+def string_match_part(response: str, outputs: Sequence[str]) -> float:
+    """1 if any output occurs in the response, else 0 (RULER)."""
+    return float(any(matches(response, outputs)))

@@ -11,7 +11,7 @@ from .metrics import string_match_all, string_match_part
 from .suite import Example, Record, Suite
 
 # Tokens to generate.
-MOST = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
+MAX_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 
 
 def _subset(path: Path) -> str | None:
@@ -32,9 +32,9 @@ def _example(name: str, record: Record) -> Example:
         context=record["input"],
         prompt=prompt,
         answers=outputs,
-        most=MOST[kind],
+        max_tokens=MAX_TOKENS[kind],
         chat=False,
-        score=lambda said: metric(said, outputs),
+        score=lambda response: metric(response, outputs),
     )
 
 

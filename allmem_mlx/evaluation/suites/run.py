@@ -1,4 +1,4 @@
-"""Every system on the examples of a suite, by generation."""
+"""The responses of every system to the examples of a suite."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from ...chat_template import Template
 from ...errors import AllMemError
 from ...model import Model
 from ..intervals import ratio
-from ..lookups import Shelves
-from ..systems import Reader, System, systems
+from ..lookups import TemporaryArchives
+from ..systems import Reader, systems
 from .infinitebench import INFINITEBENCH
 from .longbench import LONGBENCH
 from .lveval import LVEVAL
@@ -45,35 +45,35 @@ class Prompts:
 
     Args:
         tokenizer: of the model.
-        longest (int): tokens of a prompt; of a longer one the middle is left out, as
-            LongBench does it. ``None`` for any number.
+        max_length (int): tokens of a prompt; the middle of a longer one is left out,
+            as by LongBench. ``None`` for any number.
     """
 
-    def __init__(self, tokenizer: Any, longest: int | None = None):
-        self.tokenizer, self.longest = tokenizer, longest
+    def __init__(self, tokenizer: Any, max_length: int | None = None):
+        self.tokenizer, self.max_length = tokenizer, max_length
         self.stops = set(tokenizer.eos_token_ids)
         chat = tokenizer.has_chat_template
         self.template = Template.of_chat(tokenizer) if chat else None
 
     def tokens(self, example: Example, limit: int | None) -> tuple[list[int], bool]:
-        """A prompt, and whether it was cut.
+        """A prompt, and ``True`` if it was cut.
 
         Args:
-            example (Example): what is asked.
+            example (Example): the example.
             limit (int): tokens of prompt and answer that a system can read.
         """
-        most = self.longest
+        longest = self.max_length
         before = after = ""
         if example.chat and self.template is not None:
             before, after = self.template.opening, self.template.closing
         if limit is not None:
             around = len(self.tokenizer.encode(before + after))
-            room = max(2, limit - example.most - around)
-            most = room if most is None else min(most, room)
+            room = max(2, limit - example.max_tokens - around)
+            longest = room if longest is None else min(longest, room)
         text = example.prompt
         ids = self.tokenizer.encode(text)
-        if cut := most is not None and len(ids) > most:
-            half = most // 2
+        if cut := longest is not None and len(ids) > longest:
+            half = longest // 2
             text = "".join(
                 self.tokenizer.decode(part, skip_special_tokens=True)
                 for part in (ids[:half], ids[-half:])
@@ -106,65 +106,53 @@ def run(
     model: Model,
     tokenizer: Any,
     examples: Sequence[Example],
-    longest: int | None = None,
+    max_length: int | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
     passages: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Asks every system for every example.
+    """Asks every system about every example.
 
     Args:
         model (Model): a hybrid.
         tokenizer: its tokenizer.
         examples (list): of :func:`load`.
-        longest (int): see :class:`Prompts`.
-        progress: called with the tokens of each prompt that was read.
-        passages (int): how many are looked up for columns of their own; none if
-            ``None``.
+        max_length (int): see :class:`Prompts`.
+        progress: called with the number of tokens of each prompt.
+        passages (int): passages to look up, for columns of their own; ``None`` for no
+            such columns.
 
     Returns:
-        list: JSON, an object for each response: the example, the system, what was
-        said, its score and whether the prompt was cut.
+        list: JSON, an object for each response.
     """
-    prompts, compared = Prompts(tokenizer, longest), systems(model)
+    prompts, compared = Prompts(tokenizer, max_length), systems(model)
     named = {system.name: system for system in compared}
     answers = []
-    with Shelves(tokenizer) as shelves:
-        finder = Passages(model, tokenizer, passages, shelves) if passages else None
+    with TemporaryArchives(tokenizer) as archives:
+        finder = Passages(model, tokenizer, passages, archives) if passages else None
         for example, other in zip(examples, neighbours(examples), strict=True):
             lent, _ = prompts.tokens(other, None)
             asked = {name: (name, example) for name in named}
             if finder is not None:
                 asked |= finder.examples(example)
             for name, (system, x) in asked.items():
-                said, length, cut = _answer(model, prompts, named[system], x, lent)
+                tokens, cut = prompts.tokens(x, named[system].limit)
+                reader = Reader(named[system], model, lent)
+                reader.read(tokens[:-1])
+                ids = reader.answer(tokens[-1:], x.max_tokens, prompts.stops)
+                response = tokenizer.decode(ids, skip_special_tokens=True)
                 answers.append(
                     {
                         "subset": example.subset,
                         "system": name,
-                        "tokens": length,
+                        "tokens": len(tokens),
                         "cut": cut,
                         "expected": example.answers,
-                        "said": said,
-                        "score": example.score(said),
+                        "said": response,
+                        "score": example.score(response),
                     }
                 )
-                progress(length)
+                progress(len(tokens))
     return answers
-
-
-def _answer(
-    model: Model,
-    prompts: Prompts,
-    system: System,
-    example: Example,
-    lent: list[int],
-) -> tuple[str, int, bool]:
-    tokens, cut = prompts.tokens(example, system.limit)
-    reader = Reader(system, model, lent)
-    reader.read(tokens[:-1])
-    said = reader.answer(tokens[-1:], example.most, prompts.stops)
-    text = prompts.tokenizer.decode(said, skip_special_tokens=True)
-    return text, len(tokens), cut
 
 
 def summary(answers: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:

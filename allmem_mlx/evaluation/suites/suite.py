@@ -1,4 +1,4 @@
-"""What the suites have in common: examples, and JSONL files of them."""
+"""Examples of a suite, and JSONL files of them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,27 +13,65 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One thing that is asked.
+    """A prompt and its score.
 
     Args:
-        subset (str): where it belongs.
+        subset (str): the subset that it belongs to.
         context (str): the text that it is about.
-        prompt (str): all that the model gets, the context included.
+        prompt (str): the whole prompt, the context included.
         answers (list): right answers.
-        most (int): tokens to generate at most.
-        chat (bool): whether the prompt is a message in the chat template.
+        max_tokens (int): tokens to generate at most.
+        chat (bool): ``True`` if the prompt is a message in the chat template.
         score (callable): a response's score, from 0 to 1.
-        question (str): what passages are looked up with; empty if that is not known.
+        question (str): the question alone, to look up passages; empty if unknown.
     """
 
     subset: str
     context: str
     prompt: str
     answers: list[str]
-    most: int
+    max_tokens: int
     chat: bool
     score: Callable[[str], float]
     question: str = ""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The prompt of a subset, and how its responses are scored.
+
+    Args:
+        prompt (str): with the names of a record's fields in braces.
+        metric (callable): of a response and what it is compared with.
+        max_tokens (int): tokens to generate at most.
+        chat (bool): ``True`` if the prompt is a message in the chat template.
+    """
+
+    prompt: str
+    metric: Callable[..., float]
+    max_tokens: int
+    chat: bool = True
+
+    def example(
+        self,
+        name: str,
+        record: Record,
+        answers: list[str],
+        score: Callable[[str], float],
+    ) -> Example:
+        """An example from a record with a ``context`` and an ``input``."""
+        context, question = record["context"], record["input"]
+        prompt = self.prompt.format(context=context, input=question, question=question)
+        return Example(
+            subset=name,
+            context=context,
+            prompt=prompt,
+            answers=answers,
+            max_tokens=self.max_tokens,
+            chat=self.chat,
+            score=score,
+            question=question,
+        )
 
 
 @dataclass(frozen=True)
@@ -45,8 +83,8 @@ class Suite:
         subset (callable): the subset that a file has, by its path; ``None`` if it is
             not one of the suite.
         example (callable): an example, of a subset and a record.
-        fields (dict): what a record must have, and of what type.
-        files (str): what its files are called, for messages.
+        fields (dict): the fields that a record must have, and their types.
+        files (str): the names of its files, for messages.
     """
 
     name: str
@@ -65,25 +103,21 @@ def read(suite: Suite, sources: Sequence[str | Path]) -> list[Example]:
     """
     examples = []
     for source in map(Path, sources):
+        files = [source]
         if source.is_dir():
-            found = sorted(source.rglob("*.jsonl"))
-            files = [file for file in found if suite.subset(file)]
-            if not files:
-                raise AllMemError(
-                    f"{str(source)!r} has no files of {suite.name} ({suite.files})"
-                )
-        else:
-            files = [source]
+            files = [x for x in sorted(source.rglob("*.jsonl")) if suite.subset(x)]
+        if not files:
+            raise AllMemError(
+                f"{str(source)!r} has no files of {suite.name} ({suite.files})"
+            )
         for file in files:
             subset = suite.subset(file)
             if subset is None:
                 raise AllMemError(
-                    f"{str(file)!r} is not called as a file of {suite.name} "
+                    f"{str(file)!r} is not named like a file of {suite.name} "
                     f"({suite.files})"
                 )
-            examples += [
-                suite.example(subset, record) for record in records(file, suite.fields)
-            ]
+            examples += [suite.example(subset, x) for x in records(file, suite.fields)]
     return examples
 
 
@@ -101,10 +135,10 @@ def records(path: Path, fields: dict[str, type]) -> Iterator[Record]:
         ) from None
     except UnicodeDecodeError:
         raise AllMemError(f"{str(path)!r} is not UTF-8 text") from None
-    empty = True
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise AllMemError(f"{str(path)!r} has no records")
+    for number, line in numbered:
         where = f"{str(path)!r}, line {number}"
         try:
             record = json.loads(line)
@@ -121,14 +155,11 @@ def records(path: Path, fields: dict[str, type]) -> Iterator[Record]:
                 values = record[name]
                 if not values or not all(isinstance(x, str) for x in values):
                     raise AllMemError(f"{where}: {name!r} is not a list of texts")
-        empty = False
         yield record
-    if empty:
-        raise AllMemError(f"{str(path)!r} has no records")
 
 
 def best(
     metric: Callable[[str, str], float], answers: Sequence[str]
 ) -> Callable[[str], float]:
     """The best score over several right answers."""
-    return lambda said: max(metric(said, answer) for answer in answers)
+    return lambda response: max(metric(response, answer) for answer in answers)

@@ -1,0 +1,1 @@
+"""The MLX back end: trains a converted model's memory; the result is an adapter."""

@@ -1,0 +1,174 @@
+"""A hybrid MLX model as student, and its base as teacher.
+
+They share the frozen weights; the memory and alpha are trained.
+"""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from ...model import HybridCache, Model
+from ..documents import Document
+from ..recipe import Step
+
+POSITIONS = 128  # whose logits exist at once
+
+
+def hybrid_layers(model: Model) -> list[Any]:
+    """The attention layers that have a memory."""
+    return [x.self_attn for x in model.layers if "memory" in x.self_attn]
+
+
+def make_trainable(model: Model) -> None:
+    """Freezes all but the memory and alpha, which become float32."""
+    model.freeze()
+    for layer in hybrid_layers(model):
+        layer.memory.unfreeze()
+        layer.unfreeze(keys=["alpha"], recurse=False)
+    trained = tree_map(lambda x: x.astype(mx.float32), model.trainable_parameters())
+    model.update(trained)
+    model.train()
+
+
+def set_view(model: Model, step: Step) -> None:
+    """Gives all layers the chunk of a step, and the global layers its window and
+    sinks."""
+    fold = math.gcd(step.chunk, model.allmem.fold)
+    grid: dict[str, Any] = {"chunk": step.chunk, "fold": fold}
+    config = replace(model.allmem, window=step.window, sinks=step.sinks, **grid)
+    model.allmem = config
+    for layer in model.layers:
+        layer.self_attn.config = replace(layer.self_attn.config, **grid)
+    for i in model.global_layers:
+        model.layers[i].self_attn.config = config
+    for layer in hybrid_layers(model):
+        layer.memory.config = config
+
+
+class _Body:
+    """A model's body whose last hidden states are given."""
+
+    def __init__(self, body: nn.Module, hidden: mx.array):
+        self._body, self._hidden = body, hidden
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        return self._hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
+def logits_of(base: nn.Module, hidden: mx.array) -> mx.array:
+    """Logits of last hidden states ``[B, T, D]``, by the model's own code, which may
+    tie, scale or cap them."""
+    head = copy.copy(base)
+    head.model = _Body(base.model, hidden)
+    return head(mx.zeros(hidden.shape[:2], mx.int32))
+
+
+def forward_kl(base: nn.Module, student: mx.array, teacher: mx.array) -> mx.array:
+    """``sum_positions KL(teacher || student)`` in nats, of last hidden states
+    ``[T, D]``; logits of a whole document never exist at once."""
+
+    @mx.checkpoint
+    def divergence(student: mx.array, teacher: mx.array) -> mx.array:
+        s, t = (
+            nn.log_softmax(logits_of(base, x[None]).astype(mx.float32))
+            for x in (student, teacher)
+        )
+        return (mx.exp(t) * (t - s)).sum()
+
+    parts = [slice(i, i + POSITIONS) for i in range(0, len(student), POSITIONS)]
+    return sum((divergence(student[i], teacher[i]) for i in parts), mx.array(0.0))
+
+
+def read_hidden(
+    model: Model, tokens: mx.array, grad_checkpoint: bool = False
+) -> mx.array:
+    """The student's last hidden states ``[1, L, D]``, block by block.
+
+    Args:
+        model (Model): the student.
+        tokens (mx.array): ``[1, L]``, from the start of a document.
+        grad_checkpoint (bool): recompute a block in the backward pass, from the state
+            before it.
+    """
+    cache, start = model.make_cache(), 0
+    hidden = []
+    for size in model.allmem.cuts(0, tokens.shape[1]):
+        block = tokens[:, start : start + size]
+        if start and grad_checkpoint:
+            x, cache = _checkpointed(model, block, cache)
+        else:
+            with model.embedding(block, cache):
+                x = model.model(block, cache=cache)
+        hidden.append(x)
+        start += size
+    return mx.concatenate(hidden, axis=1)
+
+
+def _checkpointed(
+    model: Model, block: mx.array, before: list[HybridCache]
+) -> tuple[mx.array, list[HybridCache]]:
+    after: list[HybridCache] = []
+
+    def read(parameters: Any, arrays: list[list[mx.array]]) -> tuple[mx.array, list]:
+        model.update(parameters)
+        cache = _with_arrays(before, arrays)
+        with model.embedding(block, cache):
+            hidden = model.model(block, cache=cache)
+        after[:] = cache  # for its counters; the arrays are returned
+        return hidden, _arrays(cache)
+
+    hidden, arrays = mx.checkpoint(read)(model.trainable_parameters(), _arrays(before))
+    return hidden, _with_arrays(after, arrays)
+
+
+def _arrays(cache: list[HybridCache]) -> list[list[mx.array]]:
+    return [[x.ring.keys, x.ring.values, *x.memory] for x in cache]
+
+
+def _with_arrays(
+    cache: list[HybridCache], arrays: list[list[mx.array]]
+) -> list[HybridCache]:
+    cache = [layer.fork() for layer in cache]
+    for layer, (keys, values, *memory) in zip(cache, arrays, strict=True):
+        layer.ring.keys, layer.ring.values, layer.memory = keys, values, memory
+    return cache
+
+
+def teacher_hidden(base: nn.Module, tokens: mx.array) -> mx.array:
+    """The last hidden states of the model's own full attention, ``[1, L, D]``."""
+    return mx.stop_gradient(base.model(tokens, None))
+
+
+def document_loss(
+    model: Model,
+    base: nn.Module,
+    document: Document,
+    teacher: mx.array,
+    answer_weight: float,
+    grad_checkpoint: bool = False,
+) -> mx.array:
+    """:meth:`Document.loss` of the forward KL to the teacher.
+
+    Args:
+        model (Model): the student.
+        base (nn.Module): the teacher; :func:`base_model` of it.
+        document (Document): a document.
+        teacher (mx.array): :func:`teacher_hidden` of its tokens.
+        answer_weight (float): see :class:`Recipe`.
+        grad_checkpoint (bool): see :func:`read_hidden`.
+    """
+    student = read_hidden(model, mx.array([document.tokens]), grad_checkpoint)
+
+    def divergence(positions: list[int]) -> mx.array:
+        at = mx.array(positions)
+        return forward_kl(base, student[0, at], teacher[0, at])
+
+    return document.loss(divergence, model.allmem.window, answer_weight)

@@ -1,0 +1,204 @@
+"""Training on MLX: a converted folder in, an mlx-lm adapter out."""
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten
+
+from ...errors import SettingError, warn
+from ...evaluation import likelihood
+from ...evaluation.systems import Reader, System, systems
+from ...families import largest_window
+from ...files import replacing
+from ...loading import load
+from ...variants import base_model
+from ...weight_files import safetensors_header
+from ..documents import open_sources
+from ..initial import CALIBRATION, input_scales
+from ..recipe import Recipe, Step
+from ..run import StepResult
+from . import student
+from .measure import initialize, measure
+from .optimizer import Optimizer
+
+JUDGED = 2  # validation documents
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The model and the result.
+
+    Args:
+        adapter_path (str): folder for the memory weights, the log and the checkpoint.
+        model (str): model folder, or ORG/NAME of the Hugging Face hub. Default: the
+            embedded SmolLM2-135M-Instruct. A trained memory is trained further; a fresh
+            one is initialized first.
+    """
+
+    adapter_path: str
+    model: str = ""
+
+
+class MLXTrainer:
+    """See :class:`Trainer`.
+
+    Args:
+        settings (Settings): model and result.
+        recipe (Recipe): all other settings.
+
+    Raises:
+        AllMemError: if the model or a text is missing, or a setting does not fit the
+            model.
+    """
+
+    leads = True
+    checkpoint = "checkpoint.safetensors"
+    metric = "NLL beyond the window"
+
+    def __init__(self, settings: Settings, recipe: Recipe):
+        self.settings, self.recipe = settings, recipe
+        self.folder = Path(settings.adapter_path)
+        self.model, self.tokenizer = load(settings.model or None)
+        self.config, self.dtype = self.model.allmem, self.model.dtype
+        chunk = self.config.chunk
+        if chunk not in recipe.numbers("chunks"):
+            warn(
+                f"the model reads in chunks of {chunk} and will be trained with "
+                f"{recipe.chunks}: use --chunks {chunk}, or convert with another --chunk"
+            )
+        largest = largest_window(self.model.base_config)
+        if largest is not None and max(recipe.numbers("windows")) > largest:
+            raise SettingError(f"--windows must be at most {largest}, the base's own")
+        self.source, self.validation = open_sources(
+            recipe.data, recipe.held_out, recipe.validation, self.tokenizer, recipe.seed
+        )
+        self.base = base_model(self.model)
+        self.fresh = self.model.memory_is_off
+        student.make_trainable(self.model)
+
+    def parameters(self) -> dict[str, mx.array]:
+        """The trainable parameters, by name."""
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def start(self) -> dict[str, Any]:
+        count, length = CALIBRATION
+        documents = [self.source.passage(length) for _ in range(count)]
+        layers, output = measure(self.model, self.base, documents)
+        if self.fresh:
+            recipe = self.recipe
+            initialize(self.model, layers, output, recipe.alpha, recipe.seed)
+        parameters = self.parameters()
+        scales = input_scales(parameters, layers, output)
+        self.optimizer = Optimizer(parameters, self.recipe, scales)
+        return {}
+
+    def train_step(self, step: Step, rate: float) -> StepResult:
+        student.set_view(self.model, step)
+        loss_and_grad = nn.value_and_grad(self.model, student.document_loss)
+        total, scored, share = 0.0, 0, 1 / len(step.documents)
+        grads: dict[str, mx.array] = {}
+        for document in step.documents:
+            tokens = mx.array([document.tokens])
+            teacher = student.teacher_hidden(self.base, tokens)
+            mx.eval(teacher)
+            loss, grad = loss_and_grad(
+                self.model,
+                self.base,
+                document,
+                teacher,
+                self.recipe.answer_weight,
+                self.recipe.grad_checkpoint,
+            )
+            for name, x in dict(tree_flatten(grad)).items():
+                grads[name] = grads.get(name, mx.array(0.0)) + share * x
+            mx.eval(loss, grads)
+            mx.clear_cache()
+            total += share * loss.item()
+            scored += len(document.targets(step.window))
+        grads, norm = optim.clip_grad_norm(grads, self.recipe.clip)
+        moved = self.optimizer.step(self.parameters(), grads, rate)
+        mx.eval(moved, self.optimizer.state())
+        self.model.load_weights(list(moved.items()), strict=False)
+        return StepResult(total, scored, norm.item())
+
+    def judge(self) -> dict[str, Any]:
+        self._evaluating()
+        length = max(self.recipe.numbers("lengths"))
+        self.validation.random = random.Random(self.recipe.seed)
+        documents = [self.validation.passage(length) for _ in range(JUDGED)]
+        losses: likelihood.Losses = {
+            system.name: [
+                likelihood.losses(system, self.model, x, documents[i - 1])
+                for i, x in enumerate(documents)
+            ]
+            for system in systems(self.model)
+        }
+        self.model.train()
+        summary = likelihood.summary(losses, self.model.allmem.window, self.recipe.seed)
+        return summary["beyond window"]["nll"]
+
+    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        self._evaluating()
+        reader = Reader(System("", self.model), self.model)
+        reader.read(prompt[:-1])
+        stops = set(self.tokenizer.eos_token_ids)
+        tokens = reader.answer(prompt[-1:], max_tokens, stops)
+        self.model.train()
+        whole = len(tokens) < max_tokens
+        return [*tokens, self.tokenizer.eos_token_id] if whole else tokens
+
+    def _evaluating(self) -> None:
+        """The model as it is evaluated: with the largest window."""
+        self.model.eval()
+        numbers = self.recipe.numbers
+        window, sinks = max(numbers("windows")), max(numbers("sinks"))
+        student.set_view(self.model, Step(window, sinks, min(numbers("chunks")), []))
+
+    def save(self, progress: dict[str, Any]) -> None:
+        memory = self.parameters()
+        arrays = memory | self.optimizer.state()
+        self._write_arrays(self.checkpoint, arrays, {"run": json.dumps(progress)})
+        cast = self.model.cast_predicate
+        adapters = {
+            name: x.astype(self.dtype) if cast(name) else x
+            for name, x in memory.items()
+        }
+        self._write_arrays("adapters.safetensors", adapters, {"format": "mlx"})
+        config = {
+            "fine_tune_type": "full",
+            "num_layers": len(self.model.layers),
+            "allmem": asdict(self.config),
+            **progress,
+        }
+        with replacing(self.folder / "adapter_config.json") as file:
+            file.write_text(json.dumps(config, indent=2) + "\n")
+
+    def _write_arrays(
+        self, name: str, arrays: dict[str, mx.array], metadata: dict[str, str]
+    ) -> None:
+        with replacing(self.folder / name) as file:
+            mx.save_safetensors(str(file), arrays, metadata)
+
+    def read_checkpoint(self, file: Path) -> tuple[dict[str, Any], Any]:
+        safetensors_header(file)
+        loaded: Any = mx.load(str(file), return_metadata=True)
+        arrays, metadata = loaded
+        return json.loads(metadata["run"]), arrays
+
+    def restore(self, state: dict[str, mx.array]) -> None:
+        memory = [(name, state.pop(name)) for name in self.parameters()]
+        self.model.load_weights(memory, strict=False)
+        self.optimizer = Optimizer(self.parameters(), self.recipe, {})
+        self.optimizer.load(state)
+
+    def wait(self) -> None:
+        pass
+
+    def peak_memory(self) -> int:
+        return mx.get_peak_memory()
