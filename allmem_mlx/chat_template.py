@@ -86,9 +86,9 @@ class Template:
                 )
             except Exception as error:  # a template is a program
                 raise AllMemError(
-                    f"the chat template fails ({reason(error)}); give it what it needs "
-                    "with --chat-template-config, or do without it: allmem_mlx generate "
-                    "--ignore-chat-template"
+                    f"the chat template fails ({reason(error)}); give it what it "
+                    "needs with --chat-template-config, or do without it: allmem_mlx "
+                    "generate --ignore-chat-template"
                 ) from error
 
         opening, closing = _around(render(("user", USER)), USER)

@@ -1,8 +1,10 @@
 """Errors that a user can mend. Commands print them as one line."""
 
+import importlib
 import sys
 import textwrap
 from contextlib import suppress
+from typing import Any
 
 
 class AllMemError(Exception):
@@ -19,6 +21,23 @@ class SettingError(AllMemError, ValueError):
 
 class MissingLibrary(AllMemError):
     """A library of an extra that is not installed."""
+
+
+def import_library(module: str, need: str, extra: str) -> Any:
+    """Imports a library that not every installation has.
+
+    Args:
+        module (str): the module.
+        need (str): the need for it, for the message: "FILE needs PACKAGE".
+        extra (str): the extra that installs it.
+
+    Raises:
+        MissingLibrary: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingLibrary(f"{need}: pip install 'allmem-mlx[{extra}]'") from None
 
 
 def reason(error: BaseException) -> str:

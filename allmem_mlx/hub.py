@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .errors import AllMemError, MissingLibrary, SettingError
+from .errors import AllMemError, SettingError, import_library
 from .version import __version__
 
 # All files of a model but its weights. mlx-lm's list without *.py: code of a repository
@@ -272,13 +272,7 @@ def import_torch(file: Path | str) -> Any:
     Raises:
         MissingLibrary: if it is not installed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise MissingLibrary(
-            f"{file} needs PyTorch: pip install torch, or use safetensors"
-        ) from None
-    return torch
+    return import_library("torch", f"{file} needs PyTorch", "torch")
 
 
 def check_upload(repo: str) -> None:

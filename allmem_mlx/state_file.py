@@ -160,8 +160,8 @@ def _metadata(file: Any) -> dict[str, str]:
 
 
 def _checksum(file: Any) -> tuple[int, str]:
-    """The place of the checksum in a file, and its right value: SHA-256 of the file with
-    zeros in that place."""
+    """The place of the checksum in a file, and its right value: SHA-256 of the file
+    with zeros in that place."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         at = content.find(b'"checksum":"')
         if at < 0:

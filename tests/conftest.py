@@ -83,6 +83,18 @@ def gguf_file(wheel, once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_hybrid(gguf_file, once) -> Path:
+    """The default model's base in float32, with a memory that has learned nothing."""
+    from allmem_mlx.convert import convert
+
+    def make(folder: Path) -> None:
+        sizes = {"window": 512, "sinks": 16, "chunk": 256}
+        convert(gguf_file, folder / "model", dtype="float32", **sizes)
+
+    return once("smollm2-hybrid", make) / "model"
+
+
+@pytest.fixture(scope="session")
 def gemma3_file(once) -> Path:
     """Gemma 3 270M with tensors of the types Q4_K, Q5_0, Q6_K and Q8_0."""
 

@@ -274,6 +274,13 @@ def of_longer_text(arguments: dict) -> dict:
     return changed(arguments, between, "queries", "gates", "rows")
 
 
+# Operations, and how arrays that they are given may lie in memory.
+LAYOUTS = [
+    *((name, strided) for name in NAMES),
+    *((name, of_longer_text) for name in ("memory_read", "memory_fold")),
+]
+
+
 def _times(factor: float) -> Callable[[mx.array], mx.array]:
     return lambda x: (x * factor).astype(x.dtype)
 

@@ -95,7 +95,7 @@ class Memory(nn.Module):
     def inputs(
         self, u: Tensor, embedded: Tensor | None = None
     ) -> tuple[Tokens, Tensor]:
-        """Projections, convolution, rates and gates; and the last inputs of the convolution."""
+        """Projections, convolution, rates and gates; and the convolution's state."""
         n, p, taps = self.config.heads, self.config.head_dim, self.config.conv_kernel
         projected = self.in_proj(u)
         qkv, rates = projected[..., : -5 * n], projected[..., -5 * n :]

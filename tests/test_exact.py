@@ -9,7 +9,6 @@ from helpers import assert_close, feed, random_tokens, tiny_model
 from mlx.utils import tree_flatten
 
 from allmem_mlx import load
-from allmem_mlx.convert import convert
 from allmem_mlx.variants import base_model
 
 torch.set_num_threads(2)
@@ -81,11 +80,8 @@ def test_no_position_exceeds_the_bound(positions, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def fresh(gguf_file, tmp_path_factory):
-    """The default model's base with a fresh memory."""
-    folder = tmp_path_factory.mktemp("fresh") / "model"
-    convert(gguf_file, folder, dtype="float32", window=512, sinks=16, chunk=256)
-    return load(folder)
+def fresh(smollm2_hybrid):
+    return load(smollm2_hybrid)
 
 
 @pytest.fixture(scope="module")

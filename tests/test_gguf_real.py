@@ -14,7 +14,7 @@ from allmem_mlx.convert import convert, gguf
 
 pytestmark = pytest.mark.real_model
 
-LENGTH = 4096
+LENGTH = 768  # half as much again as the layers of Gemma that slide see
 BLOCK = 128  # tokens whose logits are in memory; Gemma has 262,144 for each
 
 TEXTS = [
@@ -34,6 +34,11 @@ def gemma3(gemma3_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gemma3-allmem") / "model"
     convert(gemma3_file, folder, dtype="float32", window=LENGTH, chunk=BLOCK)
     return load(folder)
+
+
+@pytest.fixture(scope="module")
+def gemma3_of_transformers(gemma3_file):
+    return transformers_model(gemma3_file)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +67,19 @@ def perplexity(model, tokens) -> float:
     return math.exp(loss / (len(tokens) - 1))
 
 
-def transformers_perplexity(file, tokens) -> float:
-    """Of the same file as transformers reads it by itself."""
+def transformers_model(file):
+    """Of the same file, as transformers reads it by itself."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()
+
+
+def transformers_perplexity(model, tokens) -> float:
+    import torch
+
     loss = 0.0
     with torch.no_grad():
         hidden = model.model(torch.tensor([tokens])).last_hidden_state[0]
@@ -125,18 +135,18 @@ def test_smollm2_s_weights(gguf_file, tmp_path):
         assert mx.array_equal(actual[name], expected), name
 
 
-def test_smollm2_s_perplexity(gguf_file, book, tmp_path):
-    convert(gguf_file, tmp_path / "new", dtype="float32", window=LENGTH, chunk=BLOCK)
-    model, tokenizer = load(tmp_path / "new")
+def test_smollm2_s_perplexity(smollm2_hybrid, gguf_file, book):
+    config = {"window": LENGTH, "chunk": BLOCK}
+    model, tokenizer = load(smollm2_hybrid, model_config=config)
     tokens = tokenizer.encode(book.read_text())[:LENGTH]
-    expected = transformers_perplexity(gguf_file, tokens)
+    expected = transformers_perplexity(transformers_model(gguf_file), tokens)
     assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-4)
 
 
-def test_gemma3_s_perplexity(gemma3, gemma3_file, book):
+def test_gemma3_s_perplexity(gemma3, gemma3_of_transformers, book):
     model, tokenizer = gemma3
     tokens = tokenizer.encode(book.read_text())[:LENGTH]
-    expected = transformers_perplexity(gemma3_file, tokens)
+    expected = transformers_perplexity(gemma3_of_transformers, tokens)
     assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-4)
 
 
@@ -161,15 +171,12 @@ def test_gemma3_in_its_own_type(gemma3_file, tmp_path):
     assert tokenizer.decode([logits[0, -1].argmax().item()]) == " five"
 
 
-def test_transformers_reads_gemma3(gemma3_unpacked, gemma3_file):
+def test_transformers_reads_gemma3(gemma3_unpacked, gemma3_of_transformers):
     import torch
     from transformers import AutoModelForCausalLM
 
     read = AutoModelForCausalLM.from_pretrained(gemma3_unpacked, dtype=torch.float32)
-    other = AutoModelForCausalLM.from_pretrained(
-        gemma3_file.parent, gguf_file=gemma3_file.name, dtype=torch.float32
-    )
-    actual, expected = read.state_dict(), other.state_dict()
+    actual, expected = read.state_dict(), gemma3_of_transformers.state_dict()
     assert actual.keys() == expected.keys()
     for name, x in expected.items():
         assert_close(name, actual[name], x, 1e-6)

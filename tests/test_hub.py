@@ -186,7 +186,7 @@ class TestConvert:
         hub.add("org/tiny", {"training_args.bin": b"junk"})
         command = ("--hf-path", "org/tiny", "--mlx-path", user.folder / "new")
         result = user.run("-c", WITHOUT_TORCH, *command)
-        words = "org/tiny/pytorch_model.bin needs PyTorch: pip install torch"
+        words = "pytorch_model.bin needs PyTorch: pip install 'allmem-mlx[torch]'"
         assert_refused(result, 1, words)
         assert "pytorch_model.bin" not in hub.downloaded()
         result = user.convert("org/tiny", HF_HUB_OFFLINE="1")

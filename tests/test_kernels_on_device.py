@@ -8,14 +8,13 @@ from helpers import assert_close, feed, random_tokens, tiny_model
 from kernel_cases import (
     CASES,
     EXTREMES,
+    LAYOUTS,
     NAMES,
     Case,
     Inputs,
     computed,
     differences,
-    of_longer_text,
     reference,
-    strided,
 )
 
 from allmem_mlx.memory import kernel_check, kernels
@@ -50,8 +49,7 @@ def test_a_kernel_agrees_with_the_reference(gpu, name, case):
     assert_right(name, Inputs(case).of(name))
 
 
-@pytest.mark.parametrize("change", [strided, of_longer_text])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, change", LAYOUTS)
 def test_inputs_that_are_not_contiguous(gpu, name, change):
     assert_right(name, change(Inputs(Case(3, 2, 32, 64, 11)).of(name)))
 

@@ -22,7 +22,7 @@ from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import lookup_recall, lookup_summary, tables
-from allmem_mlx.evaluation.columns import COLUMNS, SAVE_EVERY, Answerer, SavedAnswers
+from allmem_mlx.evaluation.columns import COLUMNS, Answerer, SavedAnswers
 from allmem_mlx.evaluation.lookups import (
     ANSWER,
     DRAWN,
@@ -372,9 +372,6 @@ class TestSavedAnswers:
         (tmp_path / "file").touch()
         with pytest.raises(AllMemError, match="answers cannot be saved in"):
             SavedAnswers(tmp_path / "file")
-
-    def test_states_are_saved_often(self):
-        assert SAVE_EVERY == 10_000
 
 
 def load_with_other_window(model):

@@ -423,7 +423,7 @@ class TestPickles:
         code += "runpy.run_module('convert', run_name='__main__')"
         flags = ["--hf-path", folder, "--mlx-path", tmp_path / "new"]
         result = run("-c", code, *flags, fresh=True)
-        words = "pytorch_model.bin needs PyTorch: pip install torch"
+        words = "pytorch_model.bin needs PyTorch: pip install 'allmem-mlx[torch]'"
         assert_refused(result, 1, words)
 
 

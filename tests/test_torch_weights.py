@@ -4,8 +4,6 @@ import hashlib
 import json
 import resource
 import shutil
-import subprocess
-import sys
 
 import mlx.core as mx
 import numpy as np
@@ -636,9 +634,6 @@ import sys
 sys.modules["torch"] = None
 from allmem_mlx.convert import convert
 from allmem_mlx.convert.torch_export import export_torch
-from allmem_mlx.distillation.documents import Document
-from allmem_mlx.distillation.torch.hybrid import Hybrid, View
-from allmem_mlx.distillation.torch.loss import document_loss
 from allmem_mlx.errors import AllMemError
 
 convert("base", "new", torch_path="m.safetensors")
@@ -659,12 +654,11 @@ def test_without_pytorch(base, tmp_path):
     save_file(memory_tensors(), tmp_path / "m.safetensors")
     torch.save(memory_tensors(), tmp_path / "m.pt")
     shutil.copytree(base, tmp_path / "base")
-    command = [sys.executable, "-c", WITHOUT_TORCH]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
-        "m.pt needs PyTorch: pip install torch, or use safetensors",
-        "back.pt needs PyTorch: pip install torch, or use safetensors",
+    result = run("-c", WITHOUT_TORCH, cwd=tmp_path, fresh=True)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout.decode().splitlines() == [
+        "m.pt needs PyTorch: pip install 'allmem-mlx[torch]'",
+        "back.pt needs PyTorch: pip install 'allmem-mlx[torch]'",
     ]
     assert not {"other", "back.pt"} & {path.name for path in tmp_path.iterdir()}
 

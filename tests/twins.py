@@ -5,7 +5,7 @@
 prints the places of each, and fails if there is any. Runs of six lines or more are
 twins if they differ only in names, attributes and constants, a name in the one standing
 for one name in the other. Comments, docstrings, annotations and decorators do not
-count. The flags of a parser and constants that get a name are no logic: they end a run.
+count. The flags of a parser and texts that get a name are no logic, and end a run.
 """
 
 import ast
@@ -21,10 +21,11 @@ NO_LOGIC = {"annotation", "returns", "decorator_list", "ctx", "type_comment", "s
 
 
 def is_text(node: ast.AST) -> bool:
-    """A constant, a text with values in it, or several of them."""
+    """A text, also with values in it, or several."""
     if isinstance(node, ast.Tuple):
         return all(map(is_text, node.elts))
-    return isinstance(node, ast.Constant | ast.JoinedStr)
+    text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return text or isinstance(node, ast.JoinedStr)
 
 
 def is_docstring(node: ast.AST) -> bool:
@@ -32,7 +33,7 @@ def is_docstring(node: ast.AST) -> bool:
 
 
 def is_data(statement: ast.stmt) -> bool:
-    """A flag of a parser, or constants that get a name."""
+    """A flag of a parser, or texts that get a name."""
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         name = ast.unparse(statement.value.func)
         return name == "add" or name.endswith(".add_argument")
@@ -59,7 +60,7 @@ def shape(node, names: dict[str, int]):
 
 
 def lines(node: ast.stmt) -> int:
-    """Of its text, docstrings not counted."""
+    """Of its text, without docstrings."""
     docs = [x for x in ast.walk(node) if x is not node and is_docstring(x)]
     return node.end_lineno - node.lineno + 1 - sum(map(lines, docs))
 
@@ -83,11 +84,11 @@ def bodies(tree: ast.AST) -> Iterator[list[ast.stmt]]:
         outside = isinstance(node, ast.Module | ast.ClassDef)
         for _, value in ast.iter_fields(node):
             if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
-                body = [x for x in value if not is_docstring(x)]
                 if outside:
-                    yield from ([x] for x in body if isinstance(x, ast.FunctionDef))
+                    functions = [x for x in value if isinstance(x, ast.FunctionDef)]
+                    yield from ([x] for x in functions if not any(map(is_data, x.body)))
                 else:
-                    yield body
+                    yield [x for x in value if not is_docstring(x)]
 
 
 def inside(place: tuple, places: list[tuple]) -> bool:
@@ -114,16 +115,21 @@ def twins(sources: dict[str, str]) -> list[list[str]]:
     return [[f"{name}:{start}-{end}" for name, start, end in x] for x in found]
 
 
-def main() -> None:
-    sources = {
+def sources() -> dict[str, str]:
+    """The text of every file."""
+    return {
         str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
         for folder in FOLDERS
         for file in sorted((ROOT / folder).rglob("*.py"))
     }
-    found = twins(sources)
+
+
+def main() -> None:
+    files = sources()
+    found = twins(files)
     for places in found:
         print(*places, sep="\n", end="\n\n")
-    print(f"{len(sources)} files, {len(found)} twins")
+    print(f"{len(files)} files, {len(found)} twins")
     raise SystemExit(bool(found))
 
 

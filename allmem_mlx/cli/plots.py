@@ -79,7 +79,7 @@ def draw(panels: Sequence[Panel], caption: str, path: str) -> None:
 
 
 def _style(background: str, text: str, grid: str, *curves: str) -> Any:
-    from cycler import cycler
+    from matplotlib.rcsetup import cycler
 
     names = ("axes.edgecolor", "axes.labelcolor", "text.color")
     return {

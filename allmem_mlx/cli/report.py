@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,8 @@ def check_output(args: argparse.Namespace) -> None:
     if args.plot is not None:
         if not args.plot.endswith(".png"):
             raise SettingError(f"--plot is {args.plot!r}; its name must end in .png")
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise AllMemError(
-                "--plot needs matplotlib: pip install 'allmem-mlx[plot]'"
-            ) from None
+        if find_spec("matplotlib") is None:
+            raise AllMemError("--plot needs matplotlib: pip install 'allmem-mlx[plot]'")
 
 
 def write_output(

@@ -1,9 +1,8 @@
 """Libraries of the ``documents`` extra, imported when a document needs them."""
 
-import importlib
 from typing import Any
 
-from ..errors import MissingLibrary
+from .. import errors
 
 
 def import_library(module: str, name: str, kind: str, package: str = "") -> Any:
@@ -18,11 +17,6 @@ def import_library(module: str, name: str, kind: str, package: str = "") -> Any:
     Raises:
         MissingLibrary: if it is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = package or module.partition(".")[0]
-        raise MissingLibrary(
-            f"{name} is {kind}; reading it needs {package}: "
-            "pip install 'allmem-mlx[documents]'"
-        ) from None
+    package = package or module.partition(".")[0]
+    need = f"{name} is {kind}; reading it needs {package}"
+    return errors.import_library(module, need, "documents")

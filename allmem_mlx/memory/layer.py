@@ -31,13 +31,14 @@ class MemoryState(NamedTuple):
     ``ArraysCache`` of the layer. A token is ``pending`` until ``fold`` of them are.
 
     Args:
-        conv_state: the last ``conv_kernel - 1`` inputs of the convolution, ``[B, k-1, 3np]``.
+        conv_state: the last ``conv_kernel - 1`` inputs of the convolution,
+            ``[B, k-1, 3np]``.
         weights: W, the fast weights.
         scales: the factors of the rows of W in U, ``[B, n, rows, 1]``.
         momentum: M.
         grads: G, the open chunk's gradient so far.
-        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``; rows
-            not yet filled are zero.
+        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``;
+            rows not yet filled are zero.
         decay_sum: the sum of m over the tokens in G, ``[B, n]``.
     """
 

@@ -69,8 +69,8 @@ class MLXTrainer:
         chunk = self.config.chunk
         if chunk not in recipe.numbers("chunks"):
             warn(
-                f"the model reads in chunks of {chunk} and will be trained with "
-                f"{recipe.chunks}: use --chunks {chunk}, or convert with another --chunk"
+                f"the model reads in chunks of {chunk} and is trained with "
+                f"{recipe.chunks}: use --chunks {chunk}, or convert it with --chunk"
             )
         largest = largest_window(self.model.base_config)
         if largest is not None and max(recipe.numbers("windows")) > largest:

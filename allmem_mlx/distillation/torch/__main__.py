@@ -6,10 +6,14 @@ After an interruption the same command continues. `torchrun --nproc-per-node N -
 allmem_mlx.distillation.torch` shares the documents of a step among N processes.
 """
 
+import sys
 from datetime import timedelta
 from typing import Any
 
-from torch import distributed
+try:
+    from torch import distributed
+except ImportError:
+    sys.exit("this needs PyTorch: pip install 'allmem-mlx[torch]'")
 
 from ...cli.run import ArgumentParser, run
 from ..recipe import Recipe, add_settings, settings_of

@@ -7,14 +7,13 @@ OpenBMB/InfiniteBench, ``src/compute_scores.py``. LV-Eval: infinigence/LVEval,
 """
 
 import functools
-import importlib
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import AllMemError
+from ...errors import import_library
 
 PUNCTUATION = set(
     string.punctuation
@@ -31,12 +30,7 @@ def package(name: str) -> Any:
     Raises:
         AllMemError: if it is not installed.
     """
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        raise AllMemError(
-            f"this metric needs the package {name}: pip install 'allmem-mlx[eval]'"
-        ) from None
+    module = import_library(name, f"this metric needs the package {name}", "eval")
     if name == "jieba":
         module.setLogLevel("WARNING")  # it logs its dictionary on stderr
     return module
