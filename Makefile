@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BOOK := .demo/alice.txt
 
-.PHONY: demo test lint docs lowest kernels families clean
+.PHONY: demo test quick lint docs lowest kernels families clean
 
 demo: .venv/installed $(BOOK)
 	$(BIN)/allmem_mlx generate --prompt-file $(BOOK) \
@@ -13,8 +13,14 @@ demo: .venv/installed $(BOOK)
 	    --prompt "What words were marked on the cake?" \
 	    --prompt "What did the White Rabbit drop?"
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: .venv/tested lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --durations=15
+
+# In under 3 minutes, without a network.
+quick: .venv/tested
+	$(PYTEST) -m "not real_model and not slow"
 
 lint: .venv/tested
 	$(BIN)/ruff format --check .

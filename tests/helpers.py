@@ -122,6 +122,13 @@ def state_arrays(cache) -> dict[str, mx.array]:
     return {path: x for path, x in leaves if isinstance(x, mx.array)}
 
 
+def assert_same_arrays(actual: dict, expected: dict) -> None:
+    """The same names, and under each the same to the bit."""
+    assert actual.keys() == expected.keys()
+    for name, x in expected.items():
+        assert mx.array_equal(actual[name], x), name
+
+
 def assert_same_state(actual, expected, tolerance: float) -> None:
     actual, expected = state_arrays(actual), state_arrays(expected)
     assert actual.keys() == expected.keys()
@@ -175,26 +182,31 @@ def tiny_base_folder(folder: Path, family: str = "qwen3", **config) -> Path:
     return folder
 
 
-def transformers_logits(folder, tokens: mx.array, kind=None) -> np.ndarray:
-    """What transformers says of a folder, in float32."""
+def transformers_model(folder: Path, kind=None, **options):
+    """A folder as transformers reads it, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
     kind = kind or AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32)
+    return kind.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+def transformers_logits(model, tokens: mx.array) -> np.ndarray:
+    import torch
+
     with torch.no_grad():
         return model(torch.tensor(np.asarray(tokens))).logits.numpy()
 
 
-def active_folder(folder: Path, **options) -> Path:
+def active_folder(folder: Path, scale: float = 0.3, **options) -> Path:
     """A converted model folder with an active memory, as training would leave it, and
-    weights so large that what it says depends on what it read."""
+    weights of a scale at which what it says depends on what it read."""
     from mlx_lm.utils import save_model
 
     from allmem_mlx import load
     from allmem_mlx.convert import convert
 
-    base = tiny_base_folder(folder / "base", "qwen3", initializer_range=0.3)
+    base = tiny_base_folder(folder / "base", "qwen3", initializer_range=scale)
     convert(base, folder / "model", **{"window": 48, "sinks": 4, **options})
     model, _ = load(folder / "model")
     mx.random.seed(0)

@@ -11,6 +11,7 @@ from helpers import (
     random_tokens,
     tiny_base_folder,
     transformers_logits,
+    transformers_model,
 )
 from mlx.utils import tree_flatten
 from processes import ROOT, run
@@ -34,7 +35,10 @@ def test_a_hugging_face_folder(base_folder, tmp_path):
     model, tokenizer = load(tmp_path / "new")
     tokens = random_tokens(1, 52)
     assert_close(
-        "logits", model(tokens), transformers_logits(base_folder, tokens), 1e-5
+        "logits",
+        model(tokens),
+        transformers_logits(transformers_model(base_folder), tokens),
+        1e-5,
     )
     config = model.allmem
     assert (config.window, config.sinks, config.chunk) == (48, 4, 64)
@@ -63,7 +67,7 @@ def test_rope_settings_are_carried_over(tmp_path, rope):
     base = tiny_base_folder(tmp_path / "base", "llama", rope_parameters=rope)
     convert(base, tmp_path / "new", **SIZES)
     tokens = random_tokens(1, 52)
-    expected = transformers_logits(base, tokens)
+    expected = transformers_logits(transformers_model(base), tokens)
     assert_close("logits", load(tmp_path / "new")[0](tokens), expected, 1e-5)
 
 
@@ -98,7 +102,12 @@ def test_quantised(base_folder, tmp_path):
     tokens = random_tokens(1, 52)
     expected = base_model(model)(tokens)
     assert mx.array_equal(model(tokens), expected)
-    assert_close("8 bits", expected, transformers_logits(base_folder, tokens), 0.1)
+    assert_close(
+        "8 bits",
+        expected,
+        transformers_logits(transformers_model(base_folder), tokens),
+        0.1,
+    )
 
 
 def test_quantising_does_not_need_room_for_the_base(tmp_path):

@@ -318,6 +318,7 @@ def reference_text(path: Path) -> str:
         return "\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
 
 
+@pytest.mark.slow
 def test_a_real_pdf(manual):
     parts = parts_of(manual.read_bytes())
     ours, theirs = (

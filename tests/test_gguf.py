@@ -9,7 +9,13 @@ import pytest
 from family_cases import complete, save_family, theta
 from gguf_cases import CASES
 from gguf_files import llama3_factors, save_gguf
-from helpers import assert_close, random_tokens, tiny_base_folder
+from helpers import (
+    assert_close,
+    random_tokens,
+    tiny_base_folder,
+    transformers_logits,
+    transformers_model,
+)
 from processes import ROOT, alone, peak
 
 from allmem_mlx import load
@@ -21,22 +27,6 @@ from allmem_mlx.convert.gguf.pre_tokenizers import PRE_TOKENIZERS
 from allmem_mlx.errors import AllMemError
 
 SIZES = {"window": 96, "sinks": 4, "chunk": 64}
-
-
-def transformers_model(folder, **options):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, **options
-    ).eval()
-
-
-def transformers_logits(model, tokens) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        return model(torch.tensor(np.array(tokens))).logits.numpy()
 
 
 def assert_same_weights(actual, expected) -> None:

@@ -7,7 +7,7 @@ import urllib.request
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, transformers_model
 
 from allmem_mlx import generate, load
 from allmem_mlx.convert import convert, gguf
@@ -38,7 +38,8 @@ def gemma3(gemma3_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gemma3_of_transformers(gemma3_file):
-    return transformers_model(gemma3_file)
+    """The same file, as transformers reads it by itself."""
+    return transformers_model(gemma3_file.parent, gguf_file=gemma3_file.name)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +66,6 @@ def perplexity(model, tokens) -> float:
         logits = model(mx.array([tokens[start:end]]), cache=cache)[0]
         loss += total_loss(logits, tokens[start + 1 : end + 1])
     return math.exp(loss / (len(tokens) - 1))
-
-
-def transformers_model(file):
-    """Of the same file, as transformers reads it by itself."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    ).eval()
 
 
 def transformers_perplexity(model, tokens) -> float:
@@ -139,7 +130,8 @@ def test_smollm2_s_perplexity(smollm2_hybrid, gguf_file, book):
     config = {"window": LENGTH, "chunk": BLOCK}
     model, tokenizer = load(smollm2_hybrid, model_config=config)
     tokens = tokenizer.encode(book.read_text())[:LENGTH]
-    expected = transformers_perplexity(transformers_model(gguf_file), tokens)
+    other = transformers_model(gguf_file.parent, gguf_file=gguf_file.name)
+    expected = transformers_perplexity(other, tokens)
     assert perplexity(model, tokens) == pytest.approx(expected, rel=1e-4)
 
 
@@ -172,11 +164,8 @@ def test_gemma3_in_its_own_type(gemma3_file, tmp_path):
 
 
 def test_transformers_reads_gemma3(gemma3_unpacked, gemma3_of_transformers):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    read = AutoModelForCausalLM.from_pretrained(gemma3_unpacked, dtype=torch.float32)
-    actual, expected = read.state_dict(), gemma3_of_transformers.state_dict()
+    actual = transformers_model(gemma3_unpacked).state_dict()
+    expected = gemma3_of_transformers.state_dict()
     assert actual.keys() == expected.keys()
     for name, x in expected.items():
         assert_close(name, actual[name], x, 1e-6)

@@ -178,6 +178,9 @@ def test_output_that_a_terminal_cannot_show_is_replaced(command, tmp_path):
 
 
 class TestTemplates:
+    TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
     def test_flags_that_need_one(self, folder, tmp_path):
         """A tokenizer without a template: refused, as with --ignore-chat-template."""
         model = changed(folder, tmp_path, chat_template=None)
@@ -196,12 +199,8 @@ class TestTemplates:
     )
     def test_a_template_without_a_system_role(self, tiny, refusal):
         """The system prompt begins the first message, and that is said."""
-        tokenizer = self.with_template(
-            tiny,
-            "{% for m in messages %}" + refusal + "<|im_start|>{{ m.role }}\n"
-            "{{ m.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        )
+        text = "{% for m in messages %}" + refusal + self.TURN + self.ASSISTANT
+        tokenizer = self.with_template(tiny, text)
         template = Template.of_chat(tokenizer, "BE KIND")
         assert template.opening == "<|im_start|>user\nBE KIND\n\n"
         assert len(template.notes) == 1 and "no system role" in template.notes[0]
@@ -228,13 +227,10 @@ class TestTemplates:
     )
     def test_a_thought_is_opened_once(self, tiny, generation):
         """By a prefill, wherever the template opens one, or adds an empty one."""
-        tokenizer = self.with_template(
-            tiny,
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-            "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
-            "{{ m.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}" + generation + "{% endif %}",
-        )
+        thought = "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        turn = self.TURN.replace("{{ m.content", thought + "{{ m.content")
+        opening = self.ASSISTANT.replace("<|im_start|>assistant\n", generation)
+        tokenizer = self.with_template(tiny, "{% for m in messages %}" + turn + opening)
         for prefill in ("<think>\nLET ME SEE", "<think>", "\n<think>\nA"):
             closing = Template.of_chat(tokenizer, prefill=prefill).closing
             assert closing == f"<|im_end|>\n<|im_start|>assistant\n{prefill}"

@@ -88,7 +88,16 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+REAL = {"smollm2", "qwen3", "gemma"}  # those that are downloaded
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.real_model] * (name in REAL))
+        for name in FAMILIES
+    ],
+    scope="module",
+)
 def family(request):
     """A family's tokenizer, as mlx-lm has it, and its marks."""
     name = request.param

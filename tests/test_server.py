@@ -13,12 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
-from helpers import activate_memory, tiny_base_folder
-from mlx_lm.utils import save_model
+from helpers import active_folder
 from processes import run, start
 
 from allmem_mlx import generate, load
-from allmem_mlx.convert import convert
 from allmem_mlx.streaming import reading
 
 # Two conversations, in letters the tiny tokenizer knows. After the first turn, which is
@@ -36,14 +34,8 @@ BIAS["126"] = 1.0
 
 
 def talking_folder(path):
-    """A converted folder with an active memory, whose answers are no repetitions."""
-    base = tiny_base_folder(path / "base", initializer_range=0.2)
-    convert(base, path / "model", window=48, sinks=4, chunk=32, fold=8)
-    model, _ = load(path / "model")
-    mx.random.seed(0)
-    activate_memory(model)
-    save_model(path / "model", model)
-    return path / "model"
+    """A model whose answers are no repetitions."""
+    return active_folder(path, scale=0.2, chunk=32, fold=8)
 
 
 @pytest.fixture(scope="module")

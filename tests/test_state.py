@@ -11,6 +11,7 @@ import pytest
 from helpers import (
     active_folder,
     assert_close,
+    assert_same_arrays,
     feed,
     random_tokens,
     tiny_args,
@@ -72,10 +73,7 @@ def assert_same_words(actual, expected) -> None:
 
 def assert_same(actual: states.State, expected: states.State) -> None:
     """Bit for bit."""
-    one, other = actual.arrays, expected.arrays
-    assert one.keys() == other.keys()
-    for name in one:
-        assert mx.array_equal(one[name], other[name]), name
+    assert_same_arrays(actual.arrays, expected.arrays)
     for part in ("read", "waiting", "digest", "recent", "notes"):
         assert getattr(actual, part) == getattr(expected, part), part
 

@@ -421,7 +421,8 @@ class TestKept:
         if number == signal.SIGINT:
             assert result.returncode == 130
             line = (
-                f"2 of 4 parts are done; they are in '{path}'; the same command goes on"
+                f"2 of 4 parts are done; they are in '{path}'; the same command "
+                "continues from there"
             )
             assert line in err and "Traceback" not in err
         else:
@@ -431,7 +432,7 @@ class TestKept:
         assert again.returncode == 0, again.stderr.decode()
         out = again.stdout.decode()
         assert "4 parts of " in out and ", 2 of them kept from before" in out
-        assert out.startswith(result.stdout)
+        assert out.startswith(result.stdout.decode())
 
 
 class TestCommand:
