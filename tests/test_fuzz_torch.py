@@ -251,11 +251,8 @@ def test_malicious_pickles_do_not_run(base, tmp_path):
                 folder.mkdir()
                 try:
                     write(place(call), folder / "memory.pt")
-                except (
-                    AttributeError,
-                    TypeError,
-                    pickle.PicklingError,
-                ):  # what cannot be pickled cannot do harm
+                except (AttributeError, TypeError, pickle.PicklingError):
+                    # What cannot be pickled cannot do harm.
                     shutil.rmtree(folder)
                     continue
                 made += 1
