@@ -1,8 +1,7 @@
 """Reading and decoding speed and memory, beside window + sinks and full attention.
 
-All have the same weights and take turns in one process (``benchmarking/speed.py``).
-``--soak`` reads a long text instead, and monitors likelihood, norms and memory
-(``benchmarking/soak.py``).
+All have the same weights and take turns in one process. --soak reads a long text
+instead, and monitors likelihood, norms and memory.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from .errors import SettingError
 def setup_arg_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="allmem_mlx benchmark", description=__doc__)
     add = parser.add_argument
-    add("--model", help="Model folder. Default: the embedded SmolLM2-135M-Instruct")
+    add("--model", help="Model folder. Default: SmolLM2-135M-Instruct")
     add(
         "--prompt-tokens",
         "-p",

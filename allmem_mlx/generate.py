@@ -135,6 +135,8 @@ def read(args: argparse.Namespace, conversation: Any, document: Document) -> Non
     blocks = conversation.read(pieces, resume=True, step=args.prefill_step_size)
     try:
         with closing(Progress(document)) as progress:
+            if (tokens := getattr(pieces, "tokens", None)) is not None:
+                progress.expect(tokens - session.state.tokens)
             for done in blocks:
                 progress(done)
                 if args.checkpoint_every and done - saved >= args.checkpoint_every:

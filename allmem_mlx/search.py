@@ -33,7 +33,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add("--limit", "-k", type=int, default=5, metavar="N", help="Passages at most")
     add("--full", action="store_true", help="Print whole passages, not one sentence")
     add(
-        "--json", action="store_true", help="Print each passage as a JSON object a line"
+        "--json",
+        action="store_true",
+        help="Print passages as JSON, one object per line",
     )
     return parser
 

@@ -39,7 +39,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="FILE",
         help="Document to summarise: PDF, EPUB, Word, HTML, RTF, Markdown or text, or "
-        "a folder of them ('-' reads stdin). Several are one",
+        "a folder of them ('-' reads stdin). Several make one document",
     )
     add(
         "--archive",
@@ -53,14 +53,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--part-tokens",
         type=int,
         metavar="N",
-        help="Tokens of a part, about, where sections are longer. Default: what the "
-        "window has room for, 2048 at most",
+        help="Approximate tokens of a part, where sections are longer. Default: as "
+        "many as the window has room for, 2048 at most",
     )
     add_generation(parser, max_tokens=128)
     add(
         "--json",
         action="store_true",
-        help="Print a JSON object a line: each part, then the whole",
+        help="Print JSON, one object per line: each part, then the whole",
     )
     return parser
 
@@ -144,7 +144,7 @@ def summarise(args: argparse.Namespace) -> None:
             sampler=make_sampler(args, tokenizer),
             stop=args.stop,
         )
-        hint = "they are lost; --archive FILE would keep them"
+        hint = "they are not saved; use --archive FILE to keep them"
         if place is not None:
             hint = f"they are in {str(place)!r}; the same command continues from there"
         print_summaries(summariser, entries, hint, args.json)

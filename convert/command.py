@@ -79,9 +79,10 @@ def command(args: argparse.Namespace) -> None:
         raise AllMemError(f"{args.gguf}: no such GGUF file")
     from . import convert
 
+    folder = args.mlx_path or "mlx_model"
     convert(
         args.hf_path or args.gguf,
-        args.mlx_path or "mlx_model",
+        folder,
         dtype=args.dtype,
         quantize=args.quantize,
         q_bits=args.q_bits,
@@ -92,6 +93,9 @@ def command(args: argparse.Namespace) -> None:
         upload_repo=args.upload_repo,
         **sizes(args, *FORM),
     )
+    print(f"Saved the model to {folder}")
+    if args.torch_path is None:
+        print("Its memory is untrained and adds nothing; allmem_mlx distill trains it")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -103,6 +107,7 @@ def export(args: argparse.Namespace) -> None:
     from .torch_export import export_torch
 
     export_torch(args.hf_path, args.export_torch)
+    print(f"Saved the memory to {args.export_torch}")
 
 
 def main() -> None:

@@ -220,13 +220,13 @@ PLACES = ["OSLO", "QUITO", "PARIS", "CAIRO", "DELHI", "LIMA"]
 
 
 def prose(places=PLACES) -> str:
-    """Sentences of a few words, of which one in a hundred tells something."""
+    """Sentences of a few words, of which one in 40 tells something."""
     lines = []
-    for i in range(100 * len(places)):
+    for i in range(40 * len(places)):
         words = [WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(6)]
         lines.append(f"THE {' '.join(words)}.")
-        if i % 100 == 50:
-            lines.append(f"THE CUP OF KING{i // 100} IS IN {places[i // 100]}.")
+        if i % 40 == 20:
+            lines.append(f"THE CUP OF KING{i // 40} IS IN {places[i // 40]}.")
     return " ".join(lines)
 
 

@@ -13,6 +13,7 @@ import atexit
 import ctypes
 import fcntl
 import gc
+import io
 import json
 import os
 import pickle
@@ -297,10 +298,12 @@ def become(
 ) -> NoReturn:
     """Runs a program in another fork, of which this one says how it ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ready, began = os.pipe()
     child = os.fork()
     if child:
-        for stream in streams:
-            os.close(stream)
+        for descriptor in (began, *streams):
+            os.close(descriptor)
+        os.read(ready, 1)  # until it has begun
         status.send(child.to_bytes(8, "little"))
         _, ended = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(ended)
@@ -313,8 +316,11 @@ def become(
         os.close(stream)
     os.setsid()
     begin(controlled)
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)
+    for descriptor in (ready, began):
+        os.close(descriptor)
+    sys.stdin, sys.stdout, sys.stderr = map(
+        reopened, (sys.stdin, sys.stdout, sys.stderr)
+    )
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -327,9 +333,9 @@ def become(
         if not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        code = 1
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     # Python's own end would touch, and so copy, all that was imported.
     for thread in set(threading.enumerate()) - {threading.current_thread()}:
         if not thread.daemon:
@@ -338,7 +344,22 @@ def become(
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError):  # nobody reads it any more
             stream.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
     os._exit(code)
+
+
+def reopened(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """A stream of Python's own, now that it has another file."""
+    file = open(stream.fileno(), f"{stream.mode}b", closefd=False)
+    return io.TextIOWrapper(
+        file,
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering or file.isatty(),
+        write_through=stream.write_through,
+    )
 
 
 def execute(name: str, *arguments: str) -> None:

@@ -244,7 +244,7 @@ class TestGenerate:
         assert prose()[first["first"] : first["last"] + 1].strip() in first["text"]
         assert found["document_tokens"] == len(prose())
         assert found["document_tokens_read"] == 0
-        assert found["passages_searched"] > 20
+        assert found["passages_searched"] > 10
 
     @pytest.mark.parametrize(
         "flags, words",

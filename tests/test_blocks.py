@@ -40,7 +40,7 @@ from allmem_mlx.variants import window_model
 
 TOLERANCE = 1e-5
 STATE_TOLERANCE = 1e-4  # see test_splits.py
-LENGTH = 900
+LENGTH = 500
 CUTS = (1, 2, 7, 8, 15, 16, 17, 31, 64, 65, 100, 128, 300)
 
 # Blocks of several chunks, everywhere but in the last. Sinks leave the window after 70

@@ -1,5 +1,6 @@
 """The costs by arithmetic, against what the running model does."""
 
+import copy
 import json
 import runpy
 
@@ -7,10 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from helpers import activate_memory, random_tokens, tiny_args, tiny_model
-from launches import Counts, count, count_step
+from launches import count, count_step
 from mlx_lm.models.cache import make_prompt_cache
 from processes import ROOT, run
 
+from allmem_mlx import load
 from allmem_mlx.benchmarking import flops
 from allmem_mlx.benchmarking.costs import costs, lazy_model
 from allmem_mlx.model import Model
@@ -33,13 +35,8 @@ def near(found: float, expected: float) -> bool:
     return abs(found - expected) <= 0.02 * expected
 
 
-def reading(model, before: int, tokens: int) -> Counts:
-    return count_step(model, read(model, before), random_tokens(1, tokens))
-
-
-def decoding(model, before: int, tokens: int) -> tuple[float, float]:
+def decoding(model, cache, tokens: int) -> tuple[float, float]:
     """Mean operations and bytes of one token of several."""
-    cache = read(model, before)
     counts = []
     for i in range(tokens):
         token = random_tokens(1, 1, seed=i)
@@ -66,11 +63,12 @@ def assert_as_counted(model):
     sizes = flops.Sizes.of(model)
     c = sizes.config
     before = 4 * (c.window + c.sinks) // c.chunk * c.chunk  # on the grid, and deep
-    read_by = reading(model, before, c.chunk)
-    assert near(read_by.operations, expected_reading(sizes, before))
+    cache = read(model, before)
     state = flops.ring_bytes(sizes) + flops.memory_bytes(sizes)
-    assert state_bytes(read(model, before)) == state
-    operations, moved = decoding(model, before, c.chunk)
+    assert state_bytes(cache) == state
+    counted = count_step(model, copy.deepcopy(cache), random_tokens(1, c.chunk))
+    assert near(counted.operations, expected_reading(sizes, before))
+    operations, moved = decoding(model, cache, c.chunk)
     assert near(operations, flops.decoding(sizes, before))
     assert near(moved, flops.decoding_bytes(sizes, before).total)
 
@@ -78,10 +76,10 @@ def assert_as_counted(model):
 def assert_as_counted_with_full_attention(model):
     sizes, full = flops.Sizes.of(model), base_model(model)
     chunk, before = sizes.config.chunk, 7 * sizes.config.chunk
-    read_by = reading(full, before, chunk)
-    assert near(read_by.operations, expected_reading(sizes, before, full=True))
+    counted = count_step(full, read(full, before), random_tokens(1, chunk))
+    assert near(counted.operations, expected_reading(sizes, before, full=True))
     before = 255  # mlx-lm's cache grows by 256 tokens; it is full after the next
-    operations, moved = decoding(full, before, 1)
+    operations, moved = decoding(full, read(full, before), 1)
     assert near(operations, flops.decoding(sizes, before, full=True))
     assert near(moved, flops.decoding_bytes(sizes, before, full=True).total)
 
@@ -120,9 +118,12 @@ def test_as_counted_when_quantized():
 
 
 @pytest.mark.real_model
-def test_as_counted_default(smollm2):
-    assert_as_counted(smollm2[0])
-    assert_as_counted_with_full_attention(smollm2[0])
+def test_as_counted_default(default_folder):
+    """With fewer tokens in a window and in a chunk."""
+    sizes = {"window": 128, "chunk": 16, "fold": 16}
+    model, _ = load(default_folder, model_config=sizes)
+    assert_as_counted(model)
+    assert_as_counted_with_full_attention(model)
 
 
 def test_count():

@@ -91,18 +91,18 @@ def test_settings_are_checked_first(tmp_path):
 
 
 def test_its_memory_remembers(default_folder, book):
-    """A thousand tokens on, it does better than a window of 128, a memory that was
-    never written, and the memory of another text."""
+    """Beyond 500 tokens it does better than a window of 128, a memory that was never
+    written, and the memory of another text: by 0.05 nats or more."""
     model, tokenizer = load(default_folder, model_config={"window": 128})
-    text = tokenizer.encode(book.read_text())[:2000]
-    other = tokenizer.encode("\n".join(topics.values()))[:2000]
+    text = tokenizer.encode(book.read_text())[:1200]
+    other = tokenizer.encode("\n".join(topics.values()))[:1200]
     nll = {
-        system.name: losses(system, model, text, other)[1000:].mean()
+        system.name: losses(system, model, text, other)[500:].mean()
         for system in systems(model)
         if system.name in (WINDOW, ALLMEM, NEVER, OTHER)
     }
     for control in (WINDOW, NEVER, OTHER):
-        assert nll[ALLMEM] < nll[control] - 0.015
+        assert nll[ALLMEM] < nll[control] - 0.03
 
 
 def test_its_memory_is_small():

@@ -13,8 +13,8 @@ from allmem_mlx.variants import base_model
 
 torch.set_num_threads(2)
 
-# Within window and sinks, 528 tokens of the default model and 52 of a tiny one.
-REAL_CUTS = ([256, 256, 16], [100, 1, 1, 1, 153, 200, 72], [1] * 9 + [500] + [1] * 19)
+# Within window and sinks, 144 tokens of a real model and 52 of a tiny one.
+REAL_CUTS = ([64, 64, 16], [25, 1, 1, 1, 38, 50, 28], [1] * 9 + [120] + [1] * 15)
 TINY_CUTS = ([52], [1] * 52, [32, 20], [7, 1, 30, 14])
 
 
@@ -81,20 +81,21 @@ def test_no_position_exceeds_the_bound(positions, monkeypatch):
 
 @pytest.fixture(scope="module")
 def fresh(smollm2_hybrid):
-    return load(smollm2_hybrid)
+    """With windows of 128 tokens."""
+    return load(smollm2_hybrid, model_config={"window": 128, "chunk": 64})
 
 
 @pytest.fixture(scope="module")
 def tokens(fresh, book):
-    """1,100 tokens: the ring is turned at the chunks from 768 and from 1,024."""
-    return fresh[1].encode(book.read_text()[:8000])[:1100]
+    """300 tokens: the ring is turned at the chunks from 192 and from 256."""
+    return fresh[1].encode(book.read_text()[:8000])[:300]
 
 
 @pytest.mark.real_model
 class TestRealModel:
     @pytest.mark.parametrize("cuts", REAL_CUTS, ids=len)
     def test_inside_the_window(self, fresh, tokens, cuts):
-        assert_bit_equal(fresh[0], mx.array(tokens[:528])[None], cuts)
+        assert_bit_equal(fresh[0], mx.array(tokens[:144])[None], cuts)
 
     def test_beyond_the_window(self, fresh, tokens):
         model, _ = fresh
@@ -109,9 +110,9 @@ class TestRealModel:
             gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
         )
         with torch.no_grad():
-            logits = theirs(torch.tensor([tokens[:200]])).logits[0]
+            logits = theirs(torch.tensor([tokens[:144]])).logits[0]
         expected = logits.double().log_softmax(-1).numpy()
-        ours = fresh[0](mx.array(tokens[:200])[None])[0].astype(mx.float32)
+        ours = fresh[0](mx.array(tokens[:144])[None])[0].astype(mx.float32)
         actual = torch.tensor(np.array(ours)).double().log_softmax(-1).numpy()
         assert (actual.argmax(-1) == expected.argmax(-1)).all()
         assert np.abs(actual - expected).max() < 1e-3

@@ -345,10 +345,15 @@ class TestTerminal:
         assert "Traceback" not in terminal.seen
         terminal.end(130)
 
-    def test_ctrl_c_while_reading(self, folder, tmp_path):
+    @pytest.mark.parametrize("archive", [False, True], ids=["streamed", "indexed"])
+    def test_ctrl_c_while_reading(self, folder, tmp_path, archive):
         document = tmp_path / "long.txt"
         document.write_text(TEXT * 3000)
-        terminal = self.start(folder, "--prompt-file", document)
+        flags = ["--save-state", tmp_path / "long.allmem"] if archive else []
+        terminal = self.start(folder, "--prompt-file", document, *flags)
+        if archive:
+            terminal.until("tokens indexed")
+            terminal.until("tokens-per-sec")
         text = terminal.until(" 2%")
         self.interrupt(terminal)
         tokens = [int(n) for n in re.findall(r"(\d+) tokens, \d+ tokens-per-sec", text)]

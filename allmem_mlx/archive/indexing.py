@@ -64,6 +64,12 @@ class IndexedDocument:
         except AllMemError as error:
             self._failure = error
 
+    @property
+    def tokens(self) -> int | None:
+        """The number of tokens; ``None`` if it is not known yet."""
+        entry = self.archive.entry(self.key) if self.ahead else None
+        return None if entry is None else entry.tokens
+
     def __iter__(self) -> Iterator[list[int]]:
         """Yields the ids of the document's tokens.
 

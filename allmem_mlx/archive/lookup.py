@@ -70,7 +70,9 @@ class Lookup:
         """One line on the passages and on how much was read."""
         looked = f"{len(self.sources)} of {self.searched} passages looked up"
         if self.left_out:
-            looked += f" ({self.left_out} more found, for which there is no room)"
+            looked += (
+                f" ({self.left_out} more found, but the window has no room for them)"
+            )
         if not self.read:
             return looked
         share = 100 * self.read // self.tokens

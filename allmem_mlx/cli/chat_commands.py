@@ -58,7 +58,7 @@ class Chat(Turns):
         command(self, *_arguments(usage, argument))
 
     def read(self, *names: str) -> None:
-        """read FILE ...: documents, as a part of your next message; Ctrl-C stops it"""
+        """read FILE ...: read documents as a part of your next message; Ctrl-C stops"""
         if "-" in names and not os.path.exists("-"):
             raise SettingError(
                 "a chat cannot read standard input; name a file, or pipe the text into "
@@ -113,6 +113,8 @@ class Chat(Turns):
                 except KeyboardInterrupt:
                     return  # nothing of it is kept
                 self.in_a_document = True
+                if pieces.tokens is not None:
+                    progress.expect(pieces.tokens)
                 if sys.stdin.isatty():
                     progress.say("indexed: ask while it is read; Ctrl-C stops reading")
             for done in self.conversation.read(pieces, step=self.step):
@@ -192,7 +194,7 @@ class Chat(Turns):
         self.say(last)
 
     def fork(self, name: str) -> None:
-        """fork NAME: go on in a branch of its own; /switch leads back"""
+        """fork NAME: continue in a new branch; /switch goes back"""
         if name in self.sessions:
             raise SettingError(f"branch {name} already exists")
         self.sessions[name] = self.session.fork()

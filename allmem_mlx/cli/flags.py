@@ -184,7 +184,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for sizes of the hybrid layer."""
     add = parser.add_argument
     add("--window", type=int, help="Tokens that attention sees")
-    add("--sinks", type=int, help="First tokens that attention sees always")
+    add("--sinks", type=int, help="First tokens, which attention always sees")
     add("--chunk", type=int, help="Tokens between two updates of the memory")
 
 

@@ -12,13 +12,15 @@ PIECE = 8192
 class Progress:
     """A bar on stderr, on a terminal only: tokens, tokens per second and time left.
 
-    It shows the share of the file's bytes that were tokenised.
+    It shows the share of the file's bytes that were tokenised, or of the tokens to read
+    if their number is known; see :meth:`expect`.
     """
 
     def __init__(self, document: Any):
         from tqdm import tqdm
 
         self.document = document
+        self.tokens: int | None = None
         bar = "|{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
         self.bar = tqdm(
             total=document.size,
@@ -28,12 +30,21 @@ class Progress:
         )
         self.start = time.perf_counter()
 
+    def expect(self, tokens: int) -> None:
+        """Begins to show a number of tokens that are to be read."""
+        self.tokens = max(tokens, 0)
+        self.bar.reset(self.tokens)
+        self.start = time.perf_counter()
+
     def __call__(self, tokens: int) -> None:
         speed = tokens / (time.perf_counter() - self.start)
         self.bar.set_description_str(
             f"{tokens} tokens, {speed:.0f} tokens-per-sec ", refresh=False
         )
-        self.bar.n = self.document.bytes_read
+        if self.tokens is None:
+            self.bar.n = self.document.bytes_read
+        else:
+            self.bar.n = min(tokens, self.tokens)
         self.bar.refresh()
 
     def indexed(self, tokens: int) -> None:

@@ -169,7 +169,10 @@ class Texts(Source):
             tokens = self.tokens(text[text.find("\n\n") + 2 :])
             if len(tokens) >= length:
                 return tokens[:length]
-        raise AllMemError(f"{path.parent}: too little text for {length} tokens")
+        raise AllMemError(
+            f"{path.parent}: too little text for {length} tokens; add texts, or train "
+            "on shorter ones with --lengths"
+        )
 
 
 class Examples(Source):
@@ -221,7 +224,10 @@ class Examples(Source):
             tokens += example[start:]
             if len(tokens) >= length:
                 return tokens[:length]
-        raise AllMemError(f"{self.file}: too little text for {length} tokens")
+        raise AllMemError(
+            f"{self.file}: too little text for {length} tokens; add text, or train on "
+            "shorter ones with --lengths"
+        )
 
     def natural(self, length: int, window: int) -> Document:
         """An example, cut to the length."""

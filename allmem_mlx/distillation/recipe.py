@@ -3,7 +3,10 @@
 import argparse
 import math
 import random
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from inspect import getdoc
 from itertools import chain
 from typing import Any
 
@@ -185,17 +188,32 @@ def draw_document(recipe: Recipe, source: Source, length: int, window: int) -> D
 
 
 def add_settings(parser: argparse.ArgumentParser, *settings: type) -> None:
-    """Adds a flag for each field of some dataclasses."""
+    """Adds a flag for each field of some dataclasses, with its description there."""
+    descriptions = dict(chain.from_iterable(map(_descriptions, settings)))
     for field in chain.from_iterable(map(fields, settings)):
-        name = "--" + field.name.replace("_", "-")
+        name, text = "--" + field.name.replace("_", "-"), descriptions[field.name]
         if field.type is bool:
-            parser.add_argument(name, action="store_true")
+            parser.add_argument(name, action="store_true", help=text)
         elif field.default is field.default_factory:  # neither: it is required
-            parser.add_argument(name, type=field.type, required=True)
+            parser.add_argument(name, type=field.type, required=True, help=text)
         else:
+            default = "" if field.default == "" else f" Default: {field.default}"
             parser.add_argument(
-                name, type=field.type, default=field.default, help="%(default)s"
+                name, type=field.type, default=field.default, help=text + default
             )
+
+
+def _descriptions(settings: type) -> Iterator[tuple[str, str]]:
+    """The names of fields and their descriptions in a docstring."""
+    entries = re.findall(
+        r"^    ([\w, ]+) \(\w+\): (.*(?:\n {8}.*)*)",
+        getdoc(settings) or "",
+        re.MULTILINE,
+    )
+    for names, text in entries:
+        text = " ".join(text.replace("``", "").split())
+        for name in names.split(", "):
+            yield name, text[0].upper() + text[1:]
 
 
 def settings_of(args: argparse.Namespace, settings: type) -> Any:
