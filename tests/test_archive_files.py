@@ -509,7 +509,7 @@ for number, file in enumerate(files):
 """
 
 
-def test_killed_30_times(tmp_path):
+def test_killed_at_any_moment(tmp_path):
     """What is there is whole, and the same command then goes on to the same end."""
     rng = random.Random(0)
     lengths = (34_000, 6_000, 18_000)
@@ -534,7 +534,7 @@ def test_killed_30_times(tmp_path):
         duration = time.monotonic() - began
         path.unlink()
     kills, places = 0, set()
-    for _ in range(100):
+    for _ in range(150):
         if kills == 30:
             break
         process = start("-c", ADD, path, *files)
@@ -542,6 +542,7 @@ def test_killed_30_times(tmp_path):
         process.kill()
         code = process.wait()
         kills += code == -signal.SIGKILL
+        duration *= 1.05 if code else 0.8  # what is left takes less time
         if not path.exists():
             continue
         with closing(create(path)) as archive:  # which may not have been made one
@@ -560,8 +561,8 @@ def test_killed_30_times(tmp_path):
                 assert bodies == cuts[number]
         if code == 0:
             path.unlink()
-    assert len(places) > 2, (duration, places)  # killed in different places
-    assert kills == 30 and run("-c", ADD, path, *files).returncode == 0
+    assert kills == 30 and len(places) > 2, (kills, duration, places)
+    assert run("-c", ADD, path, *files).returncode == 0
     with closing(Archive.open(path)) as archive:
         assert content(archive) == whole
 

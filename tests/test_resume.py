@@ -21,7 +21,7 @@ from allmem_mlx.errors import AllMemError
 
 # Letters the tiny tokenizer knows.
 TEXT = "".join(f"HOW THE RING {i} TURNS! " for i in range(120))
-KILLS = 30
+KILLS, TRIES = 30, 150  # a process may have ended before it is killed
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
     file.unlink()
 
     kills, places = 0, set()
-    for _ in range(5 * KILLS):
+    for _ in range(TRIES):
         if kills == KILLS:
             break
         process = command.start(*flags, file)
@@ -73,7 +73,7 @@ def test_killed_at_any_moment(command, model, document, tmp_path):
         if code == 0:
             assert_same_file(file, whole)
             file.unlink()
-    assert kills == KILLS and len(places) > 2  # killed in different places
+    assert kills == KILLS and len(places) > 2, (kills, places)
     command.answer(*flags, file)
     assert_same_file(file, whole)
 
