@@ -24,15 +24,10 @@ class MissingLibrary(AllMemError):
 
 
 def import_library(module: str, need: str, extra: str) -> Any:
-    """Imports a library that not every installation has.
-
-    Args:
-        module (str): the module.
-        need (str): the need for it, for the message: "FILE needs PACKAGE".
-        extra (str): the extra that installs it.
+    """Imports a library that an extra installs, for a need: "FILE needs PACKAGE".
 
     Raises:
-        MissingLibrary: if it is not installed.
+        MissingLibrary: with the need, if it is not installed.
     """
     try:
         return importlib.import_module(module)

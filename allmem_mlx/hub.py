@@ -154,7 +154,7 @@ def _fetch(
     if weights is None:
         raise _no_weights(repo, files)
     if weights[0].endswith(".bin"):
-        import_torch(f"{repo}/{weights[0]}")
+        import_library("torch", f"{repo}/{weights[0]} needs PyTorch", "torch")
     get(_matching(usable, *FILES))
     if check is not None:
         check(folder)
@@ -264,15 +264,6 @@ def remedy(file: Path) -> str:
         return "get it again"
     # The name in the cache is a link; deleted alone, it would be made again.
     return f"delete {file.resolve()} and try again"
-
-
-def import_torch(file: Path | str) -> Any:
-    """PyTorch, for a file that only PyTorch reads and writes.
-
-    Raises:
-        MissingLibrary: if it is not installed.
-    """
-    return import_library("torch", f"{file} needs PyTorch", "torch")
 
 
 def check_upload(repo: str) -> None:

@@ -77,8 +77,7 @@ def make_response(
 
 def tokens_read(cache: list[Any]) -> int:
     """Tokens that went into a state."""
-    offset: int = cache[0][0].offset
-    return offset
+    return int(cache[0][0].offset)
 
 
 def state_bytes(cache: list[Any]) -> int:

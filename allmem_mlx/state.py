@@ -205,7 +205,9 @@ def save(
     arrays = state.arrays
     if half_window:
         arrays = {
-            name: x.astype(mx.float16) if _is_wide_window(name, x) else x
+            name: x.astype(mx.float16)
+            if name.endswith((".keys", ".values")) and x.dtype == mx.float32
+            else x
             for name, x in arrays.items()
         }
     metadata = {
@@ -307,7 +309,3 @@ def _names(layer: int, memory: int) -> list[str]:
             parts += [f"memory.{name}.{matrix}" for matrix in kind._fields]
     parts = ["keys", "values", *parts[:memory]]
     return [f"layers.{layer}.{part}" for part in parts]
-
-
-def _is_wide_window(name: str, x: mx.array) -> bool:
-    return name.endswith((".keys", ".values")) and x.dtype == mx.float32

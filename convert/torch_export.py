@@ -7,9 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from allmem_mlx.errors import AllMemError
+from allmem_mlx.errors import AllMemError, import_library
 from allmem_mlx.files import creating
-from allmem_mlx.hub import import_torch
 from allmem_mlx.model import MODEL_TYPE, is_memory
 from allmem_mlx.model_folder import load_weights, read_config
 
@@ -34,7 +33,7 @@ def export_torch(model_path: str | Path, path: str | Path) -> None:
     """
     model_path, path = Path(model_path), Path(path)
     if path.suffix in PICKLE_SUFFIXES:
-        import_torch(path)
+        import_library("torch", f"{path} needs PyTorch", "torch")
     config = read_config(model_path)
     if config.get("model_type") != MODEL_TYPE:
         raise AllMemError(f"{model_path} is not an AllMem model: it has no memory")

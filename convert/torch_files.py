@@ -16,8 +16,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from allmem_mlx.errors import AllMemError, reason
-from allmem_mlx.hub import PICKLES, import_torch
+from allmem_mlx.errors import AllMemError, import_library, reason
+from allmem_mlx.hub import PICKLES
 from allmem_mlx.weight_files import INDEX, indexed_files, readable, safetensors_header
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
@@ -153,7 +153,7 @@ def wrong_dtype(file: Path, name: str, dtype: str) -> AllMemError:
 
 
 def _pickled(file: Path, others: list[str]) -> Iterator[tuple[str, Tensor]]:
-    torch = import_torch(file)
+    torch = import_library("torch", f"{file} needs PyTorch", "torch")
     _check_archive(file)
     try:
         with warnings.catch_warnings():

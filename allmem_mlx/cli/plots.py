@@ -117,7 +117,9 @@ def _draw_panel(ax: Any, panel: Panel) -> list[End]:
     if panel.x_log:
         ax.set_xscale("log", base=2)
         ax.minorticks_off()
-        ax.xaxis.set_major_formatter(_thousands)
+        ax.xaxis.set_major_formatter(
+            lambda x, _: f"{x / 1024:g}k" if x >= 1024 else f"{x:g}"
+        )
     else:
         ax.locator_params("x", nbins=5)
         ax.xaxis.set_major_formatter("{x:,.0f}")
@@ -130,10 +132,6 @@ def _draw_panel(ax: Any, panel: Panel) -> list[End]:
     place: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
     ax.annotate(panel.y, (0, 1), xytext=(0, SIZE / 2), **place)
     return ends
-
-
-def _thousands(x: float, position: int | None = None) -> str:
-    return f"{x / 1024:g}k" if x >= 1024 else f"{x:g}"
 
 
 def _label(ax: Any, ends: list[End]) -> None:

@@ -6,13 +6,8 @@ from .. import errors
 
 
 def import_library(module: str, name: str, kind: str, package: str = "") -> Any:
-    """Imports a module that only documents of one kind need.
-
-    Args:
-        module (str): the module.
-        name (str): the document's name in messages.
-        kind (str): the kind of document, with its article.
-        package (str): the package to install, if its name is not the module's.
+    """Imports a module for a document of one kind, such as "a PDF"; ``package`` has
+    it, if that is not called as the module.
 
     Raises:
         MissingLibrary: if it is not installed.

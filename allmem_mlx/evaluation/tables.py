@@ -10,10 +10,6 @@ from .lookups import SOURCES
 from .systems import NAMES
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _interval(value: dict[str, Any]) -> str:
     return str(Interval(**value))
 
@@ -26,7 +22,9 @@ def likelihood(summary: dict[str, Any]) -> str:
     """The table of :func:`likelihood.summary`, and the shares of the gap."""
 
     def cells(row: dict[str, Any]) -> list[str]:
-        return [f"{row['tokens']}", *(_number(row["nll"][name]) for name in NAMES)]
+        values = (row["nll"][name] for name in NAMES)
+        texts = ("-" if x is None else f"{x:.4f}" for x in values)
+        return [f"{row['tokens']}", *texts]
 
     rows = [[f"{x['from']}-{x['to'] - 1}", *cells(x)] for x in summary["buckets"]]
     if within := summary["within window"]:
