@@ -27,6 +27,12 @@ from allmem_mlx.responses import tokens_read
 from allmem_mlx.variants import base_model, window_model
 
 CHUNK = TINY_ALLMEM["chunk"]
+SHORT = """
+from allmem_mlx.benchmarking import fluency
+from allmem_mlx.benchmark import main
+fluency.CONTINUED = 16  # tokens
+main()
+"""
 
 
 def some_tokens(count: int) -> list[int]:
@@ -313,8 +319,7 @@ class TestCommand:
         text.write_text("a b c\n\nd e f g\n\n" * 20)
         out, png = tmp_path / "out.json", tmp_path / "out.png"
         result = run(
-            "allmem_mlx.benchmark",
-            *("--model", folder, "--soak", 1024, "--text", text),
+            *("-c", SHORT, "--model", folder, "--soak", 1024, "--text", text),
             *("--json", out, "--plot", png),
         )
         assert result.returncode == 0, result.stderr

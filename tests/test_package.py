@@ -57,6 +57,7 @@ def installed(wheel):
     return site
 
 
+@pytest.mark.slow  # pip gets what builds a wheel
 def test_the_wheel_holds_the_tree(clone, wheel):
     """Every file of the package's folders, under the name it is imported by, and no
     other."""
@@ -68,6 +69,7 @@ def test_the_wheel_holds_the_tree(clone, wheel):
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
+@pytest.mark.slow  # pip gets what builds a wheel
 def test_it_is_imported_from_where_it_is_installed(installed):
     code = (
         "import importlib.util as u, sys; sys.path.insert(0, sys.argv[1])\n"
@@ -83,6 +85,7 @@ def test_it_is_imported_from_where_it_is_installed(installed):
     check(sys.executable, "-I", "-c", code, str(installed), cwd=installed)
 
 
+@pytest.mark.slow  # pip gets what builds a wheel
 def test_commands(installed):
     env = {"PYTHONPATH": str(installed), "PATH": ""}
 
