@@ -2,10 +2,12 @@
 
 import random
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
 from processes import run, start
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -37,6 +39,12 @@ TINY_BASE = {
     "tie_word_embeddings": True,
     "rope_theta": 10000.0,
 }
+
+
+def slow_beyond(count: int, values: Iterable) -> list:
+    """Parameters, of which `make quick` tries ``count``."""
+    few, rest = list(values)[:count], list(values)[count:]
+    return [*few, *(pytest.param(x, marks=pytest.mark.slow) for x in rest)]
 
 
 def relative_error(actual, expected) -> float:

@@ -509,6 +509,7 @@ for number, file in enumerate(files):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     """What is there is whole, and the same command then goes on to the same end."""
     rng = random.Random(0)
@@ -775,6 +776,7 @@ print(peak(), *modules)
 """
 
 
+@pytest.mark.slow
 def test_memory_and_size(tmp_path):
     """Of ten times as many tokens: the same memory, and bytes in proportion."""
     build(gpt2).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))

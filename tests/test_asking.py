@@ -326,6 +326,7 @@ class TestGenerate:
         assert_refused(changed, 1, "has changed")
 
 
+@pytest.mark.slow
 def test_thirty_kills(command, document, tmp_path):
     """State and archive open and agree wherever the command is killed, and the same
     command reads the rest."""

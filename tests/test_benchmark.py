@@ -54,6 +54,7 @@ class TestSpeed:
         for x in found:
             assert x.prefill > 0 and len(x.latencies) == 40 and min(x.latencies) > 0
 
+    @pytest.mark.slow
     def test_a_peak_is_that_of_one_model(self):
         """Full attention needs more with every token, the others do not."""
         model = tiny_model(window=64, chunk=32)
@@ -199,6 +200,7 @@ class TestSoak:
         replaced = sum(abs(found.count(x) - 4) for x in range(1, 6))
         assert replaced <= 20
 
+    @pytest.mark.slow
     def test_a_hundred_thousand_tokens(self):
         """Norms stay within bounds, and memory is flat."""
         model = tiny_model(window=128, chunk=128, fold=64)
@@ -274,6 +276,7 @@ def folder(tmp_path_factory):
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_speed(self, folder, tmp_path):
         out, png = tmp_path / "out.json", tmp_path / "out.png"
         result = run(
@@ -314,6 +317,7 @@ class TestCommand:
             assert absent not in result.stdout
         assert imread(png).std() > 0.05
 
+    @pytest.mark.slow
     def test_soak(self, folder, tmp_path):
         text = tmp_path / "text.txt"
         text.write_text("a b c\n\nd e f g\n\n" * 20)

@@ -18,6 +18,7 @@ from helpers import (
     feed,
     random_cuts,
     random_tokens,
+    slow_beyond,
     tiny_args,
     tiny_model,
 )
@@ -103,6 +104,7 @@ def test_read_in_blocks_and_chunk_by_chunk(wide):
     wide.assert_same(in_chunks(wide.model, LENGTH))
 
 
+@pytest.mark.slow
 def test_read_in_blocks_and_token_by_token(wide):
     wide.assert_same([1] * LENGTH)
 
@@ -115,7 +117,7 @@ def test_chunks_of_one_token():
     assert_close("logits", at_once[0], one_by_one[0], TOLERANCE)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", slow_beyond(2, range(6)))
 def test_read_in_blocks_and_in_any_cuts(wide, seed):
     wide.assert_same(random_cuts(LENGTH, seed, CUTS))
 

@@ -93,6 +93,7 @@ def test_refused(chat, tmp_path):
     assert not (tmp_path / "b.allmem").exists()
 
 
+@pytest.mark.slow
 def test_asked_while_it_is_read(folder, tmp_path):
     """A question that is typed is answered from all of the document at once, and
     reading goes on."""

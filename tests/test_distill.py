@@ -122,6 +122,7 @@ def test_the_start_is_that_of_pytorch(values):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_every_family_can_start(name, tmp_path):
     save_checkpoint(tmp_path / "base", name)
     convert(tmp_path / "base", tmp_path / "new", chunk=64, heads=2, head_dim=16)
@@ -200,6 +201,7 @@ def log_of(out) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_result_is_an_adapter(folders, tmp_path):
     out = tmp_path / "adapters"
     rates = {"rate": 0.03, "alpha_rate": 0.01, "gate_rate": 0.01}
@@ -225,6 +227,7 @@ def test_the_loss_falls_and_the_result_is_an_adapter(folders, tmp_path):
     assert mx.array_equal(load(tmp_path / "fused")[0](tokens), model(tokens))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly(folders, tmp_path):
     whole = started(folders, tmp_path / "whole", iters=4)
     for _ in range(4):

@@ -160,6 +160,7 @@ def test_a_step_depends_on_seed_and_number_alone(folders, tmp_path, texts):
     assert len({step.window for step in first}) > 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly(folders, tmp_path):
     started(folders, tmp_path / "whole").train()
     started(folders, tmp_path / "parts")  # stopped before its first step
@@ -184,6 +185,7 @@ def test_a_run_goes_on_exactly(folders, tmp_path):
     assert {"memory", "never written", "of another document"} == set(log[-1]["judged"])
 
 
+@pytest.mark.slow
 def test_processes_share_a_batch(folders, tmp_path):
     settings = {"lengths": "160", "batch_size": 2, "iters": 1}
     started(folders, tmp_path / "one", **settings).train()
@@ -269,6 +271,7 @@ def test_a_memory_wider_than_the_base():
     assert all(torch.isfinite(x).all() for x in hybrid.parameters().values())
 
 
+@pytest.mark.slow
 def test_the_second_stage_trains_on_answers_of_the_student(folders, tmp_path):
     started(folders, tmp_path / "first", iters=2).train()
     memory = str(tmp_path / "first")
@@ -291,6 +294,7 @@ def test_the_second_stage_trains_on_nothing_else(folders, tmp_path, texts):
         assert draw_document(recipe, source, 80, 64) == document
 
 
+@pytest.mark.slow
 def test_layers_that_a_memory_does_not_have_start_anew(folders, tmp_path):
     first = started(folders, tmp_path / "first", iters=1, layers="-1")
     first.train()

@@ -244,6 +244,7 @@ def shortened(words: list[str], model: Path) -> list[str]:
 
 
 @manual
+@pytest.mark.slow
 def test_commands_run(page, desk, models):
     for words in commands(page):
         if words[0] not in ("allmem_mlx", "mlx_lm.fuse"):

@@ -391,6 +391,7 @@ def test_a_text_that_speaks_of_a_format(tmp_path, monkeypatch, packed):
     assert read("-")[0] == text
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     """Text of which gzip makes a thousandth, and a page; a log of the same size is."""
     bomb = gzip.compress(b"a" * 80_000_000)
@@ -422,6 +423,7 @@ def sizes(tokenizer: Path, *files: Path) -> list[tuple[int, int, int, int]]:
 
 
 @pytest.mark.parametrize("kind", ["base64", "a Chinese line", "dots", "minified code"])
+@pytest.mark.slow
 def test_a_million_characters_without_a_space(tmp_path, kind):
     """The peak of memory is that of a tenth of them, and the first tokens come when a
     few blocks are read. No cut changed a token."""

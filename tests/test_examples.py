@@ -46,6 +46,7 @@ def answer(tiny, *messages):
     return generate(model, tokenizer, ids, max_tokens=12)
 
 
+@pytest.mark.slow
 def test_ask_a_book(tmp_path):
     folder = active_folder(tmp_path, window=512)
     book, state = tmp_path / "book.txt", tmp_path / "book.txt.allmem"

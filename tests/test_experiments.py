@@ -40,6 +40,7 @@ def test_readback(tmp_path):
     assert found["whitened"] > max(2 / 64, found["random"])
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_recall():
     hybrid = mqar.train("matched", pairs=8, steps=40, batch=16, seed=0)
     never = replace(mqar.VIEW, write=False)

@@ -138,6 +138,7 @@ def test_inside_every_window_it_is_mlx_lm_s_own_model(case, tmp_path):
     assert mx.array_equal(model(tokens), base_model(model)(tokens))
 
 
+@pytest.mark.slow
 def test_cuts_do_not_matter_and_a_state_is_a_file(case, tmp_path):
     """With an active memory, beyond every window."""
     name, folder = case

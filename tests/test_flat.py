@@ -43,6 +43,7 @@ def sizes_real(folder: Path, book: Path) -> list[tuple]:
     return sizes(model, tokenizer, tokenizer.encode(book.read_text())[:2560], 1536)
 
 
+@pytest.mark.slow
 def test_tiny(tmp_path):
     """Of 115,000 more tokens no byte each stays with MLX, nor 40 with the process; keys
     and values of full attention would take 512."""

@@ -150,6 +150,7 @@ def large_docx(rows: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["pdf", "epub", "docx"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_document(kind, tmp_path, long_report):
     if kind == "pdf":
         small, large = report(30)[0], long_report[0]

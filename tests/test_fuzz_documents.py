@@ -238,6 +238,7 @@ def main() -> None:
 
 @pytest.mark.parametrize("kind", ["pdf", "epub", "docx", "html", "rtf"])
 @pytest.mark.parametrize("start", range(0, FILES, FILES // 2))
+@pytest.mark.slow
 def test_damaged_files(kind, start, tmp_path):
     stop = start + FILES // 2
     result = run(__file__, kind, start, stop, cwd=tmp_path)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from gguf_files import save_gguf, write_gguf
-from helpers import tiny_base_folder
+from helpers import slow_beyond, tiny_base_folder
 from processes import alone, peak
 
 from allmem_mlx.convert import convert
@@ -160,7 +160,7 @@ def refusals(write, good, folder, seeds) -> tuple[int, int]:
     return refused, peak() - before
 
 
-@pytest.mark.parametrize("block", range(0, FILES, 50))
+@pytest.mark.parametrize("block", slow_beyond(1, range(0, FILES, 50)))
 @pytest.mark.parametrize("write", [write_corrupted, write_nonsense])
 def test_files_that_are_wrong(good, tmp_path, write, block):
     seeds = range(block, block + 50)

@@ -348,6 +348,7 @@ runpy.run_module("convert", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_what_is_said_of_bad_repositories(hub, user, base):
     weights = {"config.json": b"{}", "model.safetensors": b""}
     hub.add("org/bin", {"config.json": b"{}", "pytorch_model.bin": b""})

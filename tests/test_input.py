@@ -168,6 +168,7 @@ def test_what_no_sampler_obeys(command, flags):
     assert_refused(command("-p", "HOW", *flags), 2, flags[0])
 
 
+@pytest.mark.slow
 def test_output_that_a_terminal_cannot_show_is_replaced(command, tmp_path):
     document = tmp_path / "d.txt"
     document.write_text(TEXT)

@@ -473,6 +473,7 @@ def layer_that_finds(
 @pytest.mark.parametrize(
     "mutant", MUTANTS, ids=lambda mutant: f"{mutant.kernel}: {mutant.defect}"
 )
+@pytest.mark.slow
 def test_a_defect_is_found(mutant, monkeypatch):
     file, text = mutant.file or f"memory_{mutant.kernel}.metal", kernels._text
     within = kernels

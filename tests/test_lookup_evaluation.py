@@ -198,6 +198,7 @@ class TestColumns:
         assert named[ORACLE] == (ALLMEM, False, RIGHT)
         assert named[FULL] == (FULL, True, None)
 
+    @pytest.mark.slow
     def test_the_answer_is_that_of_the_command(self, tiny, stack, answers):
         """``Session.ask`` after the same document."""
         model, tokenizer = tiny
@@ -454,6 +455,7 @@ def command(folder, *flags):
     return run("allmem_mlx.evaluate", "--model", folder, *flags)
 
 
+@pytest.mark.slow
 def test_command(folder, texts, tmp_path):
     out, png = tmp_path / "out.json", tmp_path / "out.png"
     flags = ("--recall", "facts", "--passages", 2, "--text", *texts, "--samples", 1)
@@ -474,6 +476,7 @@ def test_command(folder, texts, tmp_path):
     assert json.loads(again.read_text())["questions"] == found["questions"]
 
 
+@pytest.mark.slow
 def test_search_only_at_a_large_size(folder, tmp_path):
     """Three texts, of which two are searched; nothing is read."""
     for i in range(3):

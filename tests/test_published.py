@@ -485,6 +485,7 @@ class TestNames:
         text = self.texts(tmp_path / "new")
         assert "| source | copy |" in text and str(tmp_path) not in text
 
+    @pytest.mark.slow
     def test_advice_can_be_pasted(self, base, tmp_path):
         """Commands of the card, and of a model that is not converted yet."""
         folder = shutil.copytree(base, tmp_path / "it's a base")

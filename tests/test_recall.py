@@ -181,6 +181,7 @@ class TestAsking:
         expected = tokenizer.encode(PARAGRAPH + "Who?", add_special_tokens=False)
         assert asking.question("Who?") == expected
 
+    @pytest.mark.slow
     def test_every_system_is_asked_everything(self, tiny, book):
         model, tokenizer = tiny
         groups = make_tasks("facts", tokenizer, [64], 2, 0, [book])
@@ -194,6 +195,7 @@ class TestAsking:
         assert len(set(map(tuple, by_system.values()))) == 3
         assert answers == recall.recall(model, tokenizer, groups)
 
+    @pytest.mark.slow
     def test_full_attention_is_not_asked_beyond_its_context(self, tiny, book):
         model, tokenizer = tiny
         model.base_config["max_position_embeddings"] = 900

@@ -46,6 +46,7 @@ def assert_same_file(*files) -> None:
     assert_same_arrays(*(mx.load(str(x), format="safetensors") for x in files))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(command, model, document, tmp_path):
     """After SIGKILL the file is a state, or not there yet; the same command then goes
     on, and what it ends with is what an uninterrupted one ends with."""
@@ -100,6 +101,7 @@ def told(process, number) -> str:
     "number, code",
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
+@pytest.mark.slow
 def test_told_to_stop(command, model, document, tmp_path, number, code):
     """It saves what it has read, and says so; the same command goes on from there."""
     long, file = tmp_path / "long.txt", tmp_path / "long.allmem"
@@ -298,6 +300,7 @@ def test_stopped_again_and_again(folder, model, tmp_path):
         assert states.load(file, model).read == 64 * blocks
 
 
+@pytest.mark.slow
 def test_a_damaged_end(command, model, tmp_path):
     """What comes before it is saved, and the same command goes on with a whole copy."""
     document, file = tmp_path / "book.txt.gz", tmp_path / "book.allmem"
@@ -325,6 +328,7 @@ def test_a_damaged_end(command, model, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 2, 9])
+@pytest.mark.slow
 def test_a_disk_that_goes_away(folder, model, tmp_path, step):
     """After any number of reads of the file."""
     document, file = tmp_path / "book.txt", tmp_path / "book.allmem"

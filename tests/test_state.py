@@ -14,6 +14,7 @@ from helpers import (
     assert_same_arrays,
     feed,
     random_tokens,
+    slow_beyond,
     tiny_args,
     tiny_model,
 )
@@ -37,7 +38,7 @@ SETTINGS = {
 TOKENS = random_tokens(1, LENGTH, vocab=120)[0].tolist()
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=slow_beyond(1, SETTINGS))
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
     return active_folder(path, chunk=64, **SETTINGS[request.param])

@@ -381,6 +381,7 @@ class TestRun:
         assert row["cut"] == {name: 3 * (name == FULL) for name in NAMES}
         json.loads(as_json(summary))
 
+    @pytest.mark.slow
     def test_passages(self, tmp_path):
         """After the context, or in its place; all else is the publisher's prompt."""
         model, tokenizer = load(active_folder(tmp_path, chunk=64, window=1200))

@@ -307,6 +307,7 @@ def encoded(monkeypatch):
 
 
 @pytest.mark.parametrize("make", STREAMED, ids=lambda make: make.__name__)
+@pytest.mark.slow
 def test_memory_is_bounded(make, encoded):
     text = PROSE[:200_000]
     pieces = list(tokenize(cut(text, 4096), build(make)))
@@ -337,6 +338,7 @@ WITHOUT_WORDS = {
 
 @pytest.mark.parametrize("make", STREAMED, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("name", WITHOUT_WORDS)
+@pytest.mark.slow
 def test_memory_is_bounded_without_words(make, name, encoded):
     """The tokens are those of the whole text, or the cuts that change them are told."""
     text = WITHOUT_WORDS[name]
