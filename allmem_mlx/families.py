@@ -7,17 +7,35 @@ it differs. ``docs/conversion.md`` has the table.
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import patches
+from . import layouts, patches, towers
 from .errors import AllMemError
+from .layouts import Weights
 
 # A rotary embedding that only turns and scales, so that turning back is exact.
 # "dynamic" depends on the length of what was read, and longrope has two sets of
 # frequencies, of which mlx-lm reads one.
 SCALED = ("default", "linear", "llama3", "yarn")
+
+
+class Names(NamedTuple):
+    """What a model file calls its parts.
+
+    Args:
+        body (str): all but the head.
+        embedding (str): the token embedding, in the body.
+        attention (str): the attention, in a layer.
+        norm (str): the norm after the last layer, in the body.
+    """
+
+    body: str = "model"
+    embedding: str = "embed_tokens"
+    attention: str = "self_attn"
+    norm: str = "norm"
 
 
 @dataclass(frozen=True)
@@ -32,27 +50,58 @@ class Family:
             transformers' default.
         settings (callable): the settings that the model file reads under another name
             than transformers, from the settings of transformers.
+        layout (callable): translates the weights that the model file does not, given
+            the configuration too.
         patch (callable): patches the model where the model file computes otherwise
             than transformers, given its configuration too.
         array_mask (bool): whether its attention wants every mask as an array.
         rotates (callable): whether an attention layer rotates queries and keys.
         normed (bool): whether the layer norms the input of its attention, rather than
             the output.
+        recurrent (str): what its layers without attention are, or the branch beside it,
+            if their state has a fixed size of its own.
+        names (Names): what the model file calls its parts.
+        classes (callable): model and settings, where the model file's own ``Model`` is
+            a wrapper.
+        adapters (tuple): classes around and within the hybrid's attention, where the
+            model file calls its attention otherwise than ``(x, mask, cache)``.
+        borrows (callable): whether an attention layer has no keys and values of its
+            own, if the family has such layers.
+        rope_settings (tuple): settings of a rotary embedding that the model file reads,
+            beyond what others do.
+        layer_types (dict): types of layers in transformers that are other types here,
+            within :attr:`reach`.
+        own_settings (tuple): settings that this module reads, and the model file does
+            not.
+        reach (callable): tokens beyond which the base computes otherwise: another
+            rotary embedding, or another scale. Bounded positions stay below.
     """
 
     module: str | None = None
     rope_types: tuple[str, ...] = ("default",)
     fixed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     settings: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
+    layout: Callable[[Weights, dict[str, Any]], Weights] = lambda weights, _: weights
     patch: Callable[[Any, dict[str, Any]], None] = lambda model, config: None
     array_mask: bool = False
     rotates: Callable[[Any], bool] = lambda attention: True
     normed: bool = True
+    recurrent: str | None = None
+    names: Names = Names()
+    classes: Callable[[], tuple[Any, Any]] | None = None
+    adapters: tuple[type | None, type | None] = (None, None)
+    borrows: Callable[[Any], bool] | None = None
+    rope_settings: tuple[str, ...] = ()
+    layer_types: dict[str, str] = field(default_factory=dict)
+    own_settings: tuple[str, ...] = ()
+    reach: Callable[[dict[str, Any]], int | None] = lambda config: None
 
 
 def _check_mixed(config: dict[str, Any]) -> None:
     if config["layer_types"] is None:
-        raise AllMemError("only a model with sliding and global layers is supported")
+        raise AllMemError(
+            f"{config['model_type']} whose layers are all of one kind is not supported"
+        )
 
 
 def _sliding_pattern(config: dict[str, Any]) -> int:
@@ -98,6 +147,112 @@ def _exaone4(config: dict[str, Any]) -> dict[str, Any]:
     return {"sliding_window_pattern": "".join(kinds)}
 
 
+def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a model file that reads them in one, as transformers has them."""
+    scaling = config["rope_scaling"] or {"type": "default", "rope_type": "default"}
+    names = ("rope_theta", "partial_rotary_factor")
+    return {**scaling, **{name: config[name] for name in names}}
+
+
+def _delta_net(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "full_attention_interval": _sliding_pattern(config),
+        "rope_parameters": _rope_parameters(config),
+    }
+
+
+def _gemma3n(config: dict[str, Any]) -> dict[str, Any]:
+    rope = config["rope_parameters"]["sliding_attention"]
+    return {"rope_local_base_freq": rope["rope_theta"]}
+
+
+def _gemma4(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of the global layers, which transformers has layer by layer."""
+    _check_mixed(config)
+    own = config.get("per_layer_config") or {}
+    sizes = [
+        own.get(f"{i:02}", own.get(i, own.get(str(i), {})))
+        for i in global_layers({**config, "num_kv_shared_layers": 0})
+    ]
+    if any(size != sizes[0] for size in sizes) or len(own) != len(sizes):
+        raise AllMemError("gemma4_text with layers of many sizes is not supported")
+    heads = config["num_key_value_heads"]
+    return {
+        "global_head_dim": sizes[0].get("head_dim", config["head_dim"]),
+        "num_global_key_value_heads": sizes[0].get("num_key_value_heads", heads),
+        "rope_parameters": config["rope_parameters"],
+    }
+
+
+def _granitemoehybrid(config: dict[str, Any]) -> dict[str, Any]:
+    names = {"full_attention": "attention", "linear_attention": "mamba"}
+    types = config["layer_types"] or ["full_attention"] * config["num_hidden_layers"]
+    rotates = config.get("position_embedding_type") == "rope"
+    dense = {"intermediate_size": config["shared_intermediate_size"]}
+    return {
+        **({} if config["num_local_experts"] else dense),
+        "layer_types": [names[kind] for kind in types],
+        "position_embedding_type": "rope" if rotates else "nope",
+    }
+
+
+def _jamba(config: dict[str, Any]) -> dict[str, Any]:
+    period, offset = config["attn_layer_period"], config["attn_layer_offset"]
+    layers = range(config["num_hidden_layers"])
+    return {
+        "layer_types": [
+            "full_attention" if i % period == offset else "linear_attention"
+            for i in layers
+        ]
+    }
+
+
+def _lfm2(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "block_dim": config["hidden_size"],
+        "layer_types": config["layer_types"]
+        or ["full_attention"] * config["num_hidden_layers"],
+    }
+
+
+def _ministral3(config: dict[str, Any]) -> dict[str, Any]:
+    if config["sliding_window"] is not None:
+        raise AllMemError("ministral3 with a sliding_window is not supported")
+    return {"rope_parameters": config["rope_parameters"]}
+
+
+def _original_length(config: dict[str, Any]) -> int | None:
+    """Tokens beyond which longrope has other frequencies."""
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") != "longrope":
+        return None
+    length: int = scaling["original_max_position_embeddings"]
+    return length
+
+
+def _unscaled_length(config: dict[str, Any]) -> int | None:
+    """Tokens beyond which Ministral 3 scales its queries."""
+    rope = config["rope_parameters"]
+    if not rope.get("llama_4_scaling_beta"):
+        return None
+    length: int = rope["original_max_position_embeddings"]
+    return length
+
+
+def _chunk_length(config: dict[str, Any]) -> int:
+    """Tokens within which Llama 4 attends to all, and does not scale its queries."""
+    length: int = config["attention_chunk_size"]
+    if config["attn_temperature_tuning"]:
+        length = min(length, int(config["floor_scale"]) - 1)
+    return length
+
+
+def _llama4(config: dict[str, Any]) -> dict[str, Any]:
+    if config["moe_layers"]:
+        raise AllMemError("llama4_text with a mixture of experts is not supported")
+    return {"layer_types": None}
+
+
 FAMILIES = {
     "apertus": Family(
         rope_types=SCALED,
@@ -110,6 +265,19 @@ FAMILIES = {
         rotates=lambda attention: attention.use_sliding_window,
     ),
     "ernie4_5": Family(),
+    "falcon_h1": Family(
+        recurrent="Mamba-2",
+        fixed={
+            # mlx-lm folds multipliers into weights, and leaves biases as they are.
+            "attention_bias": (False,),
+            "attention_in_multiplier": (1.0,),
+            "mamba_proj_bias": (False,),
+            "mlp_bias": (False,),
+            "projectors_bias": (False,),
+        },
+        patch=patches.falcon_h1,
+        names=Names(norm="final_layernorm"),
+    ),
     "exaone4": Family(
         rope_types=SCALED,
         settings=_exaone4,
@@ -119,20 +287,113 @@ FAMILIES = {
     "gemma": Family(patch=patches.gemma),
     "gemma2": Family(settings=_gemma2, array_mask=True),
     "gemma3_text": Family(rope_types=SCALED, settings=_gemma3, patch=patches.gemma3),
+    "gemma3n_text": Family(
+        settings=_gemma3n,
+        classes=towers.gemma3n,
+        patch=patches.gemma3n,
+        layout=layouts.gemma3n,
+        adapters=(patches.Gemma3nOuter, patches.Gemma3nInner),
+        borrows=lambda attention: attention.is_kv_shared_layer,
+    ),
+    "gemma4_text": Family(
+        rope_types=("default", "proportional"),
+        settings=_gemma4,
+        own_settings=("per_layer_config",),
+        adapters=(patches.Gemma4Outer, patches.Gemma4Inner),
+        borrows=lambda attention: not attention.has_kv,
+    ),
     "glm4": Family(),
+    "gpt_oss": Family(
+        rope_types=SCALED, fixed={"attention_bias": (True,)}, layout=layouts.gpt_oss
+    ),
     "granite": Family(rope_types=SCALED),
+    "granitemoehybrid": Family(
+        recurrent="Mamba-2",
+        settings=_granitemoehybrid,
+        patch=patches.granitemoehybrid,
+        rotates=lambda attention: attention.rope is not None,
+    ),
     "helium": Family(patch=patches.helium),
+    "jamba": Family(
+        recurrent="Mamba",
+        settings=_jamba,
+        patch=patches.jamba,
+        rotates=lambda attention: False,
+        names=Names(norm="final_layernorm"),
+    ),
+    "lfm2": Family(
+        recurrent="convolution",
+        settings=_lfm2,
+        names=Names(norm="embedding_norm"),
+    ),
+    "lfm2_moe": Family(
+        recurrent="convolution",
+        settings=_lfm2,
+        names=Names(norm="embedding_norm"),
+    ),
     "llama": Family(rope_types=SCALED),
+    "llama4_text": Family(
+        settings=_llama4,
+        patch=patches.llama4,
+        layer_types={"chunked_attention": "full_attention"},
+        rotates=lambda attention: attention.use_rope,
+        reach=_chunk_length,
+        own_settings=(
+            "attention_chunk_size",
+            "attn_scale",
+            "attn_temperature_tuning",
+            "floor_scale",
+            "moe_layers",
+        ),
+    ),
+    "ministral3": Family(
+        rope_types=("yarn",),
+        rope_settings=("llama_4_scaling_beta", "max_position_embeddings"),
+        settings=_ministral3,
+        adapters=(patches.Ministral3Outer, patches.Ministral3Inner),
+        reach=_unscaled_length,
+    ),
     "mistral": Family("llama", rope_types=SCALED),
     "nemotron": Family(
         rope_types=("default", "linear"), fixed={"hidden_act": ("relu2",)}
     ),
+    "nemotron_h": Family(
+        recurrent="Mamba-2",
+        settings=lambda c: {"time_step_limit": [c["time_step_min"], math.inf]},
+        rotates=lambda attention: False,
+        names=Names("backbone", "embeddings", "mixer", "norm_f"),
+    ),
+    "olmo_hybrid": Family(
+        recurrent="gated DeltaNet",
+        settings=lambda c: {"rope_parameters": c["rope_parameters"]},
+        layout=layouts.olmo_hybrid,
+        rotates=lambda attention: attention.rope is not None,
+        normed=False,
+    ),
     "olmo2": Family(rope_types=SCALED, normed=False),
     "olmo3": Family(rope_types=SCALED, settings=_olmo3, normed=False),
-    "phi": Family(),
-    "phi3": Family(),
+    "phi": Family(names=Names(norm="final_layernorm")),
+    "phi3": Family(rope_types=("default", "longrope"), reach=_original_length),
     "qwen2": Family(rope_types=SCALED),
     "qwen3": Family(rope_types=SCALED),
+    "qwen3_5_text": Family(
+        recurrent="gated DeltaNet",
+        rope_types=SCALED,
+        settings=_delta_net,
+        classes=towers.qwen3_5,
+    ),
+    "qwen3_5_moe_text": Family(
+        recurrent="gated DeltaNet",
+        rope_types=SCALED,
+        settings=_delta_net,
+        classes=towers.qwen3_5,
+        layout=layouts.qwen3_5_moe,
+    ),
+    "qwen3_next": Family(
+        recurrent="gated DeltaNet",
+        rope_types=SCALED,
+        settings=lambda c: {"full_attention_interval": _sliding_pattern(c)},
+    ),
     "seed_oss": Family(rope_types=SCALED),
     "smollm3": Family(rope_types=SCALED),
     "stablelm": Family(),
@@ -145,8 +406,29 @@ SIZES = {
     "num_attention_heads": 10**4,
     "vocab_size": 10**8,
 }
-# Models with a tower beside the language model, which alone is converted.
-WRAPPERS = {"gemma3": "gemma3_text"}
+# Models with towers beside the language model, which alone is converted.
+WRAPPERS = {
+    "gemma3",
+    "gemma3n",
+    "gemma4",
+    "lfm2_vl",
+    "llama4",
+    "mistral3",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+}
+# Language models of wrappers that are a family under another name, and settings that
+# they stand for.
+TEXT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_5_vl_text": ("qwen2", {}),
+    "qwen2_vl_text": ("qwen2", {}),
+    "qwen3_vl_moe_text": ("qwen3_moe", {"norm_topk_prob": True}),
+    "qwen3_vl_text": ("qwen3", {}),
+}
 
 
 def family_of(kind: Any) -> Family:
@@ -180,26 +462,39 @@ def check_sizes(config: dict[str, Any]) -> None:
             )
 
 
-def model_file(kind: str) -> Any:
-    """mlx-lm's module for a family."""
-    return importlib.import_module(f"mlx_lm.models.{family_of(kind).module or kind}")
+def model_classes(kind: str) -> tuple[Any, Any]:
+    """mlx-lm's classes of a family's model and of its settings."""
+    family = family_of(kind)
+    if family.classes is not None:
+        return family.classes()
+    arch = importlib.import_module(f"mlx_lm.models.{family.module or kind}")
+    return arch.Model, arch.ModelArgs
 
 
-def sliding_windows(config: dict[str, Any]) -> list[int | None]:
-    """The window of each layer that slides in the base model, beside others that do
-    not; such a layer stays as it is. ``None`` for a layer that becomes a hybrid.
+def attention_windows(config: dict[str, Any]) -> dict[int, int | None]:
+    """The layers that have attention, and what each sees in the base model: a sliding
+    window, beside others that do not slide, or ``None`` for all tokens.
 
-    Where all layers slide, all become hybrids.
+    A layer that slides beside others stays as it is. Where all layers slide, all become
+    hybrids.
     """
-    layers = config["num_hidden_layers"]
-    types = config.get("layer_types") or ["full_attention"] * layers
-    window = config.get("sliding_window")
-    return [None if kind == "full_attention" else window for kind in types]
+    types = config.get("layer_types")
+    if types is None:
+        return dict.fromkeys(range(config["num_hidden_layers"]))
+    windows = {
+        "full_attention": None,
+        "attention": None,
+        "sliding_attention": config.get("sliding_window"),
+    }
+    return {i: windows[kind] for i, kind in enumerate(types) if kind in windows}
 
 
 def global_layers(config: dict[str, Any]) -> list[int]:
-    """The layers of a base that do not slide beside others that do."""
-    return [i for i, w in enumerate(sliding_windows(config)) if w is None]
+    """The layers whose attention sees all tokens in the base model, and has keys of its
+    own. They become hybrids."""
+    own = config["num_hidden_layers"] - (config.get("num_kv_shared_layers") or 0)
+    windows = attention_windows(config).items()
+    return [i for i, window in windows if window is None and i < own]
 
 
 def largest_window(config: dict[str, Any]) -> int | None:
@@ -207,3 +502,9 @@ def largest_window(config: dict[str, Any]) -> int | None:
     if config.get("layer_types"):
         return None
     return config.get("sliding_window")
+
+
+def reach(config: dict[str, Any]) -> int | None:
+    """The tokens that ``window + sinks + chunk`` must not exceed, because the base
+    computes otherwise beyond them."""
+    return family_of(config["model_type"]).reach(config)

@@ -85,7 +85,7 @@ def load(
 
     overrides = {"allmem": settings, "model_file": None}
     model, config = load_weights(folder, overrides, lazy=lazy)
-    rows = model.model.embed_tokens.weight.shape[0]
+    rows = model.token_embedding.weight.shape[0]
     if adapter_path is not None:
         model = load_adapter(model, Path(adapter_path))
         model.eval()

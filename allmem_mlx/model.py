@@ -6,7 +6,6 @@ is the base's with ``"model_type": "allmem"``, ``base_model_type`` and an ``allm
 block.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,24 +16,33 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.base import BaseModelArgs
-from mlx_lm.models.cache import ArraysCache, CacheList, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache
 from transformers import AutoConfig, PretrainedConfig
 
 from .attention import WindowAttention
+from .cache import (
+    HybridCache,
+    LayerCache,
+    adopt,
+    attention_caches,
+    has_memory,
+    tokens_read,
+)
 from .config import AllMemConfig
 from .errors import SettingError
 from .families import (
     Family,
+    attention_windows,
     check_sizes,
     family_of,
     global_layers,
     largest_window,
-    model_file,
-    sliding_windows,
+    model_classes,
+    reach,
 )
 from .memory.layer import Memory, MemoryState
 from .memory.ops import RMS_EPS
-from .patches import subclass
+from .patches import rotary, subclass
 
 MODEL_TYPE = "allmem"
 
@@ -76,61 +84,38 @@ class ModelArgs(BaseModelArgs):
         family_of(base["model_type"])
         check_sizes(base)
         allmem = AllMemConfig.from_dict(params.get("allmem"))
-        allmem.memory_layers(global_layers(base))
-        largest = largest_window(base)
-        if largest is not None and allmem.window > largest:
-            raise SettingError(
-                f"window is {allmem.window}; the base model's own attention sees "
-                f"{largest} tokens, and the window must not be larger"
-            )
+        check_fit(allmem, base)
         return cls(base=base, allmem=allmem)
 
 
-class HybridCache(CacheList):
-    """State of one layer: the attention ring and the arrays of :class:`MemoryState`,
-    or the ring alone where the layer has no memory or the memory is off.
-
-    A ``CacheList`` of stock parts, and called so in files, because mlx-lm looks the
-    classes of a saved prompt cache up by name among its own, before it loads the
-    model. It differs by not offering to be batched: rows would leave the chunk grid
-    at different tokens.
-
-    ``embedded`` are the normed embeddings of the tokens that are being read,
-    ``[B, T, D]``, while they are; see :meth:`Model.embedding`.
+def check_fit(allmem: AllMemConfig, base: dict[str, Any]) -> None:
     """
+    Args:
+        allmem (AllMemConfig): the hybrid layer's configuration.
+        base (dict): the base model's.
 
-    embedded: Any = None
-
-    @property
-    def ring(self) -> Any:
-        return self.caches[0]
-
-    @property
-    def memory(self) -> list[mx.array]:
-        """The arrays of the memory, if the layer has one."""
-        return self.caches[1].cache if len(self.caches) > 1 else []
-
-    @memory.setter
-    def memory(self, arrays: list[mx.array]) -> None:
-        if len(self.caches) > 1:
-            self.caches[1].cache = arrays
-
-    def fork(self) -> "HybridCache":
-        """A cache of its own. Arrays are shared: none is ever changed."""
-        forked = HybridCache(*(copy.copy(part) for part in self.caches))
-        forked.memory = list(self.memory)
-        return forked
-
-    def is_trimmable(self) -> bool:
-        """A token that left the window, or changed the memory, cannot be taken back."""
-        return False
-
-    @property
-    def merge(self) -> NoReturn:
-        raise AttributeError("an AllMem state cannot be batched")
-
-
-HybridCache.__name__ = "CacheList"
+    Raises:
+        SettingError: if the base lacks a layer, or was not made for so large a window.
+    """
+    allmem.memory_layers(global_layers(base))
+    largest = largest_window(base)
+    if largest is not None and allmem.window > largest:
+        raise SettingError(
+            f"window is {allmem.window}; the base model's own attention sees "
+            f"{largest} tokens, and the window must not be larger"
+        )
+    if (limit := reach(base)) is None:
+        return
+    if allmem.positions == "absolute":
+        raise SettingError(
+            f"positions must be bounded: the base model computes otherwise beyond "
+            f"{limit} tokens"
+        )
+    if (largest := allmem.sinks + allmem.window + allmem.chunk) > limit:
+        raise SettingError(
+            f"sinks + window + chunk is {largest}; the base model computes otherwise "
+            f"beyond {limit} tokens, and it must not be larger"
+        )
 
 
 @partial(mx.compile, shapeless=True)
@@ -159,6 +144,13 @@ class HybridAttention(WindowAttention):
         self.memory = Memory(dims, config)
         self.alpha = mx.zeros((dims,))
 
+    def make_cache(self, with_memory: bool = True) -> HybridCache:
+        """See :class:`WindowAttention`; with a memory, or without one."""
+        cache = super().make_cache()
+        if with_memory:
+            cache.caches += (ArraysCache(MemoryState.size()),)
+        return cache
+
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """Mixes T tokens, a part of one chunk or whole chunks. A state without a memory
         leaves window + sinks.
@@ -169,20 +161,30 @@ class HybridAttention(WindowAttention):
             mask: not used; the layer makes its own.
             cache (HybridCache): the layer's state, updated in place.
         """
-        token, attended = cache[0].offset, super().__call__(x, mask, cache)
+        token, attended = cache.offset, super().__call__(x, mask, cache)
         if len(cache.caches) == 1:
             return attended
         u = x if self.family.normed else mx.fast.rms_norm(x, None, RMS_EPS)
-        embedded = getattr(cache, "embedded", None)  # a cache of mlx-lm's file has none
-        recalled = self.memory(u, cache[1], token, embedded)
+        recalled = self.memory(u, cache[1], token, cache.embedded)
         return _mix(attended, self.alpha, recalled)
+
+
+def patch(model: Any, config: dict[str, Any]) -> None:
+    """Patches a base's model where it computes otherwise than transformers."""
+    family = family_of(config["model_type"])
+    family.patch(model, config)
+    for i in attention_windows(config):
+        attention = model.layers[i][family.names.attention]
+        if getattr(attention, "rope", None) is not None:
+            rotary(attention.rope, config)
 
 
 def new_base(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's model for the base's configuration, with random weights."""
-    arch = model_file(config["model_type"])
-    base: nn.Module = arch.Model(arch.ModelArgs.from_dict(config))
-    family_of(config["model_type"]).patch(base, config)
+    kind = config["model_type"]
+    model_class, args_class = model_classes(kind)
+    base: nn.Module = model_class(args_class.from_dict(config))
+    patch(base, config)
     return base
 
 
@@ -196,29 +198,49 @@ class Model(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Model":
         if args:  # none for a copy, whose class has its base already
-            cls = subclass(cls, model_file(args[0].base["model_type"]).Model)
+            cls = subclass(cls, model_classes(args[0].base["model_type"])[0])
         return super().__new__(cls)
 
     def __init__(self, args: ModelArgs):
         kind, dims = args.base["model_type"], args.base["hidden_size"]
-        arch, family = model_file(kind), family_of(kind)
-        super().__init__(arch.ModelArgs.from_dict(args.base))  # type: ignore[call-arg]
+        own_args = model_classes(kind)[1].from_dict(args.base)
+        super().__init__(own_args)  # type: ignore[call-arg]
+        self.family = family = family_of(kind)
         self.model_type = args.model_type
         self.base_config = args.base
         self.allmem = args.allmem
-        family.patch(self, args.base)
-        windows = sliding_windows(args.base)
+        patch(self, args.base)
         hybrids = args.allmem.memory_layers(self.global_layers)
-        for i, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
+        for i, window in attention_windows(args.base).items():
+            attention = self.layers[i][family.names.attention]
+            config = args.allmem
+            if window is not None:
+                config = replace(config, window=window, sinks=0)
             if i in hybrids:
-                layer.self_attn = HybridAttention(
-                    layer.self_attn, args.allmem, family, dims
-                )
+                attention = HybridAttention(attention, config, family, dims)
             else:
-                config = args.allmem
-                if window is not None:
-                    config = replace(config, window=window, sinks=0)
-                layer.self_attn = WindowAttention(layer.self_attn, config, family)
+                attention = WindowAttention(attention, config, family)
+            self.set_attention(i, attention)
+
+    @property
+    def body(self) -> Any:
+        """All but the head: mlx-lm's ``model.model``, or what the base calls it."""
+        return self[self.family.names.body]
+
+    @property
+    def token_embedding(self) -> Any:
+        """The token embedding."""
+        return self.body[self.family.names.embedding]
+
+    @property
+    def attentions(self) -> dict[int, Any]:
+        """The attention of every layer that has one."""
+        name = self.family.names.attention
+        return {i: self.layers[i][name] for i in attention_windows(self.base_config)}
+
+    def set_attention(self, layer: int, attention: nn.Module) -> None:
+        """Gives a layer another attention."""
+        setattr(self.layers[layer], self.family.names.attention, attention)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -234,7 +256,7 @@ class Model(nn.Module):
 
     @property
     def global_layers(self) -> list[int]:
-        """The layers that see window and sinks, and may have a memory."""
+        """The layers whose attention sees window and sinks, and may have a memory."""
         return global_layers(self.base_config)
 
     def normed_embeddings(
@@ -242,42 +264,38 @@ class Model(nn.Module):
     ) -> mx.array:
         """The normed embeddings of tokens, ``[B, T, D]``, of which values are made
         where ``values`` of :class:`AllMemConfig` is ``"token"``."""
-        x = self.model.embed_tokens(inputs) if embeddings is None else embeddings
+        x = self.token_embedding(inputs) if embeddings is None else embeddings
         return mx.fast.rms_norm(x, None, RMS_EPS)
 
     @contextmanager
-    def embedding(
+    def reading(
         self, inputs: mx.array, cache: list[Any], embeddings: mx.array | None = None
     ) -> Iterator[None]:
-        """Hands the memories that need them the normed embeddings of the tokens that
-        the layers read meanwhile.
+        """For as long as the layers read tokens: hands the memories that need them the
+        normed embeddings of these, and in the end takes back what layers lent to each
+        other.
 
         Args:
             inputs (mx.array): token ids, ``[B, T]``.
-            cache (list): the state of every layer; ``embedded`` of it is set.
+            cache (list): the state of every layer.
             embeddings (mx.array): in place of those of ``inputs``, ``[B, T, D]``.
         """
-        memories: list[Any] = []
-        if self.allmem.values == "token":
-            memories = [layer for layer in cache if has_memory([layer])]
-        x = self.normed_embeddings(inputs, embeddings) if memories else None
-        for layer in memories:
-            layer.embedded = x
+        layers = attention_caches(cache)
+        if self.allmem.values == "token" and has_memory(cache):
+            x = self.normed_embeddings(inputs, embeddings)
+            for layer in layers:
+                layer.embedded = x
         try:
             yield
         finally:
-            for layer in memories:
-                layer.embedded = None
+            for layer in layers:
+                layer.embedded, layer.lent = None, ()
 
     @property
     def memory_is_off(self) -> bool:
         """Whether alpha is 0 in every layer, as after a conversion. The memories then
         add nothing: they have no state, and cost nothing."""
-        alphas = [
-            layer.self_attn.alpha
-            for layer in self.layers
-            if "memory" in layer.self_attn
-        ]
+        alphas = [x.alpha for x in self.attentions.values() if "memory" in x]
         return not any(mx.any(x).item() for x in alphas)
 
     def _memory_can_be_left_out(self) -> bool:
@@ -286,18 +304,22 @@ class Model(nn.Module):
         except ValueError:  # nothing can be evaluated while a function is traced
             return False
 
-    def make_cache(self) -> list[HybridCache]:
-        """A state that has read nothing."""
-        off = not self.training and self._memory_can_be_left_out()
-        caches = []
-        for layer in self.layers:
-            config = layer.self_attn.config
-            size = config.sinks + config.window
-            parts: list[Any] = [RotatingKVCache(max_size=size, keep=config.sinks)]
-            if "memory" in layer.self_attn and not off:
-                parts.append(ArraysCache(MemoryState.size()))
-            caches.append(HybridCache(*parts))
-        return caches
+    def make_cache(self) -> list[Any]:
+        """A state that has read nothing. Where the base keeps keys and values, it has
+        a :class:`HybridCache`; all else is as the base makes it."""
+        own = getattr(super(), "make_cache", None)
+        stock = own() if own else [KVCache() for _ in self.layers]
+        with_memory = self.training or not self._memory_can_be_left_out()
+        attentions = (x for x in self.attentions.values() if not x.borrows)
+
+        def bounded(part: Any) -> Any:
+            if isinstance(part, ArraysCache):
+                return part
+            if isinstance(part, CacheList):
+                return LayerCache(*map(bounded, part.caches))
+            return next(attentions).make_cache(with_memory)
+
+        return [bounded(part) for part in stock]
 
     def __call__(
         self,
@@ -318,20 +340,21 @@ class Model(nn.Module):
             mx.array: logits, ``[B, T, vocabulary]``.
         """
         cache = cache or self.make_cache()
+        adopt(cache)
         logits, start = [], 0
-        for size in self.allmem.cuts(cache[0][0].offset, inputs.shape[1]):
+        for size in self.allmem.cuts(tokens_read(cache), inputs.shape[1]):
             block = slice(start, start + size)
             embeddings: Any = []  # not every base takes them
             if input_embeddings is not None:
                 embeddings = [input_embeddings[:, block]]
-            with self.embedding(inputs[:, block], cache, *embeddings):
+            with self.reading(inputs[:, block], cache, *embeddings):
                 logits.append(super().__call__(inputs[:, block], cache, *embeddings))
             start = block.stop
         return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         inherited = getattr(super(), "sanitize", dict)
-        return inherited(weights)
+        return inherited(self.family.layout(weights, self.base_config))
 
     @property
     def quant_predicate(self) -> Callable[[str, nn.Module], bool | dict[str, Any]]:
@@ -362,9 +385,4 @@ class Model(nn.Module):
 
 def is_memory(name: str) -> bool:
     """Whether a parameter of a hybrid model is the memory's."""
-    return ".self_attn.memory." in name or name.endswith(".self_attn.alpha")
-
-
-def has_memory(cache: list[Any]) -> bool:
-    """Whether a state has memories, which :attr:`Model.memory_is_off` says."""
-    return any(len(layer.caches) > 1 for layer in cache)
+    return ".memory." in name or name.endswith(".alpha")

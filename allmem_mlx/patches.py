@@ -55,6 +55,146 @@ class _Gemma3Body(nn.Module):
         return super().__call__(inputs, cache, h)  # type: ignore[misc]
 
 
+class _FalconH1Norm(nn.Module):
+    def __call__(self, x: mx.array, gate: mx.array | None = None) -> mx.array:
+        if not self.norm_before_gate and gate is not None:
+            x = nn.silu(gate) * x
+        groups = mx.unflatten(x, -1, (self.n_groups, -1))
+        x = mx.fast.rms_norm(groups, None, self.variance_epsilon).flatten(-2)
+        x = self.weight * x
+        if self.norm_before_gate and gate is not None:
+            x = nn.silu(gate) * x
+        return x
+
+
+class _GraniteHybridNorm(nn.Module):
+    def __call__(self, x: mx.array, gate: mx.array | None = None) -> mx.array:
+        if gate is not None:
+            x = nn.silu(gate) * x
+        groups = mx.unflatten(x, -1, (self.n_groups, -1))
+        return self.weight * mx.fast.rms_norm(groups, None, self.eps).flatten(-2)
+
+
+class _JambaMoE(nn.Module):
+    def __call__(self, x: mx.array) -> mx.array:
+        scores = mx.softmax(self.router(x), axis=-1, precise=True)
+        k = self.num_experts_per_tok
+        chosen = mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])
+        y = self.switch_mlp(x, chosen)
+        return (y * mx.take_along_axis(scores, chosen, axis=-1)[..., None]).sum(axis=-2)
+
+
+class Gemma3nInner:
+    """Gemma 3n's attention, which is called with the offset beside the cache."""
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
+        return super().__call__(x, mask, cache, cache.offset)  # type: ignore[misc]
+
+
+class Gemma3nOuter:
+    """A hybrid's attention, called as Gemma 3n's."""
+
+    def __call__(
+        self, x: mx.array, mask: Any = None, cache: Any = None, offset: Any = None
+    ) -> Any:
+        return super().__call__(x, mask, cache)  # type: ignore[misc]
+
+
+class Gemma4Inner:
+    """Gemma 4's attention, which returns what a layer without keys of its own is called
+    with."""
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
+        if self.has_kv:  # type: ignore[attr-defined]
+            shared = {}
+        else:
+            shared = {"shared_kv": cache.keys_and_values(), "offset": cache.offset}
+            cache = None
+        return super().__call__(x, mask, cache, **shared)[0]  # type: ignore[misc]
+
+
+class Gemma4Outer:
+    """A hybrid's attention, called as Gemma 4's. What it shares is its state."""
+
+    def __call__(
+        self,
+        x: mx.array,
+        mask: Any = None,
+        cache: Any = None,
+        shared_kv: Any = None,
+        offset: Any = None,
+    ) -> Any:
+        cache = cache or shared_kv
+        return super().__call__(x, mask, cache), cache, offset  # type: ignore[misc]
+
+
+class Ministral3Inner:
+    """Ministral 3's attention, which is called with the scale of its queries."""
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
+        return super().__call__(x, None, mask, cache)  # type: ignore[misc]
+
+
+class Ministral3Outer:
+    """A hybrid's attention, called as Ministral 3's. The scale of its queries follows
+    from their places."""
+
+    def __call__(
+        self, x: mx.array, scale: Any = None, mask: Any = None, cache: Any = None
+    ) -> Any:
+        return super().__call__(x, mask, cache)  # type: ignore[misc]
+
+
+def rotary(rope: Any, config: dict[str, Any]) -> None:
+    """mlx-lm rounds the limits of every yarn, and has the frequencies of long texts
+    alone for longrope, whose short ones hold as far as bounded positions reach."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind == "yarn" and scaling.get("truncate") is False:
+        rope._freqs = _yarn_frequencies(rope.dims, config["rope_theta"], scaling)
+    if kind == "longrope":
+        places = mx.arange(0, rope.dim, 2, dtype=mx.float32) / rope.dim
+        rope._freqs = mx.array(scaling["short_factor"]) * config["rope_theta"] ** places
+        original = scaling["original_max_position_embeddings"]
+        factor = scaling.get("factor") or config["max_position_embeddings"] / original
+        scale = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
+        rope._scale = scaling.get("attention_factor") or scale
+
+
+def _yarn_frequencies(dims: int, base: float, scaling: dict[str, Any]) -> mx.array:
+    """Periods of yarn whose limits are not rounded, ``[dims / 2]``."""
+    original = scaling["original_max_position_embeddings"]
+
+    def limit(rotations: float) -> float:
+        return (
+            dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+        )
+
+    low = max(limit(scaling.get("beta_fast") or 32), 0)
+    high = min(limit(scaling.get("beta_slow") or 1), dims - 1)
+    high += 0.001 * (low == high)
+    ramp = mx.clip((mx.arange(dims // 2) - low) / (high - low), 0, 1)
+    periods = base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
+    return 1 / ((1 - ramp) / periods + ramp / (scaling["factor"] * periods))
+
+
+def falcon_h1(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm leaves out the factor of the keys, and norms all groups of heads as
+    one."""
+    for layer in model.layers:
+        layer.self_attn.scale *= config["key_multiplier"]
+        if "norm" in layer.mamba:
+            specialize(layer.mamba.norm, _FalconH1Norm)
+
+
+def gemma3n(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm has keys and values where a layer reads those of another."""
+    for layer in model.layers:
+        if layer.self_attn.is_kv_shared_layer:
+            for name in ("k_proj", "v_proj", "k_norm"):
+                layer.self_attn.pop(name)
+
+
 def gemma(model: Any, config: dict[str, Any]) -> None:
     """Gemma's GELU is the tanh approximation; mlx-lm computes the exact one."""
     for layer in model.layers:
@@ -65,6 +205,27 @@ def gemma3(model: Any, config: dict[str, Any]) -> None:
     """mlx-lm rounds the scale of the embedding to bfloat16, whatever the model's
     type."""
     specialize(model.model, _Gemma3Body)
+
+
+def granitemoehybrid(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm norms all groups of heads as one."""
+    for layer in model.layers:
+        if "mamba" in layer:
+            layer.mamba.norm.n_groups = layer.mamba.n_groups
+            specialize(layer.mamba.norm, _GraniteHybridNorm)
+
+
+def jamba(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm lets the weights of the chosen experts add up to 1."""
+    for layer in model.layers:
+        if "router" in layer.feed_forward:
+            specialize(layer.feed_forward, _JambaMoE)
+
+
+def llama4(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm norms queries and keys in layers that do not rotate them, too."""
+    for layer in model.layers:
+        layer.self_attn.use_qk_norm &= bool(layer.self_attn.use_rope)
 
 
 def helium(model: Any, config: dict[str, Any]) -> None:

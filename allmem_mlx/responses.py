@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .archive.lookup import Lookup, Source
-from .model import has_memory
+from .cache import has_memory, tokens_read
 
 
 @dataclass
@@ -73,11 +73,6 @@ def make_response(
         "memory": has_memory(cache),
     }
     return GenerationResponse(**fields)
-
-
-def tokens_read(cache: list[Any]) -> int:
-    """Tokens that went into a state."""
-    return int(cache[0][0].offset)
 
 
 def state_bytes(cache: list[Any]) -> int:

@@ -55,7 +55,7 @@ class Past:
 
     def __init__(self, ring: Any, attention: nn.Module, tokens: int):
         self.ring, self.attention, self.config = ring, attention, attention.config
-        self.token = ring.offset
+        self.token, self.tokens = ring.offset, tokens
         self.shift = self.config.shift(self.token + tokens - 1)
         self.offset: Any = self.token - self.shift  # where RoPE puts the next token
 
@@ -67,6 +67,14 @@ class Past:
     def turned(self) -> int:
         """Positions by which the window's keys move down before the T tokens come."""
         return self.shift - self.config.shift(self.token - 1)
+
+    def rows(self, x: mx.array) -> mx.array:
+        """The T tokens ``[B, T, D]`` as the rows that attend."""
+        return x
+
+    def restored(self, rows: mx.array) -> mx.array:
+        """The rows of :meth:`rows` as the T tokens, ``[B, T, D]``."""
+        return rows
 
     def mask(self, tokens: int, as_array: bool) -> Any:
         """The mask of the next T tokens."""
@@ -82,6 +90,16 @@ class Past:
     ) -> tuple[mx.array, mx.array]:
         """Keeps the keys and values of T tokens, ``[B, heads, T, d]``, and returns
         them with those they see."""
+        self._fetched = self._update_and_fetch(keys, values)
+        return self._fetched
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """What :meth:`update_and_fetch` returned, for layers that read it too."""
+        return self._fetched
+
+    def _update_and_fetch(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array]:
         ring, T = self.ring, keys.shape[2]
         if ring.keys is None:
             shape = (*keys.shape[:2], self.slots)
@@ -153,6 +171,14 @@ class Tiles(Past):
         self._starts = range(self.token, self.token + tiles * self.chunk, self.chunk)
         self.offset = self._of_rows([start - self.shift for start in self._starts])
 
+    def rows(self, x: mx.array) -> mx.array:
+        """See :class:`Past`; ``[B tiles, chunk, D]``."""
+        return x.reshape(self.batch * self.tiles, self.chunk, -1)
+
+    def restored(self, rows: mx.array) -> mx.array:
+        """See :class:`Past`."""
+        return rows.reshape(self.batch, self.tokens, -1)
+
     def mask(self, tokens: int, as_array: bool) -> mx.array:
         """The mask of every chunk."""
         return window_mask(tokens, self.slots, self.config.window, self.config.sinks)
@@ -161,7 +187,7 @@ class Tiles(Past):
         """A number for each chunk, as one for each row of the batch."""
         return mx.array(numbers * self.batch)
 
-    def update_and_fetch(
+    def _update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array]:
         """See :class:`Past`; ``[B tiles, heads, chunk, d]``."""

@@ -16,14 +16,31 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from . import state_file
+from .cache import (
+    attention_caches,
+    fork,
+    has_memory,
+    named_arrays,
+    set_arrays,
+    tokens_read,
+)
 from .errors import AllMemError
-from .memory.layer import MemoryState
-from .model import HybridCache, Model, has_memory
+from .memory.fast_weights import FastWeights
+from .model import Model
 
 VERSION = 2
 RECENT = 64  # last tokens, kept in a file
-# The parts of a MemoryState by their names in a file.
-PARTS = ("tail", "weights", "scales", "momentum", "grads", "block", "decay")
+# The arrays of a MemoryState by their names in a file, in order.
+MEMORY = (
+    "memory.tail",
+    *(
+        f"memory.{part}.{matrix}"
+        for part in ("weights", "scales", "momentum", "grads")
+        for matrix in FastWeights._fields
+    ),
+    "memory.block",
+    "memory.decay",
+)
 START = hashlib.sha256(state_file.FORMAT.encode()).hexdigest()
 
 
@@ -42,7 +59,7 @@ class State:
         notes (dict): JSON that a command finds again.
     """
 
-    cache: list[HybridCache]
+    cache: list[Any]
     waiting: list[int] = field(default_factory=list)
     logprobs: mx.array | None = None
     digest: str = START
@@ -52,7 +69,7 @@ class State:
     @property
     def read(self) -> int:
         """Tokens that the model has read."""
-        return int(self.cache[0][0].offset)
+        return tokens_read(self.cache)
 
     @property
     def tokens(self) -> int:
@@ -97,7 +114,7 @@ class State:
         changed."""
         return replace(
             self,
-            cache=[layer.fork() for layer in self.cache],
+            cache=fork(self.cache),
             waiting=list(self.waiting),
             recent=list(self.recent),
             notes=copy.deepcopy(self.notes),
@@ -109,15 +126,7 @@ class State:
         if self.read == 0:
             return {}
         last = {} if self.logprobs is None else {"logprobs": self.logprobs}
-        return last | {
-            name: x
-            for i, layer in enumerate(self.cache)
-            for name, x in zip(
-                _names(i, len(layer.memory)),
-                [layer.ring.keys, layer.ring.values, *layer.memory],
-                strict=True,
-            )
-        }
+        return last | named_arrays(self.cache, MEMORY)
 
     @property
     def nbytes(self) -> int:
@@ -206,7 +215,7 @@ def save(
     if half_window:
         arrays = {
             name: x.astype(mx.float16)
-            if name.endswith((".keys", ".values")) and x.dtype == mx.float32
+            if _is_window(name) and x.dtype == mx.float32
             else x
             for name, x in arrays.items()
         }
@@ -265,10 +274,13 @@ def load(path: str | Path, model: Model) -> State:
             f"{str(path)!r} was saved while the model had no memory; it has one now"
         )
     arrays: Any = mx.load(str(path), format="safetensors")
-    for i, layer in enumerate(state.cache):
-        names = _names(i, len(layer.memory))
-        keys, values, *layer.memory = (arrays[name] for name in names)
-        layer.ring.keys, layer.ring.values = keys.astype(dtype), values.astype(dtype)
+    if metadata["half_window"]:
+        arrays = {
+            name: x.astype(dtype) if _is_window(name) else x
+            for name, x in arrays.items()
+        }
+    set_arrays(state.cache, arrays, MEMORY)
+    for layer in attention_caches(state.cache):
         layer.ring.offset = metadata["read"]
     state.logprobs = arrays.get("logprobs")
     mx.eval(state.arrays)
@@ -298,14 +310,5 @@ def describe(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _names(layer: int, memory: int) -> list[str]:
-    """Names of a layer's arrays in the order of the cache: keys, values, and as many of
-    the memory."""
-    parts = []
-    for name, kind in zip(PARTS, MemoryState.__annotations__.values(), strict=True):
-        if kind is mx.array:
-            parts.append(f"memory.{name}")
-        else:
-            parts += [f"memory.{name}.{matrix}" for matrix in kind._fields]
-    parts = ["keys", "values", *parts[:memory]]
-    return [f"layers.{layer}.{part}" for part in parts]
+def _is_window(name: str) -> bool:
+    return name.endswith((".keys", ".values"))

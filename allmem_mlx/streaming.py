@@ -8,8 +8,9 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from .cache import tokens_read
 from .errors import AllMemError, SettingError
-from .responses import GenerationResponse, make_response, print_stats, tokens_read
+from .responses import GenerationResponse, make_response, print_stats
 
 CLEAR_EVERY = 2048  # tokens; mlx-lm's own step
 
@@ -18,7 +19,7 @@ Prompt = str | mx.array | Sequence[int] | Iterable[Sequence[int]]
 
 def check_tokens(tokens: Sequence[int], model: nn.Module) -> None:
     """Raises :class:`AllMemError` if a token has no row in the model's embedding."""
-    embedding = model.model.embed_tokens
+    embedding = model.token_embedding
     # LoRA wraps it.
     rows = getattr(embedding, "embedding", embedding).weight.shape[0]
     wrong = next((token for token in tokens if not 0 <= token < rows), None)

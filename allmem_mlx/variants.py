@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .attention import WindowAttention
-from .families import family_of
+from .cache import attention_caches
+from .families import attention_windows
 from .memory import Memory, MemoryState
 from .memory.kernels import Operations
 from .model import Model, new_base
@@ -27,22 +28,28 @@ def base_model(model: Model) -> nn.Module:
         nn.Module: mlx-lm's own model.
     """
     base = new_base(model.base_config)
-    for name, module in model.children().items():
-        if name != "model":
-            setattr(base, name, module)
+    names = model.family.names
+    _share(model, base, names.body)
     if "lm_head" in base and "lm_head" not in model:
         base.sanitize({})  # tied: some model files learn it from the weights
-    for name, module in model.model.children().items():
-        if name != "layers":
-            setattr(base.model, name, module)
-    for layer, hybrid in zip(base.layers, model.layers, strict=True):
-        for name, module in hybrid.children().items():
-            if name != "self_attn":
-                setattr(layer, name, module)
-        for name in layer.self_attn.children():
-            setattr(layer.self_attn, name, hybrid.self_attn[name])
+    _share(model.body, base[names.body], "layers")
+    attentions = model.attentions
+    for i, (layer, hybrid) in enumerate(zip(base.layers, model.layers, strict=True)):
+        if i in attentions:
+            _share(hybrid, layer, names.attention)
+            _share(attentions[i], layer[names.attention])
+        else:
+            _share(hybrid, layer)
     base.eval()
     return base
+
+
+def _share(module: Any, other: Any, but: str | None = None) -> None:
+    """Gives another module the parameters and modules that it has in common with one,
+    but for those of one name."""
+    for name, part in module.items():
+        if name != but and name in other:
+            other[name] = part
 
 
 class FrozenMemory(Memory):
@@ -59,11 +66,11 @@ def _with_attention(model: Model, change: Callable[[int, Any], Any]) -> Model:
     """The model with ``change(layer, attention)`` in the place of each attention that
     is over window and sinks."""
     other = copy.copy(model)
-    other.model = copy.copy(model.model)
-    other.model.layers = [copy.copy(layer) for layer in model.layers]
+    body = copy.copy(model.body)
+    body.layers = [copy.copy(layer) for layer in model.layers]
+    setattr(other, model.family.names.body, body)
     for i in model.global_layers:
-        layer = other.model.layers[i]
-        layer.self_attn = change(i, layer.self_attn)
+        other.set_attention(i, change(i, model.attentions[i]))
     return other
 
 
@@ -75,11 +82,10 @@ def window_model(model: Model, window: int) -> Model:
         window (int): tokens that attention sees.
     """
     config = replace(model.allmem, window=window)
-    family = family_of(model.base_config["model_type"])
-    base = base_model(model)
+    base, name = base_model(model), model.family.names.attention
     other = _with_attention(
         model,
-        lambda i, _: WindowAttention(base.layers[i].self_attn, config, family),
+        lambda i, _: WindowAttention(base.layers[i][name], config, model.family),
     )
     other.allmem = config
     return other
@@ -102,7 +108,13 @@ def matched_window(model: Model) -> int:
     the smallest one that has at least as many."""
     cache = model.make_cache()
     model(mx.array([[0]]), cache=cache)
-    memory = sum(x.nbytes for layer in cache for x in layer.memory)
-    rings = sum(cache[i].ring.nbytes for i in model.global_layers)
+    layers = attention_caches(cache)
+    memory = sum(x.nbytes for layer in layers for x in layer.memory)
+    windows = attention_windows(model.base_config).values()
+    rings = sum(
+        layer.ring.nbytes
+        for layer, window in zip(layers, windows, strict=False)
+        if window is None
+    )
     token = rings // (model.allmem.sinks + model.allmem.window)
     return model.allmem.window + math.ceil(memory / token)

@@ -9,8 +9,20 @@ import inspect
 import logging
 from typing import Any
 
+from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, reason
-from allmem_mlx.families import SIZES, WRAPPERS, check_sizes, family_of, model_file
+from allmem_mlx.families import (
+    FAMILIES,
+    SIZES,
+    TEXT_MODELS,
+    WRAPPERS,
+    Family,
+    check_sizes,
+    family_of,
+    largest_window,
+    model_classes,
+    reach,
+)
 
 # The output for a document does not depend on these: they concern training, the
 # tokenizer or generation, or describe the file.
@@ -35,6 +47,34 @@ HARMLESS = {
     "use_cache",
     "use_sliding_window",
     "_sliding_window_pattern",
+    "chunk_size",
+    "expand",
+    "full_attn_idxs",
+    "interleave_moe_layer_step",
+    "layers_block_type",
+    "linear_a_log_max",
+    "linear_a_log_min",
+    "linear_dt_init_floor",
+    "linear_dt_max",
+    "linear_dt_min",
+    "mamba_chunk_size",
+    "mamba_expand",
+    "mamba_ssm_cache_dtype",
+    "moe_shared_expert_overlap",
+    "mtp_layers_block_type",
+    "no_rope_layer_interval",
+    "num_logits_to_keep",
+    "num_nextn_predict_layers",
+    "output_router_logits",
+    "rescale_prenorm_residual",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "time_step_floor",
+    "time_step_max",
+    "time_step_min",
+    "use_associative_scan",
+    "use_mamba_kernels",
+    "use_mambapy",
 }
 # Settings of a scaled rotary embedding that mlx-lm reads.
 ROPE = {
@@ -52,19 +92,98 @@ ROPE = {
         "mscale",
         "mscale_all_dim",
         "original_max_position_embeddings",
+        "truncate",
+    },
+    "longrope": {
+        "attention_factor",
+        "factor",
+        "long_factor",
+        "original_max_position_embeddings",
+        "short_factor",
     },
 }
+# Layers without attention, of families that have recurrent ones.
+OTHER_LAYERS = ("linear_attention", "conv", "moe", "mlp")
+LISTS = {"longrope": ("short_factor", "long_factor")}
+# Of a model with towers, what its language model has in common with them.
+SHARED = ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
+# What the window leaves room for, where positions must stay below a bound.
+FIXED = ("sinks", "chunk")
+# How three positions share a rotary embedding; those of a text are one.
+MROPE = ("mrope_section", "mrope_interleaved")
+# Families and methods of quantisation of which mlx-lm's model file takes the packed
+# weights as they are.
+PACKED_ALIKE = {("gpt_oss", "mxfp4")}
 
 
 def language_model(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the language model inside a model with other towers."""
-    kind = config.get("model_type")
-    inner = config.get("text_config")
-    if not isinstance(kind, str) or kind not in WRAPPERS or not isinstance(inner, dict):
+    """The configuration of the language model inside a model with other towers.
+
+    Args:
+        config (dict): the ``config.json`` of a base, with or without towers.
+
+    Returns:
+        dict: the settings of the language model, with the ``model_type`` of its family;
+        ``config`` itself if there are no towers.
+
+    Raises:
+        AllMemError: if the language model is not of a known family, or its settings
+            cannot be read.
+    """
+    kind: Any = config.get("model_type")
+    if not isinstance(kind, str) or kind not in WRAPPERS:
         return config
-    shared = ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
-    outer = {name: config[name] for name in shared if name in config}
-    return {**inner, **outer, "model_type": WRAPPERS[kind]}
+    # Old versions of transformers wrote all settings side by side.
+    inner: Any = config.get("text_config", config)
+    if not isinstance(inner, dict):
+        raise AllMemError(f"the text_config of {kind} is {inner!r}, not settings")
+    _check_given_sizes(inner)
+    towers = {x for x in config if x.endswith("_config")} - {"text_config"}
+    whole = _of_transformers({x: config[x] for x in config if x not in towers})
+    text = whole["text_config"]
+    family, implied = _family_inside(kind, text["model_type"])
+    if any(text.get(name) != inner[name] for name in SIZES if name in inner):
+        raise AllMemError(f"{kind} has no text_config, where transformers reads it")
+    rope = (text.get("rope_parameters") or {}).items()
+    tied = whole.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    unstated = {*_general_settings(), *SHARED} - inner.keys()
+    return {
+        **{name: x for name, x in text.items() if name not in unstated},
+        "rope_parameters": {name: x for name, x in rope if name not in MROPE},
+        **implied,
+        **{name: x[name] for x in (inner, config) for name in SHARED if name in x},
+        "model_type": family,
+        "tie_word_embeddings": bool(tied),
+    }
+
+
+def _family_inside(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """The family of a language model, and settings that it stands for."""
+    family, implied = TEXT_MODELS.get(text, (text, {}))
+    for name in (family, family.removesuffix("_text")):
+        if name in FAMILIES:
+            return name, implied
+    raise AllMemError(f"{kind} with a language model of type {text!r} is not supported")
+
+
+def _general_settings() -> set[str]:
+    """Settings of any configuration of transformers."""
+    from transformers import PretrainedConfig
+
+    return set(PretrainedConfig().to_dict())
+
+
+def states_tied_embeddings(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` says if the head is the embedding; it need not."""
+    inner = config.get("text_config")
+    names = {*config, *(inner if isinstance(inner, dict) else ())}
+    return bool(names & {"tie_word_embeddings", "tie_embedding"})
+
+
+def _check_given_sizes(config: dict[str, Any]) -> None:
+    """Before transformers reads them: it makes lists as long as they say."""
+    given = {name: config[name] for name in SIZES if name in config}
+    check_sizes({**dict.fromkeys(SIZES, 1), **given})
 
 
 def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +194,9 @@ def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     logger = logging.getLogger("transformers.configuration_utils")
     before, logger.disabled = logger.disabled, True
     try:
-        return kind.from_dict(dict(config)).to_dict()
+        read = kind.from_dict(dict(config))
+        # Some sizes follow from others.
+        return {**{x: getattr(read, x, None) for x in SIZES}, **read.to_dict()}
     except Exception as error:  # of many kinds, for a configuration that makes no sense
         text = reason(error).rpartition("Error: ")[2]
         raise AllMemError(f"the configuration cannot be read: {text}") from None
@@ -83,61 +204,72 @@ def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
         logger.disabled = before
 
 
-def _rope(config: dict[str, Any], rope_types: tuple[str, ...]) -> dict[str, Any]:
+def _rope(config: dict[str, Any], family: Family) -> dict[str, Any]:
     """``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor``."""
-    rope = config["rope_parameters"]
+    rope = config.get("rope_parameters")
+    if rope is None:
+        return {}
     if "full_attention" in rope:  # one per kind of layer
         if (kind := rope["sliding_attention"]["rope_type"]) != "default":
             raise AllMemError(f"rope_type {kind!r} of sliding layers is not supported")
         rope = rope["full_attention"]
     kind = rope.get("rope_type", "default")
-    if kind not in rope_types:
+    if kind not in family.rope_types:
         raise AllMemError(
             f"rope_type {kind!r} of {config['model_type']} is not supported; "
-            f"supported: {', '.join(rope_types)}"
+            f"supported: {', '.join(family.rope_types)}"
         )
     settings = {
         "rope_theta": rope["rope_theta"],
         "rope_scaling": None,
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0),
     }
-    if kind != "default":
+    if kind in ROPE:
         known = {name: rope[name] for name in ROPE[kind] if rope.get(name) is not None}
-        if not isinstance(known.get("factor"), int | float):
-            raise AllMemError(f"factor of a {kind} rotary embedding is missing")
+        needed = LISTS.get(kind, ("factor",))
+        for name in needed:
+            if not isinstance(known.get(name), list if kind in LISTS else int | float):
+                raise AllMemError(f"{name} of a {kind} rotary embedding is missing")
         if not (known.get("mscale") and known.get("mscale_all_dim")):
             known.pop("mscale", None)  # transformers uses both or neither
             known.pop("mscale_all_dim", None)
         ignored = set(rope) - ROPE[kind]
         ignored -= {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
         for name in sorted(ignored):
-            if rope[name] is not None and (name, rope[name]) != ("truncate", True):
+            if rope[name] is not None and name not in family.rope_settings:
                 raise AllMemError(
                     f"{name} = {rope[name]!r} of a {kind} rotary embedding is not "
                     "supported"
                 )
-        known["factor"] = float(known["factor"])  # some model files insist
+        if "factor" in known:
+            known["factor"] = float(known["factor"])  # some model files insist
         settings["rope_scaling"] = {"type": kind, "rope_type": kind, **known}
     return settings
 
 
-def _layers(config: dict[str, Any]) -> dict[str, Any]:
+def _layers(config: dict[str, Any], family: Family) -> dict[str, Any]:
     """``layer_types`` if layers differ, and ``sliding_window`` if any slides."""
     window = config.get("sliding_window")
-    types = config.get("layer_types") or []
+    types = config.get("layer_types") or config.get("layers_block_type") or []
+    types = [family.layer_types.get(kind, kind) for kind in types]
+    others = OTHER_LAYERS if family.recurrent else ()
     for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in ("full_attention", "sliding_attention", *others):
             raise AllMemError(f"a layer of type {kind!r} is not supported")
-    if window is None or (types and "sliding_attention" not in types):
-        return {"layer_types": None, "sliding_window": None}
-    if "full_attention" not in types:
-        return {"layer_types": None, "sliding_window": window}
-    return {"layer_types": list(types), "sliding_window": window}
+    if "sliding_attention" not in types and (types or window is None):
+        window = None
+    if len(set(types)) < 2:
+        if types and types[0] in others:
+            raise AllMemError("a model without a layer of attention is not supported")
+        types = None
+    elif window is None:
+        types = ["full_attention" if kind not in others else kind for kind in types]
+    return {"layer_types": types, "sliding_window": window}
 
 
 def _mlx_lm_settings(kind: str) -> set[str]:
     """Settings that mlx-lm's model file knows."""
-    return set(inspect.signature(model_file(kind).ModelArgs).parameters)
+    return set(inspect.signature(model_classes(kind)[1]).parameters)
 
 
 def fixed_settings(kind: str) -> dict[str, tuple[Any, ...]]:
@@ -151,8 +283,23 @@ def fixed_settings(kind: str) -> dict[str, tuple[Any, ...]]:
     family = family_of(kind)
     defaults = {**CONFIG_MAPPING[kind]().to_dict(), "partial_rotary_factor": 1.0}
     obeyed = _mlx_lm_settings(kind) | HARMLESS | set(PretrainedConfig().to_dict())
+    obeyed |= set(family.own_settings)
     fixed = {name: (x,) for name, x in defaults.items() if name not in obeyed}
     return {**fixed, **family.fixed}
+
+
+def _check_quantization(config: dict[str, Any]) -> None:
+    """Refuses weights that were not quantised by MLX, and that it cannot take over as
+    they are."""
+    other = config.get("quantization_config")
+    if not other or config.get("quantization"):
+        return
+    method = other.get("quant_method") if isinstance(other, dict) else other
+    if (config["model_type"], method) not in PACKED_ALIKE:
+        raise AllMemError(
+            f"its weights are quantised by {method!r}, and not by MLX; convert the "
+            "model that was quantised"
+        )
 
 
 def carry_over(config: dict[str, Any]) -> dict[str, Any]:
@@ -171,16 +318,11 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
     """
     kind: Any = config.get("model_type")
     family = family_of(kind)
-    if config.get("quantization_config") and not config.get("quantization"):
-        raise AllMemError(
-            "its weights are quantised, and not by MLX; convert the model that was "
-            "quantised"
-        )
-    given = {name: config[name] for name in SIZES if name in config}
-    check_sizes({**dict.fromkeys(SIZES, 1), **given})
+    _check_quantization(config)
+    _check_given_sizes(config)
     settings = _of_transformers(config)
     check_sizes(settings)
-    carried = {**_rope(settings, family.rope_types), **_layers(settings)}
+    carried = {**_rope(settings, family), **_layers(settings, family)}
     carried.update(family.settings({**settings, **carried}))
     settings = {**settings, **carried}
     for name, accepted in fixed_settings(kind).items():
@@ -190,5 +332,27 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
                 + " or ".join(map(repr, accepted))
             )
     carried["tie_word_embeddings"] = bool(settings.get("tie_word_embeddings"))
-    known = _mlx_lm_settings(kind) & set(settings)
+    known = {*_mlx_lm_settings(kind), *family.own_settings} & set(settings)
     return {**{name: settings[name] for name in known}, **carried}
+
+
+def hybrid_config(base: dict[str, Any], settings: dict[str, Any]) -> AllMemConfig:
+    """The configuration of the hybrid layers of a base.
+
+    Args:
+        base (dict): the configuration of the base, with what :func:`carry_over` adds.
+        settings (dict): values that differ from the defaults.
+
+    Raises:
+        SettingError: if a setting is impossible.
+    """
+    sizes = {name: settings.get(name, getattr(AllMemConfig, name)) for name in FIXED}
+    limit = reach(base)
+    limits = [
+        AllMemConfig.window,
+        largest_window(base),
+        None if limit is None else limit - sum(sizes.values()),
+    ]
+    window = min(x for x in limits if x is not None)
+    settings = {"window": max(window, 1), **settings}
+    return AllMemConfig.for_base(base, **settings)

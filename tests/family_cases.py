@@ -7,6 +7,7 @@ from typing import Any
 from helpers import TINY_BASE, tiny_tokenizer
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+LINEAR_ATTENTION = "linear_attention"
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -27,6 +28,66 @@ YARN = {
 def theta(value: float, **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": value, **more}
 
+
+DELTA_NET = {
+    "num_hidden_layers": 4,
+    "layer_types": [LINEAR_ATTENTION, FULL] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
+    "tie_word_embeddings": False,
+}
+SHARED_EXPERT = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+    "mamba_conv_bias": True,
+}
+GRANITE_HYBRID = {
+    "num_hidden_layers": 4,
+    "layer_types": [LINEAR_ATTENTION, LINEAR_ATTENTION, FULL, LINEAR_ATTENTION],
+    **MAMBA,
+    "mamba_d_head": 32,
+    "mamba_expand": 2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 2.0,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 24,
+}
+GEMMA4 = {
+    "num_hidden_layers": 6,
+    "layer_types": [SLIDING, SLIDING, FULL] * 2,
+    "num_kv_shared_layers": 2,
+    "sliding_window": 24,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 128,
+    "final_logit_softcapping": 3.0,
+    "use_double_wide_mlp": True,
+    "rope_parameters": {
+        FULL: {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 100000.0,
+        },
+        SLIDING: theta(5000.0),
+    },
+}
 
 # Name -> family and settings that differ from TINY_BASE. A name says what is tried.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -207,6 +268,223 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "starcoder2": ("starcoder2", {"sliding_window": None, "use_bias": True}),
+    # Layers with a state of their own.
+    "qwen3_5": ("qwen3_5_text", DELTA_NET),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {**DELTA_NET, **SHARED_EXPERT}),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            **DELTA_NET,
+            **SHARED_EXPERT,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+        },
+    ),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        {
+            **DELTA_NET,
+            "rope_parameters": theta(5000.0),
+            "linear_num_key_heads": 4,
+            "linear_value_head_dim": 16,
+            "linear_allow_neg_eigval": True,
+        },
+    ),
+    "lfm2": (
+        "lfm2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", FULL, "conv"],
+            "conv_L_cache": 3,
+            "conv_bias": True,
+            "rope_parameters": theta(5000.0),
+        },
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", FULL, "conv", FULL],
+            "conv_L_cache": 3,
+            "conv_bias": True,
+            "num_dense_layers": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "use_expert_bias": True,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": True,
+            "rope_parameters": theta(5000.0),
+        },
+    ),
+    "granitemoehybrid": ("granitemoehybrid", GRANITE_HYBRID),
+    "granitemoehybrid, dense, rotated": (
+        "granitemoehybrid",
+        {
+            **GRANITE_HYBRID,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+            "rope_parameters": theta(5000.0),
+        },
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        {
+            "rope_parameters": theta(5000.0),
+            **MAMBA,
+            "mamba_d_ssm": 64,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "lm_head_multiplier": 0.7,
+            "embedding_multiplier": 1.5,
+            "mlp_multipliers": [0.8, 0.6],
+            "key_multiplier": 0.5,
+            "attention_out_multiplier": 0.9,
+            "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
+            "ssm_in_multiplier": 1.2,
+            "ssm_out_multiplier": 0.4,
+        },
+    ),
+    "falcon_h1, normed first, untied": (
+        "falcon_h1",
+        {
+            **MAMBA,
+            "mamba_d_ssm": 64,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            "layers_block_type": [LINEAR_ATTENTION, "moe", FULL, "mlp"],
+            "num_hidden_layers": None,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "conv_kernel": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "num_hidden_layers": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_d_state": 8,
+            "mamba_d_conv": 4,
+            "mamba_expand": 2,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
+    # Sinks that are learned, keys that are shared, positions that are bounded.
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, FULL] * 2,
+            "sliding_window": 24,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {**YARN, "truncate": False},
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4_text": ("gemma4_text", GEMMA4),
+    "gemma4_text, experts, keys as values": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "use_double_wide_mlp": False,
+        },
+    ),
+    "gemma3n_text": (
+        "gemma3n_text",
+        {
+            "num_hidden_layers": 6,
+            "layer_types": [SLIDING, SLIDING, FULL] * 2,
+            "num_kv_shared_layers": 2,
+            "sliding_window": 24,
+            "intermediate_size": [56] * 6,
+            "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 128,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 0,
+            "laurel_rank": 8,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                FULL: theta(100000.0),
+                SLIDING: theta(5000.0),
+            },
+        },
+    ),
+    "ministral3": (
+        "ministral3",
+        {
+            "sliding_window": None,
+            "rope_parameters": {
+                **YARN,
+                "original_max_position_embeddings": 320,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
+    "llama4_text": (
+        "llama4_text",
+        {
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 1, 1, 0],
+            "moe_layers": [],
+            "intermediate_size_mlp": 56,
+            "attention_chunk_size": 384,
+            "floor_scale": 320,
+            "attn_temperature_tuning": True,
+            "use_qk_norm": True,
+            "rope_parameters": theta(5000.0),
+        },
+    ),
+    "phi3, longrope": (
+        "phi3",
+        {
+            "pad_token_id": 0,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 320,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 5000.0,
+                "short_factor": [1.0, 1.2, 1.5, 1.9] * 2,
+                "long_factor": [2.0, 3.0, 5.0, 8.0] * 2,
+            },
+        },
+    ),
     "starcoder2, sliding": ("starcoder2", {"sliding_window": 48}),
 }
 

@@ -13,7 +13,7 @@ from allmem_mlx.convert.base_config import (
     language_model,
 )
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.families import FAMILIES, model_file, sliding_windows
+from allmem_mlx.families import FAMILIES, attention_windows, model_classes
 
 # The first case of each family.
 FIRST = {family: name for name, (family, _) in reversed(CASES.items())}
@@ -65,7 +65,7 @@ def test_the_model_file_gets_what_it_reads(name):
     optional |= {"head_dim", "mlp_bias", "attention_bias", "use_qk_norm"}
     family = CASES[name][0]
     carried = carry_over(config_of(name))
-    arguments = model_file(family).ModelArgs
+    arguments = model_classes(family)[1]
     missing = set(arguments.__dataclass_fields__) - set(carried) - {"model_type"}
     assert missing <= optional
     for key, value in carried.items():
@@ -166,7 +166,8 @@ def test_old_gemma_3():
     assert carried["rope_theta"] == 1e6 and carried["rope_local_base_freq"] == 1e4
     assert carried["rope_scaling"]["factor"] == 8.0
     assert carried["vocab_size"] == 262208
-    assert sliding_windows(carried) == ([1024] * 5 + [None]) * 5 + [1024] * 4
+    windows = ([1024] * 5 + [None]) * 5 + [1024] * 4
+    assert list(attention_windows(carried).values()) == windows
 
 
 def test_sliding_that_is_switched_off():

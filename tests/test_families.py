@@ -1,5 +1,7 @@
 """Every family: a checkpoint made by transformers, converted, against transformers."""
 
+import inspect
+
 import family_table
 import mlx.core as mx
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from family_cases import (
     CASES,
     FULL,
+    SLIDING,
     save_checkpoint,
     save_gemma3_with_vision,
     settings,
@@ -23,17 +26,21 @@ from helpers import (
     transformers_logits,
     transformers_model,
 )
-from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
+from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from allmem_mlx import load, ring, state
 from allmem_mlx.attention import WindowAttention
+from allmem_mlx.cache import attention_caches, has_memory, recurrent_caches
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import SettingError
+from allmem_mlx.families import family_of
 from allmem_mlx.memory.layer import Memory
 from allmem_mlx.model import HybridAttention
 from allmem_mlx.session import Session
 from allmem_mlx.variants import base_model
 
+# A layer that reads the keys and values of another.
+BORROWING = "borrowing"
 LENGTH = 200  # many times the native windows of 24, and several blocks
 CUTS = [70, 1, 1, 40, *[1] * 8, 80]
 CHUNK = 8  # a quarter of a block of 32, which is more than the native windows
@@ -57,8 +64,9 @@ def small_window(name: str) -> int:
 
 
 def converted(folder, new, chunk=CHUNK, **options):
-    convert(folder, new, **options)
-    return load(new, model_config={"chunk": chunk, "fold": chunk})[0]
+    grid = {"chunk": chunk, "fold": chunk}
+    convert(folder, new, **{"sinks": 4, **grid, **options})
+    return load(new)[0]
 
 
 def test_the_logits_are_those_of_transformers(case, tmp_path):
@@ -82,20 +90,43 @@ def test_the_logits_are_those_of_transformers(case, tmp_path):
 def test_which_layers_become_hybrids(case, tmp_path):
     name, folder = case
     model = converted(folder, tmp_path / "new", window=small_window(name))
-    types = settings(name)[1].get("layer_types") or [FULL] * len(model.layers)
+    kinds = kinds_of_layers(name, len(model.layers))
+    for i, kind in enumerate(kinds):
+        attention = model.attentions.get(i, {})
+        assert isinstance(attention, HybridAttention) == (kind == FULL)
+        assert isinstance(attention, WindowAttention) == (
+            kind in (FULL, SLIDING, BORROWING)
+        )
+        assert ("memory" in attention) == (kind == FULL)
+    own = [kind for kind in kinds if kind in (FULL, SLIDING)]
+    cache = model.make_cache()
+    assert len(attention_caches(cache)) == len(own)
+    assert bool(recurrent_caches(cache)) == (
+        family_of(CASES[name][0]).recurrent is not None
+    )
+
+
+def kinds_of_layers(name: str, layers: int) -> list[str]:
+    """What each layer of a case is in the hybrid: ``FULL`` for one with a memory."""
+    config = settings(name)[1]
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    kinds = list(kinds or [FULL] * layers)
     if name == "gemma2":  # every other one, by default
-        types = ["sliding_attention", FULL]
+        kinds = [SLIDING, FULL]
     if name == "qwen2, some sliding":
-        types = [FULL, "sliding_attention"]
-    for layer, kind in zip(model.layers, types, strict=True):
-        expected = HybridAttention if kind == FULL else WindowAttention
-        assert isinstance(layer.self_attn, expected)
-        assert ("memory" in layer.self_attn) == (kind == FULL)
+        kinds = [FULL, SLIDING]
+    if name == "jamba":
+        kinds = ["mamba", FULL] * 2
+    for i in range(layers - config.get("num_kv_shared_layers", 0), layers):
+        kinds[i] = BORROWING
+    return kinds
 
 
-def test_turned_keys_are_as_if_rotated_by_their_places(case, tmp_path):
+def test_turned_keys_are_as_if_rotated_by_their_places(case, tmp_path, monkeypatch):
     """Attention sees differences of positions only. So without sinks, whose places are
     their own, bounded positions change nothing."""
+    # Absolute ones are not for every family, but these do not reach its bound.
+    monkeypatch.setattr("allmem_mlx.model.reach", lambda config: None)
     name, folder = case
     tokens, window = random_tokens(1, LENGTH), small_window(name)
     logits = [
@@ -135,7 +166,9 @@ def test_inside_every_window_it_is_mlx_lm_s_own_model(case, tmp_path):
     name, folder = case
     model = converted(folder, tmp_path / "new", chunk=20, window=small_window(name))
     tokens = random_tokens(1, 20)
-    assert mx.array_equal(model(tokens), base_model(model)(tokens))
+    base = base_model(model)
+    expected = base(tokens, cache=make_prompt_cache(base))
+    assert mx.array_equal(model(tokens), expected)
 
 
 @pytest.mark.slow
@@ -171,11 +204,22 @@ def test_the_memory_gets_a_normed_input(case, tmp_path, monkeypatch):
         return call(self, u, *args)
 
     monkeypatch.setattr(Memory, "__call__", noted)
-    index = next(i for i, x in enumerate(model.layers) if "memory" in x.self_attn)
+    index = next(i for i, x in model.attentions.items() if "memory" in x)
     x = mx.random.normal((1, 10, model.args.hidden_size), key=mx.random.key(0))
     for scale in (1, 100):
-        model.layers[index](scale * x, None, cache=model.make_cache()[index])
+        call_layer(model, index, scale * x)
     assert_close("input", inputs[1], inputs[0], 1e-3)
+
+
+def call_layer(model, index, x):
+    """Calls a layer with a stream, and with what else its model file hands it."""
+    cache = next(c for c in model.make_cache() if has_memory([c]))
+    layer = model.layers[index]
+    if "Gemma3n" in type(layer).__name__:
+        x = mx.broadcast_to(x, (model.args.altup_num_inputs, *x.shape))
+    first, *others = list(inspect.signature(type(layer).__call__).parameters)[1:]
+    given = {"cache": cache, "per_layer_input": mx.zeros((1, 10, 8))}
+    layer(x, **{name: given.get(name) for name in others})
 
 
 def test_a_window_beyond_that_of_the_base_is_refused(tmp_path):

@@ -40,5 +40,5 @@ class Finder:
         return self.archive.get(self._ids[i] for i in best)
 
     def _embed(self, ids: Any) -> np.ndarray:
-        rows = self._model.model.embed_tokens(mx.array(ids))
+        rows = self._model.token_embedding(mx.array(ids))
         return np.array(rows.astype(mx.float32))

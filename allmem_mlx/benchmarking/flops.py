@@ -1,21 +1,53 @@
 """FLOPs, bytes and state of a model by arithmetic, at any length.
 
-FLOPs are those of matrix products, two for each multiplication and addition; those of
-norms, activations and the convolution, a few in a thousand, are left out. The tests
-compare FLOPs and bytes with those of the graph that MLX evaluates.
+FLOPs are those of matrix products, two for each multiplication and addition, and of the
+products with the state of a recurrent layer; those of norms, activations and
+convolutions, a few in a thousand, are left out. The tests compare FLOPs and bytes with
+those of the graph that MLX evaluates.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from ..cache import attention_caches, recurrent_caches
 from ..config import AllMemConfig
-from ..families import sliding_windows
+from ..families import attention_windows
 from ..model import Model, is_memory
 
 FLOAT32 = 4  # bytes
+LINEAR = (nn.Linear, nn.QuantizedLinear)
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+TABLES = (nn.Embedding, nn.QuantizedEmbedding)
+# What configurations call the number of experts that a token is given to.
+EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
+# FLOPs of a token for each element of the matrices of a recurrent layer: a product with
+# the query, an outer product, and in DeltaNet a product with the key.
+RECURRENCE = {"gated DeltaNet": 6, "convolution": 0}
+OTHER_RECURRENCE = 4
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """The sizes of an attention.
+
+    Args:
+        heads (int): of the queries.
+        head_dim (int): width of a head.
+        kv_dim (int): elements of the keys and values that it keeps of a token; 0 if it
+            reads those of another layer.
+        window (int): its window, if it slides in the base model.
+    """
+
+    heads: int
+    head_dim: int
+    kv_dim: int
+    window: int | None
 
 
 @dataclass(frozen=True)
@@ -24,29 +56,30 @@ class Sizes:
 
     Args:
         dims (int): D, width of the model.
-        query_dim, kv_dim (int): width of all queries, and of the keys of a token.
-        attention (int): matrix entries of the attention of all layers.
-        channel (int): those of the channel mixers (MLPs).
+        attentions (tuple): of the layers that have attention.
+        projections (int): matrix entries of the token mixers, attention and recurrent.
+        channel (int): those of the channel mixers: MLPs, and a token's experts.
         head (int): those of the output matrix.
-        global_layers (int): layers over window and sinks.
-        memory_layers (int): those of them with a memory.
-        sliding (tuple): windows of the layers that slide in the base model.
-        weights (int): bytes of all weights that a token needs, without the memory's.
+        memory_layers (int): layers with a memory.
+        recurrent_state (int): bytes of the state of the recurrent layers.
+        recurrence (int): FLOPs of a token that read and update it.
+        weights (int): bytes of the weights that a token needs, without the memory's.
+        all_weights (int): bytes of all weights, without the memory's.
         memory_weights (int): bytes of the memory's weights.
         itemsize (int): bytes of an element of a key or value.
         config (AllMemConfig): the settings of the hybrid layers.
     """
 
     dims: int
-    query_dim: int
-    kv_dim: int
-    attention: int
+    attentions: tuple[AttentionSizes, ...]
+    projections: int
     channel: int
     head: int
-    global_layers: int
     memory_layers: int
-    sliding: tuple[int, ...]
+    recurrent_state: int
+    recurrence: int
     weights: int
+    all_weights: int
     memory_weights: int
     itemsize: int
     config: AllMemConfig
@@ -54,42 +87,24 @@ class Sizes:
     @classmethod
     def of(cls, model: Model) -> "Sizes":
         """The sizes of a hybrid model, none of whose weights is evaluated."""
-        base = model.base_config
-        heads, width = base["num_attention_heads"], base["hidden_size"]
-        head_dim = base.get("head_dim") or width // heads
-        kv_heads = base.get("num_key_value_heads") or heads
-        attention = channel = head = 0
-        for name, module in model.named_modules():
-            if not isinstance(module, (nn.Linear, nn.QuantizedLinear)):
-                continue
-            if ".self_attn." not in name:
-                if ".layers." in f".{name}":
-                    channel += _entries(module)
-                else:
-                    head += _entries(module)
-            elif ".memory." not in name:
-                attention += _entries(module)
+        cache = state_of_a_token(model)
+        recurrent: list[Any] = list(recurrent_caches(cache))
+        factor = RECURRENCE.get(model.family.recurrent or "", OTHER_RECURRENCE)
+        projections, channel, head = _entries(model)
         parameters: Any = tree_flatten(model.parameters())
-        tied = not head
-        weights = memory = 0
-        for name, x in parameters:
-            if is_memory(name):
-                memory += x.nbytes
-            elif tied or not name.startswith("model.embed"):
-                weights += x.nbytes
-        windows = sliding_windows(base)
-        layers = model.global_layers
+        memory = sum(x.nbytes for name, x in parameters if is_memory(name))
+        weights = sum(x.nbytes for _, x in parameters) - memory
         return cls(
-            dims=width,
-            query_dim=heads * head_dim,
-            kv_dim=kv_heads * head_dim,
-            attention=attention,
+            dims=model.base_config["hidden_size"],
+            attentions=tuple(_attentions(model, cache)),
+            projections=projections,
             channel=channel,
-            head=head or base["vocab_size"] * width,
-            global_layers=len(layers),
-            memory_layers=len(model.allmem.memory_layers(layers)),
-            sliding=tuple(w for w in windows if w is not None),
-            weights=weights,
+            head=head,
+            memory_layers=len(model.allmem.memory_layers(model.global_layers)),
+            recurrent_state=sum(x.nbytes for x in recurrent),
+            recurrence=factor * sum(x.cache[-1].size for x in recurrent),
+            weights=weights - _unused_weights(model),
+            all_weights=weights,
             memory_weights=memory,
             itemsize=model.dtype.size,
             config=model.allmem,
@@ -101,17 +116,123 @@ class Sizes:
         c = self.config
         return 3 * c.heads * c.head_dim * c.hidden_dim * self.memory_layers
 
+    @property
+    def kv_of_a_token(self) -> int:
+        """Bytes by which full attention grows with every token."""
+        return self.itemsize * sum(
+            x.kv_dim for x in self.attentions if x.window is None
+        )
+
     def kv(self, seen: int, length: int) -> int:
         """Bytes of keys and values after ``length`` tokens, of which a global layer
         keeps ``seen``."""
-        tokens = self.global_layers * seen + sum(min(length, w) for w in self.sliding)
-        return 2 * self.kv_dim * tokens * self.itemsize
+        return self.itemsize * sum(
+            x.kv_dim * (seen if x.window is None else min(length, x.window))
+            for x in self.attentions
+        )
 
 
-def _entries(linear: Any) -> int:
-    if isinstance(linear, nn.QuantizedLinear):  # packed into words of 32 bits
-        return linear.weight.size * 32 // linear.bits
-    return linear.weight.size
+def state_of_a_token(model: Model) -> list[Any]:
+    """The state of a model, without memories, after one token. Nothing is evaluated:
+    its arrays have sizes and no values."""
+    cache = model.make_cache()
+    for layer in attention_caches(cache):
+        layer.caches = layer.caches[:1]
+    model(mx.zeros((1, 1), mx.int32), cache=cache)
+    return cache
+
+
+def _attentions(model: Model, cache: list[Any]) -> Iterator[AttentionSizes]:
+    heads = model.base_config["num_attention_heads"]
+    states = iter(attention_caches(cache))
+    windows = attention_windows(model.base_config).values()
+    widths: dict[int | None, int] = {}  # of a head, where layers slide or do not
+    for attention, window in zip(model.attentions.values(), windows, strict=True):
+        kept = 0
+        if not attention.borrows:
+            ring = next(states).ring
+            kept = sum(x.shape[1] * x.shape[3] for x in (ring.keys, ring.values))
+            widths[window] = ring.keys.shape[3]
+        yield AttentionSizes(heads, widths[window], kept, window)
+
+
+def recurrent_part(layer: nn.Module) -> nn.Module | None:
+    """The recurrent part of a layer, if it has one: what has a convolution over
+    tokens."""
+    for part in layer.children().values():
+        if isinstance(part, nn.Module):
+            if any(isinstance(x, nn.Conv1d) for x in part.modules()):
+                return part
+    return None
+
+
+def _token_mixers(model: Model) -> list[nn.Module]:
+    """The attention and the recurrent part of every layer that has one."""
+    recurrent = filter(None, map(recurrent_part, model.layers))
+    return [*model.attentions.values(), *recurrent]
+
+
+def _head(model: Model) -> nn.Module:
+    """The output matrix, which may be the embedding."""
+    if "lm_head" in model:
+        return model.lm_head
+    embedding = model.token_embedding
+    return getattr(embedding, "embedding", embedding)  # LoRA wraps it
+
+
+def _entries(model: Model) -> tuple[int, int, int]:
+    """Matrix entries by which a token is multiplied: those of the token mixers, of the
+    channel mixers and of the output."""
+    mixers = {id(x) for mixer in _token_mixers(model) for x in mixer.modules()}
+    projections = channel = 0
+    head, used = _head(model), (experts(model) or (0, 0))[0]
+    for name, module in model.named_modules():
+        if module is head or is_memory(f"{name}."):
+            continue
+        if isinstance(module, LINEAR + EXPERTS):
+            entries = _matrix(module)
+            if isinstance(module, EXPERTS):
+                entries = entries * used // module.num_experts
+            if id(module) in mixers:
+                projections += entries
+            else:
+                channel += entries
+    return projections, channel, _matrix(head)
+
+
+def _matrix(module: Any) -> int:
+    """The entries of a matrix, packed into words of 32 bits if it is quantised."""
+    size: int = module.weight.size
+    return size * 32 // module.bits if "scales" in module else size
+
+
+def experts(model: Model) -> tuple[int, int] | None:
+    """The number of experts that a token is given to, and that of all in a layer;
+    ``None`` if there are none."""
+    found = (x.num_experts for x in model.modules() if isinstance(x, EXPERTS))
+    if (count := max(found, default=None)) is None:
+        return None
+    config = model.base_config
+    known = (config[name] for name in EXPERTS_OF_A_TOKEN if config.get(name))
+    return next(known, count), count
+
+
+def _unused_weights(model: Model) -> int:
+    """Bytes of the weights that a token does not need: those of other experts, and
+    tables of which it needs a row."""
+    unused, head, used = 0, _head(model), (experts(model) or (0, 0))[0]
+    for module in model.modules():
+        if isinstance(module, EXPERTS):
+            count = module.num_experts
+            unused += _nbytes(module) * (count - used) // count
+        elif isinstance(module, TABLES) and module is not head:
+            unused += _nbytes(module)
+    return unused
+
+
+def _nbytes(module: nn.Module) -> int:
+    parameters: Any = tree_flatten(module.parameters())
+    return sum(x.nbytes for _, x in parameters)
 
 
 def pairs(length: int, window: int, sinks: int, block: int = 1) -> int:
@@ -145,21 +266,23 @@ class ReadingFlops:
     """FLOPs of reading.
 
     Args:
-        projections (int): of attention.
+        projections (int): of the token mixers, attention and recurrent.
         scores (int): of queries with keys, and of weights with values.
+        recurrence (int): of the state of recurrent layers.
         memory (int): of the memory's projections, reads and updates.
         channel (int): of the channel mixers.
     """
 
     projections: int
     scores: int
+    recurrence: int
     memory: int
     channel: int
 
     @property
     def mixer(self) -> int:
         """FLOPs of the token mixers: all but the channel mixers."""
-        return self.projections + self.scores + self.memory
+        return self.projections + self.scores + self.recurrence + self.memory
 
     @property
     def total(self) -> int:
@@ -196,12 +319,16 @@ def reading(
     """
     c = sizes.config
     window, sinks = (length, 0) if full else (c.window, c.sinks)
-    scored = sizes.global_layers * pairs(length, window, sinks, block)
-    scored += sum(pairs(length, w, 0, block) for w in sizes.sliding)
+    scored = 0
+    for layer in sizes.attentions:
+        seen = (window, sinks) if layer.window is None else (layer.window, 0)
+        width = layer.heads * layer.head_dim
+        scored += width * pairs(length, *seen, block)
     has_memory = memory and not full
     return ReadingFlops(
-        projections=2 * sizes.attention * length,
-        scores=4 * sizes.query_dim * scored,
+        projections=2 * sizes.projections * length,
+        scores=4 * scored,
+        recurrence=sizes.recurrence * length,
         memory=has_memory * sizes.memory_layers * memory_flops(sizes) * length,
         channel=2 * sizes.channel * length,
     )
@@ -216,7 +343,7 @@ def ring_bytes(sizes: Sizes) -> int:
     """Bytes of the keys and values of window and sinks."""
     c = sizes.config
     seen = c.window + c.sinks
-    return sizes.kv(seen, max([seen, *sizes.sliding]))
+    return sizes.kv(seen, max([seen, *(x.window or 0 for x in sizes.attentions)]))
 
 
 def memory_bytes(sizes: Sizes) -> int:
@@ -229,10 +356,14 @@ def memory_bytes(sizes: Sizes) -> int:
     return sizes.memory_layers * (float32 * FLOAT32 + conv * sizes.itemsize)
 
 
-def decoding(sizes: Sizes, length: int, *, full: bool = False) -> int:
+def decoding(
+    sizes: Sizes, length: int, *, full: bool = False, memory: bool = True
+) -> int:
     """FLOPs of the token after ``length`` others, logits included, with an equal share
-    of the memory's update."""
-    before, after = (reading(sizes, n, full=full).total for n in (length, length + 1))
+    of the memory's update; see :func:`reading`."""
+    before, after = (
+        reading(sizes, n, full=full, memory=memory).total for n in (length, length + 1)
+    )
     return after - before + 2 * sizes.head
 
 
@@ -243,30 +374,36 @@ class Traffic:
     Args:
         weights (int): of the model, without the memory's.
         attention (int): of keys and values.
+        recurrent (int): of the state of recurrent layers.
         memory (int): of the memory's weights and state.
     """
 
     weights: int
     attention: int
+    recurrent: int
     memory: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.attention + self.memory
+        return self.weights + self.attention + self.recurrent + self.memory
 
 
-def decoding_bytes(sizes: Sizes, length: int, *, full: bool = False) -> Traffic:
+def decoding_bytes(
+    sizes: Sizes, length: int, *, full: bool = False, memory: bool = True
+) -> Traffic:
     """Bytes moved by the token after ``length`` others: each weight and each element of
-    the state once where it is read, and once where it is written.
+    the state once where it is read, and once where it is written; see :func:`reading`.
 
     A token reads W, and of the memory's weights all but W0, and moves the state of the
     convolution. Every ``fold`` tokens, G and the open fold are read and written; every
     ``chunk`` tokens M and W0 are read, and W, M and G written.
     """
     c = sizes.config
-    if full:
-        return Traffic(sizes.weights, cache_bytes(sizes, length + 1), 0)
-    seen = min(length + 1, c.window + c.sinks)
+    recurrent = 2 * sizes.recurrent_state
+    seen = length + 1 if full else min(length + 1, c.window + c.sinks)
+    attention = sizes.kv(seen, length + 1)
+    if full or not memory:
+        return Traffic(sizes.weights, attention, recurrent, 0)
     rows = c.heads * (2 * c.head_dim + 4) * sizes.memory_layers
     W = sizes.fast_weights
     each = W + rows
@@ -276,7 +413,8 @@ def decoding_bytes(sizes: Sizes, length: int, *, full: bool = False) -> Traffic:
     numbers = each + fold / c.fold + write / c.chunk
     return Traffic(
         weights=sizes.weights,
-        attention=sizes.kv(seen, length + 1),
+        attention=attention,
+        recurrent=recurrent,
         memory=sizes.memory_weights
         + conv * sizes.itemsize
         + round((numbers - W) * FLOAT32),

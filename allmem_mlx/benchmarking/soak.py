@@ -81,12 +81,13 @@ class RecordingModel:
         # Of each memory: the row norms of W0, and its last writes.
         self.memories: list[tuple[FastWeights, list[tuple[MemoryState, ...]]]] = []
         self.model = copy.copy(model)
-        self.model.model = body = copy.copy(model.model)
-        name = "norm" if "norm" in body else "final_layernorm"
-        setattr(body, name, Hooked(body[name], self._record_stream))
+        body, names = copy.copy(model.body), model.family.names
+        setattr(self.model, names.body, body)
+        setattr(body, names.norm, Hooked(body[names.norm], self._record_stream))
         body.layers = [copy.copy(layer) for layer in model.layers]
-        for layer in body.layers:
-            layer.self_attn = attention = copy.copy(layer.self_attn)
+        for i, attention in model.attentions.items():
+            attention = copy.copy(attention)
+            self.model.set_attention(i, attention)
             if hasattr(attention, "rope"):
                 attention.rope = Hooked(attention.rope, self._record_position)
             if "memory" in attention:

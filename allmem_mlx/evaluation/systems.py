@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..cache import attention_caches, recurrent_caches
 from ..memory.layer import MemoryState
 from ..model import Model
 from ..variants import base_model, frozen_model, matched_window, window_model
@@ -111,7 +112,8 @@ class Reader:
         self._lender = model.make_cache() if self._other else []
 
     def _borrow(self) -> None:
-        for layer, lender in zip(self.cache, self._lender, strict=False):
+        layers = attention_caches(self.cache), attention_caches(self._lender)
+        for layer, lender in zip(*layers, strict=False):
             if layer.memory and lender.memory:
                 weights = MemoryState.from_arrays(lender.memory).weights
                 state = MemoryState.from_arrays(layer.memory)
@@ -153,14 +155,18 @@ class Reader:
         """Reads a document into a system that only has windows and sinks, without the
         tokens that it cannot know at the end: whole blocks between the sinks and the
         reach of all layers' windows are skipped. Positions are those of the whole
-        document.
+        document. Recurrent layers may know all tokens; nothing is then skipped.
         """
+        if recurrent_caches(self.cache):
+            self.read(tokens)
+            return
         block = self.model.allmem.block
         first = -(-max(1, self.model.allmem.sinks) // block) * block
-        reach = sum(layer.self_attn.config.window for layer in self.system.model.layers)
+        attentions = self.system.model.attentions.values()
+        reach = sum(attention.config.window for attention in attentions)
         skipped = max(0, len(tokens) - first - reach) // block * block
         self.read(tokens[:first])
-        for layer in self.cache:
+        for layer in attention_caches(self.cache):
             layer.ring.offset += skipped
         self._tokens += skipped
         self.read(tokens[first + skipped :])

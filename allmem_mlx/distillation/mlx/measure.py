@@ -80,7 +80,8 @@ def measure(
     config = model.base_config
     kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     other, streams, inputs = _recorded(
-        base, ["memory" in layer.self_attn for layer in model.layers]
+        base,
+        ["memory" in model.attentions.get(i, ()) for i in range(len(model.layers))],
     )
     losses, embedded = [], []
     layer_inputs: list[list[np.ndarray]] = [[] for _ in hybrids]
@@ -103,7 +104,7 @@ def measure(
         mx.clear_cache()
     head = (base, "lm_head") if "lm_head" in base else (base.model, "embed_tokens")
     matrix = _matrix(*head)
-    norm = base.model.get("norm") or base.model.final_layernorm
+    norm = base.model[model.family.names.norm]
     ones = mx.ones(matrix.shape[1])
     scale = norm.weight if isinstance(norm, nn.LayerNorm) else norm(ones)
     *text, output = measure_text(

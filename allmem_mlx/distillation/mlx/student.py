@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from ...model import HybridCache, Model
+from ...cache import fork, parts
+from ...model import Model
 from ..documents import Document
 from ..recipe import Step
 
@@ -21,7 +22,7 @@ POSITIONS = 128  # whose logits exist at once
 
 def hybrid_layers(model: Model) -> list[Any]:
     """The attention layers that have a memory."""
-    return [x.self_attn for x in model.layers if "memory" in x.self_attn]
+    return [x for x in model.attentions.values() if "memory" in x]
 
 
 def make_trainable(model: Model) -> None:
@@ -42,10 +43,9 @@ def set_view(model: Model, step: Step) -> None:
     grid: dict[str, Any] = {"chunk": step.chunk, "fold": fold}
     config = replace(model.allmem, window=step.window, sinks=step.sinks, **grid)
     model.allmem = config
-    for layer in model.layers:
-        layer.self_attn.config = replace(layer.self_attn.config, **grid)
-    for i in model.global_layers:
-        model.layers[i].self_attn.config = config
+    for i, attention in model.attentions.items():
+        here = i in model.global_layers
+        attention.config = config if here else replace(attention.config, **grid)
     for layer in hybrid_layers(model):
         layer.memory.config = config
 
@@ -105,7 +105,7 @@ def read_hidden(
         if start and grad_checkpoint:
             x, cache = _checkpointed(model, block, cache)
         else:
-            with model.embedding(block, cache):
+            with model.reading(block, cache):
                 x = model.model(block, cache=cache)
         hidden.append(x)
         start += size
@@ -113,14 +113,14 @@ def read_hidden(
 
 
 def _checkpointed(
-    model: Model, block: mx.array, before: list[HybridCache]
-) -> tuple[mx.array, list[HybridCache]]:
-    after: list[HybridCache] = []
+    model: Model, block: mx.array, before: list[Any]
+) -> tuple[mx.array, list[Any]]:
+    after: list[Any] = []
 
     def read(parameters: Any, arrays: list[list[mx.array]]) -> tuple[mx.array, list]:
         model.update(parameters)
         cache = _with_arrays(before, arrays)
-        with model.embedding(block, cache):
+        with model.reading(block, cache):
             hidden = model.model(block, cache=cache)
         after[:] = cache  # for its counters; the arrays are returned
         return hidden, _arrays(cache)
@@ -129,16 +129,14 @@ def _checkpointed(
     return hidden, _with_arrays(after, arrays)
 
 
-def _arrays(cache: list[HybridCache]) -> list[list[mx.array]]:
-    return [[x.ring.keys, x.ring.values, *x.memory] for x in cache]
+def _arrays(cache: list[Any]) -> list[list[mx.array]]:
+    return [part.arrays for _, part in parts(cache)]
 
 
-def _with_arrays(
-    cache: list[HybridCache], arrays: list[list[mx.array]]
-) -> list[HybridCache]:
-    cache = [layer.fork() for layer in cache]
-    for layer, (keys, values, *memory) in zip(cache, arrays, strict=True):
-        layer.ring.keys, layer.ring.values, layer.memory = keys, values, memory
+def _with_arrays(cache: list[Any], arrays: list[list[mx.array]]) -> list[Any]:
+    cache = fork(cache)
+    for (_, part), own in zip(parts(cache), arrays, strict=True):
+        part.arrays = own
     return cache
 
 
