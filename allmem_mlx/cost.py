@@ -2,14 +2,14 @@
 that a chip's bandwidth and arithmetic allow. No weights are needed."""
 
 import argparse
+import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from .cli.flags import add_sizes, sizes
+from .cli.flags import add_sizes, flag, sizes
 from .cli.report import add_output, check_output, write_output
 from .cli.run import ArgumentParser, run
-from .errors import SettingError
+from .errors import AllMemError, SettingError
 
 LENGTHS = [1024, 4096, 8192, 16384, 32768, 65536, 131072]
 
@@ -19,9 +19,17 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--model",
-        metavar="FOLDER_OR_CONFIG",
-        help="A model folder, converted or not, or a config.json. Default: the "
+        metavar="FOLDER_OR_REPO",
+        help="A model folder, converted or not, its config.json, or ORG/NAME of the "
+        "Hugging Face hub, of which only config.json is downloaded. Default: the "
         "embedded SmolLM2-135M-Instruct",
+    )
+    add("--revision", help="Branch, tag or commit of the hub repository. Default: main")
+    add(
+        "--ram",
+        type=float,
+        metavar="GB",
+        help="Memory of the machine that is to run it. Default: that of this one",
     )
     add(
         "--lengths",
@@ -36,38 +44,99 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_config(path: str | None) -> dict[str, Any]:
-    """A ``config.json``, of a folder, a file or the default model."""
-    from . import model_folder
+def find_model(args: argparse.Namespace) -> tuple[Any, bool, str]:
+    """The model that the command line names, without weights in memory; whether it was
+    converted; and what is known of its memory, see :class:`Overview`."""
+    from . import hub, model_folder
+    from .benchmarking import costs, overview
     from .default_model import default_model
-    from .weight_files import read_json
+    from .files import read_json
+    from .model import MODEL_TYPE
 
-    if path is not None and Path(path).is_file():
-        return read_json(Path(path))
-    return model_folder.read_config(default_model() if path is None else Path(path))
+    if args.model is None:
+        path = default_model()
+    else:
+        path = hub.resolve_config(args.model, args.revision)
+    config = read_json(path) if path.is_file() else model_folder.read_config(path)
+    converted = config.get("model_type") == MODEL_TYPE
+    if converted and any(path.glob("model*.safetensors")):
+        settings = {**config.get("allmem", {}), **sizes(args)}
+        overrides = {"allmem": settings, "model_file": None}
+        model: Any = model_folder.load_weights(path, overrides, lazy=True)[0]
+        model.eval()
+        return model, True, overview.memory_of(model)
+    try:
+        model = costs.lazy_model(config, sizes(args))
+    except SettingError:
+        raise
+    except AllMemError as error:
+        raise AllMemError(f"{args.model}: {error}") from None
+    memory = overview.UNKNOWN if converted else overview.UNTRAINED
+    return model, converted, memory
+
+
+def conversion_command(args: argparse.Namespace, quantize: bool) -> str:
+    """What to type next with a base."""
+    words = ["allmem_mlx", "convert", "--hf-path", args.model]
+    if args.revision is not None:
+        words += ["--revision", args.revision]
+    for name, value in sizes(args).items():
+        words += [flag(name), str(value)]
+    words += ["-q"] * quantize
+    return shlex.join([*words, "--mlx-path", "NEW_FOLDER"])
+
+
+def systems(memory: str, config: Any) -> str:
+    """What is compared below the overview, in a line.
+
+    Args:
+        memory (str): what is known of the model's memory, see :class:`Overview`.
+        config (AllMemConfig): its form.
+    """
+    from .benchmarking.overview import TRAINED, UNTRAINED
+
+    form = f"{config.heads} heads of {config.head_dim}, hidden {config.hidden_dim}"
+    form += f", chunk {config.chunk}"
+    as_it_is = ", as it is now" * (memory == UNTRAINED)
+    kind = "its memory" if memory == TRAINED else "a trained memory"
+    return f"window + sinks: without a memory{as_it_is}; AllMem: with {kind} ({form})"
 
 
 def cost(args: argparse.Namespace) -> None:
     if min(args.lengths) < 1:
         raise SettingError("--lengths must be at least 1")
+    if args.ram is not None and not 0 < args.ram < 1e6:
+        raise SettingError(f"--ram is {args.ram:g}; it must be above 0")
+    if args.revision is not None and args.model is None:
+        raise SettingError("--revision needs --model ORG/NAME")
     check_output(args)
 
     from .benchmarking import costs
-    from .benchmarking.flops import Sizes
+    from .benchmarking.overview import Overview, reading_command
+    from .benchmarking.room import GIB, Machine
 
-    model = Sizes.of(costs.lazy_model(read_config(args.model), sizes(args)))
-    c, longest = model.config, max(args.lengths)
-    rows = [costs.costs(model, n) for n in sorted(args.lengths)]
-    roofline = costs.roofline(model, longest)
-    title = f"window {c.window}, {c.sinks} sinks, chunk {c.chunk}"
-    print(
-        f"{title}; {c.heads} memory heads of {c.head_dim}, hidden {c.hidden_dim}; "
-        f"weights {(model.weights + model.memory_weights) / 1e6:,.1f} MB, of the "
-        f"memory {model.memory_weights / 1e6:,.1f} MB"
-    )
+    machine = Machine.of(int(args.ram * GIB)) if args.ram else Machine.this()
+    model, converted, memory = find_model(args)
+    overview = Overview.of(model, memory, machine)
+    print(*overview.lines(), sep="\n")
+    if converted:
+        print(f"Go on with: {reading_command(args.model)}")
+    elif not overview.is_too_large or overview.fits_quantized:
+        command = conversion_command(args, overview.is_too_large)
+        print(f"Go on with: {command}")
+    of, c, longest = overview.sizes, model.allmem, max(args.lengths)
+    print(f"\n{systems(memory, c)}")
+    rows = [costs.costs(of, n) for n in sorted(args.lengths)]
+    roofline = costs.roofline(of, longest)
     print(f"{costs.describe(rows)}\n\n{costs.describe_roofline(roofline, longest)}")
-    result = {"title": title, "sizes": asdict(model)}
-    write_output(args, result | {"rows": rows, "roofline": roofline}, costs.plot)
+    result = {
+        "title": f"window {c.window}, {c.sinks} sinks, chunk {c.chunk}",
+        "sizes": asdict(of),
+        "overview": overview.record,
+        "rows": rows,
+        "roofline": roofline,
+    }
+    write_output(args, result, costs.plot)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """The base models whose attention layers can become hybrids.
 
-A family is a model file of mlx-lm: a dense decoder whose layers have ``self_attn``,
-with softmax attention over rotated queries and keys. Its code for projections, norms,
-rotary embedding, biases, soft caps and scales is used as it is; this module lists how
-it differs. ``docs/conversion.md`` has the table.
+A family is a model file of mlx-lm: a decoder with softmax attention over rotated
+queries and keys. Its code for projections, norms, rotary embedding, biases, soft caps,
+scales, experts and recurrent layers is used as it is; this module lists how it differs.
+``docs/conversion.md`` has the table.
 """
 
 import importlib
@@ -17,8 +17,7 @@ from .errors import AllMemError
 from .layouts import Weights
 
 # A rotary embedding that only turns and scales, so that turning back is exact.
-# "dynamic" depends on the length of what was read, and longrope has two sets of
-# frequencies, of which mlx-lm reads one.
+# "dynamic" depends on the length of what was read.
 SCALED = ("default", "linear", "llama3", "yarn")
 
 
@@ -73,6 +72,8 @@ class Family:
             within :attr:`reach`.
         own_settings (tuple): settings that this module reads, and the model file does
             not.
+        distils (bool): whether ``model.model`` gives the last hidden states, of which
+            MLX can distil.
         reach (callable): tokens beyond which the base computes otherwise: another
             rotary embedding, or another scale. Bounded positions stay below.
     """
@@ -94,6 +95,7 @@ class Family:
     rope_settings: tuple[str, ...] = ()
     layer_types: dict[str, str] = field(default_factory=dict)
     own_settings: tuple[str, ...] = ()
+    distils: bool = True
     reach: Callable[[dict[str, Any]], int | None] = lambda config: None
 
 
@@ -145,6 +147,124 @@ def _exaone4(config: dict[str, Any]) -> dict[str, Any]:
         return {"sliding_window_pattern": None}
     kinds = ("G" if kind == "full_attention" else "L" for kind in config["layer_types"])
     return {"sliding_window_pattern": "".join(kinds)}
+
+
+# How transformers chooses experts, whatever a config.json says.
+SIGMOID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+
+
+def _own_head_dim(config: dict[str, Any]) -> dict[str, Any]:
+    """For a model file that cannot do without."""
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return {"head_dim": config.get("head_dim") or width}
+
+
+def _shared_head_dim(config: dict[str, Any]) -> dict[str, Any]:
+    """For a model file whose heads share the width of the model."""
+    width = config["hidden_size"] // config["num_attention_heads"]
+    if (head_dim := config.get("head_dim")) not in (None, width):
+        raise AllMemError(
+            f"{config['model_type']} with head_dim = {head_dim!r} is not supported; it "
+            f"must be hidden_size / num_attention_heads, {width}"
+        )
+    return {"head_dim": width}
+
+
+def _afmoe(config: dict[str, Any]) -> dict[str, Any]:
+    _check_mixed(config)
+    if config["num_experts_per_tok"] == 1:
+        raise AllMemError("afmoe with num_experts_per_tok = 1 is not supported")
+    scores = {"score_func": "sigmoid", "route_norm": True}
+    return {**scores, "n_group": 1, "topk_group": 1}
+
+
+def _exaone_moe(config: dict[str, Any]) -> dict[str, Any]:
+    _check_mixed(config)
+    experts = [kind == "sparse" for kind in config["mlp_layer_types"]]
+    return {**_own_head_dim(config), **SIGMOID, "is_moe_layer": experts}
+
+
+def _laguna(config: dict[str, Any]) -> dict[str, Any]:
+    if config["sliding_window"] is not None:
+        _check_mixed(config)
+    _check_rope_by_kind(config)
+    return {
+        "qkv_bias": config["attention_bias"],
+        "partial_rotary_factor": None,  # rope_parameters has it for each kind
+        "moe_router_score_func": "sigmoid",
+    }
+
+
+def _mellum(config: dict[str, Any]) -> dict[str, Any]:
+    _check_mixed(config)
+    _check_rope_by_kind(config)
+    if set(config["mlp_layer_types"]) != {"sparse"}:
+        raise AllMemError("mellum with mlp_layer_types not all sparse is not supported")
+    return {"num_experts": config["num_local_experts"]}
+
+
+def _check_rope_by_kind(config: dict[str, Any]) -> None:
+    kinds = set(config["layer_types"] or ["full_attention"])
+    if not kinds <= config["rope_parameters"].keys():
+        raise AllMemError(f"rope_parameters must have {' and '.join(sorted(kinds))}")
+
+
+def _mimo_v2_flash(config: dict[str, Any]) -> dict[str, Any]:
+    _check_mixed(config)
+    rope = config["rope_parameters"]
+    parts = {x.get("partial_rotary_factor", 0.334) for x in rope.values()}
+    if len(parts) > 1:
+        raise AllMemError("partial_rotary_factor must be one for all layers")
+    slides = [int(kind == "sliding_attention") for kind in config["layer_types"]]
+    return {
+        "add_full_attention_sink_bias": False,
+        "add_swa_attention_sink_bias": True,
+        "hybrid_layer_pattern": slides,
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "moe_layer_freq": [int(x == "sparse") for x in config["mlp_layer_types"]],
+        "n_shared_experts": None,
+        "partial_rotary_factor": parts.pop(),
+        "sliding_window_size": config["sliding_window"],
+        "swa_head_dim": config["head_dim"],
+        "swa_num_attention_heads": config["num_attention_heads"],
+        "swa_num_key_value_heads": 2 * config["num_key_value_heads"],
+        "swa_rope_theta": rope["sliding_attention"]["rope_theta"],
+        "swa_v_head_dim": config["v_head_dim"],
+        **SIGMOID,
+    }
+
+
+def _minimax_m2(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rotary_dim": int(config["head_dim"] * config["partial_rotary_factor"]),
+        "scoring_func": "sigmoid",
+        "shared_intermediate_size": 0,
+        "use_qk_norm": True,
+    }
+
+
+def _phimoe(config: dict[str, Any]) -> dict[str, Any]:
+    """Its longrope has scales of its own."""
+    scaling = config["rope_scaling"]
+    if scaling is not None:
+        names = ("short_mscale", "long_mscale")
+        scales = {name: config["rope_parameters"][name] for name in names}
+        scaling = {**scaling, **scales}
+    return {**_shared_head_dim(config), "rope_scaling": scaling}
+
+
+def _qwen3_moe(config: dict[str, Any]) -> dict[str, Any]:
+    return {**_own_head_dim(config), "num_experts": config["num_local_experts"]}
+
+
+def _solar_open(config: dict[str, Any]) -> dict[str, Any]:
+    """As glm4_moe without dense layers, and without norms of queries and keys."""
+    return {
+        **SIGMOID,
+        "first_k_dense_replace": 0,
+        "intermediate_size": config.get("intermediate_size", 0),  # of no layer
+        "use_qk_norm": False,
+    }
 
 
 def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +350,14 @@ def _original_length(config: dict[str, Any]) -> int | None:
     return length
 
 
+def _unstretched_length(config: dict[str, Any]) -> int | None:
+    """Tokens beyond which a dynamic rotary embedding is not the plain one."""
+    if config["rope_parameters"].get("rope_type") != "dynamic":
+        return None
+    length: int = config["max_position_embeddings"]
+    return length
+
+
 def _unscaled_length(config: dict[str, Any]) -> int | None:
     """Tokens beyond which Ministral 3 scales its queries."""
     rope = config["rope_parameters"]
@@ -254,6 +382,12 @@ def _llama4(config: dict[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES = {
+    "afmoe": Family(
+        rope_types=SCALED,
+        settings=_afmoe,
+        own_settings=("global_attn_every_n_layers",),
+        rotates=lambda attention: attention.is_local_attention,
+    ),
     "apertus": Family(
         rope_types=SCALED,
         fixed={"attention_bias": (False,), "mlp_bias": (False,)},
@@ -264,7 +398,19 @@ FAMILIES = {
         settings=lambda c: {"sliding_window_pattern": _sliding_pattern(c)},
         rotates=lambda attention: attention.use_sliding_window,
     ),
+    "dots1": Family(
+        rope_types=SCALED,
+        fixed={"attention_bias": (False,)},
+        settings=lambda c: {"mlp_bias": False, "scoring_func": "sigmoid"},
+        patch=patches.sigmoid_router,
+    ),
     "ernie4_5": Family(),
+    "ernie4_5_moe": Family(
+        fixed={"use_bias": (False,)},
+        settings=lambda c: {"moe_gate_act": "softmax"},
+        layout=layouts.ernie4_5_moe,
+        patch=patches.ernie4_5_moe,
+    ),
     "falcon_h1": Family(
         recurrent="Mamba-2",
         fixed={
@@ -284,12 +430,24 @@ FAMILIES = {
         rotates=lambda attention: attention.use_rope,
         normed=False,
     ),
+    "exaone_moe": Family(
+        rope_types=SCALED,
+        settings=_exaone_moe,
+        own_settings=(
+            "mlp_layer_types",
+            "first_k_dense_replace",
+            "sliding_window_pattern",
+        ),
+        patch=patches.sigmoid_router,
+        rotates=lambda attention: attention.use_rope,
+    ),
     "gemma": Family(patch=patches.gemma),
     "gemma2": Family(settings=_gemma2, array_mask=True),
     "gemma3_text": Family(rope_types=SCALED, settings=_gemma3, patch=patches.gemma3),
     "gemma3n_text": Family(
         settings=_gemma3n,
         classes=towers.gemma3n,
+        distils=False,
         patch=patches.gemma3n,
         layout=layouts.gemma3n,
         adapters=(patches.Gemma3nOuter, patches.Gemma3nInner),
@@ -302,11 +460,21 @@ FAMILIES = {
         adapters=(patches.Gemma4Outer, patches.Gemma4Inner),
         borrows=lambda attention: not attention.has_kv,
     ),
+    "glm": Family(
+        rope_types=SCALED, own_settings=("partial_rotary_factor",), patch=patches.glm
+    ),
     "glm4": Family(),
+    "glm4_moe": Family(
+        rope_types=SCALED,
+        fixed={"tie_word_embeddings": (False,)},
+        settings=lambda c: {**_own_head_dim(c), **SIGMOID},
+        patch=patches.glm4_moe,
+    ),
     "gpt_oss": Family(
         rope_types=SCALED, fixed={"attention_bias": (True,)}, layout=layouts.gpt_oss
     ),
     "granite": Family(rope_types=SCALED),
+    "granitemoe": Family(rope_types=SCALED, settings=_shared_head_dim),
     "granitemoehybrid": Family(
         recurrent="Mamba-2",
         settings=_granitemoehybrid,
@@ -314,12 +482,24 @@ FAMILIES = {
         rotates=lambda attention: attention.rope is not None,
     ),
     "helium": Family(patch=patches.helium),
+    "internlm3": Family(
+        "llama",
+        rope_types=(*SCALED, "dynamic"),
+        own_settings=("rope_parameters",),
+        reach=_unstretched_length,
+    ),
+    "iquestcoder": Family("llama", rope_types=SCALED),
     "jamba": Family(
         recurrent="Mamba",
         settings=_jamba,
         patch=patches.jamba,
         rotates=lambda attention: False,
         names=Names(norm="final_layernorm"),
+    ),
+    "laguna": Family(
+        rope_types=SCALED,
+        fixed={"gating": (True, "per-head")},
+        settings=_laguna,
     ),
     "lfm2": Family(
         recurrent="convolution",
@@ -346,6 +526,25 @@ FAMILIES = {
             "moe_layers",
         ),
     ),
+    "mellum": Family(
+        rope_types=("default", "llama3", "yarn"),
+        settings=_mellum,
+        own_settings=("mlp_layer_types", "num_local_experts"),
+    ),
+    "mimo_v2_flash": Family(
+        fixed={"tie_word_embeddings": (False,)},
+        settings=_mimo_v2_flash,
+        own_settings=("mlp_layer_types", "rms_norm_eps", "partial_rotary_factor"),
+        patch=patches.sigmoid_router,
+    ),
+    "minimax_m2": Family(
+        "minimax",
+        rope_types=SCALED,
+        settings=_minimax_m2,
+        classes=towers.minimax_m2,
+        own_settings=("partial_rotary_factor",),
+        patch=patches.scaled_rope,
+    ),
     "ministral3": Family(
         rope_types=("yarn",),
         rope_settings=("llama_4_scaling_beta", "max_position_embeddings"),
@@ -354,6 +553,12 @@ FAMILIES = {
         reach=_unscaled_length,
     ),
     "mistral": Family("llama", rope_types=SCALED),
+    "mixtral": Family(
+        rope_types=SCALED,
+        settings=_shared_head_dim,
+        own_settings=("head_dim",),
+        patch=patches.scaled_rope,
+    ),
     "nemotron": Family(
         rope_types=("default", "linear"), fixed={"hidden_act": ("relu2",)}
     ),
@@ -361,6 +566,7 @@ FAMILIES = {
         recurrent="Mamba-2",
         settings=lambda c: {"time_step_limit": [c["time_step_min"], math.inf]},
         rotates=lambda attention: False,
+        distils=False,
         names=Names("backbone", "embeddings", "mixer", "norm_f"),
     ),
     "olmo_hybrid": Family(
@@ -372,10 +578,35 @@ FAMILIES = {
     ),
     "olmo2": Family(rope_types=SCALED, normed=False),
     "olmo3": Family(rope_types=SCALED, settings=_olmo3, normed=False),
+    "olmoe": Family(rope_types=SCALED, settings=lambda c: {"mlp_bias": False}),
     "phi": Family(names=Names(norm="final_layernorm")),
     "phi3": Family(rope_types=("default", "longrope"), reach=_original_length),
+    "phimoe": Family(
+        rope_types=("default", "longrope"),
+        rope_settings=("short_mscale", "long_mscale"),
+        fixed={
+            "attention_bias": (True,),
+            "lm_head_bias": (True,),
+            "num_experts_per_tok": (2,),
+        },
+        settings=_phimoe,
+        reach=_original_length,
+    ),
     "qwen2": Family(rope_types=SCALED),
+    "qwen2_moe": Family(
+        rope_types=("default", "linear"),
+        fixed={"tie_word_embeddings": (False,)},
+        settings=_shared_head_dim,
+        patch=patches.scaled_rope,
+    ),
     "qwen3": Family(rope_types=SCALED),
+    "qwen3_moe": Family(
+        rope_types=SCALED,
+        settings=_qwen3_moe,
+        own_settings=("num_local_experts",),
+        layout=layouts.qwen3_moe,
+        patch=patches.scaled_rope,
+    ),
     "qwen3_5_text": Family(
         recurrent="gated DeltaNet",
         rope_types=SCALED,
@@ -396,6 +627,15 @@ FAMILIES = {
     ),
     "seed_oss": Family(rope_types=SCALED),
     "smollm3": Family(rope_types=SCALED),
+    "solar_open": Family(
+        rope_types=SCALED,
+        fixed={
+            "partial_rotary_factor": (1.0,),
+            "tie_word_embeddings": (False,),
+        },
+        settings=_solar_open,
+        patch=patches.glm4_moe,
+    ),
     "stablelm": Family(),
     "starcoder2": Family(patch=patches.starcoder2),
 }
@@ -411,8 +651,14 @@ WRAPPERS = {
     "gemma3",
     "gemma3n",
     "gemma4",
+    "gemma4_unified",
+    "idefics3",
+    "internvl",
     "lfm2_vl",
     "llama4",
+    "llava",
+    "llava_next",
+    "llava_onevision",
     "mistral3",
     "qwen2_5_vl",
     "qwen2_vl",
@@ -420,10 +666,12 @@ WRAPPERS = {
     "qwen3_5_moe",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "smolvlm",
 }
 # Language models of wrappers that are a family under another name, and settings that
 # they stand for.
 TEXT_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4_unified_text": ("gemma4_text", {"hidden_size_per_layer_input": 0}),
     "qwen2_5_vl_text": ("qwen2", {}),
     "qwen2_vl_text": ("qwen2", {}),
     "qwen3_vl_moe_text": ("qwen3_moe", {"norm_topk_prob": True}),

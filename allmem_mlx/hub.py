@@ -6,15 +6,17 @@ Token, cache, mirror and offline mode are that library's own: ``hf auth login`` 
 
 import errno
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from .errors import AllMemError, SettingError, import_library
+from .gguf_names import all_parts, model_among
 from .version import __version__
 
 # All files of a model but its weights. mlx-lm's list without *.py: code of a repository
@@ -28,6 +30,7 @@ FILES = (
     "*.jsonl",
     "*.jinja",
 )
+CONFIG = "config.json"
 CARD = "README.md"  # for the licence; nothing fails without it
 OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*")
 WEIGHTS = ("model*.safetensors",)
@@ -38,7 +41,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 OTHER_WEIGHTS = {
     "adapter_model.*": "merge it into its base with peft's merge_and_unload, and "
     "convert the result",
-    "*.gguf": "`hf download {repo} {file}`, then convert that file with --gguf",
+    "*.gguf": "`hf download {repo} {file}`, then convert it with --gguf",
     PICKLES: "convert it: allmem_mlx convert --hf-path {repo} --mlx-path NEW_FOLDER",
     "*.bin": "load it with transformers, save it with save_pretrained, and convert "
     "that",
@@ -71,18 +74,47 @@ def resolve(
             download fails.
         SettingError: if a local path is given with a revision.
     """
+    if (path := _local(path_or_repo, revision)) is not None:
+        return path
+    repo = str(path_or_repo)
+    fetch = partial(_fetch, repo, revision, check, weights)
+    return _download(repo, revision, fetch, [(*FILES, kind) for kind in weights])
+
+
+def resolve_config(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model of which ``config.json`` is needed, and nothing else.
+
+    Args:
+        path_or_repo (str | Path): see :func:`resolve`.
+        revision (str): branch, tag or commit of the repository. Default: ``main``.
+
+    Returns:
+        Path: the local path as it is, or the repository's folder in the cache, of which
+        nothing but ``config.json`` was downloaded.
+
+    Raises:
+        AllMemError, SettingError: see :func:`resolve`.
+    """
+    if (path := _local(path_or_repo, revision)) is not None:
+        return path
+    repo = str(path_or_repo)
+    fetch = partial(_fetch_config, repo, revision)
+    return _download(repo, revision, fetch, [(CONFIG,)])
+
+
+def _local(path_or_repo: str | Path, revision: str | None) -> Path | None:
+    """A local path; ``None`` for the name of a repository."""
     path = Path(path_or_repo)
     if path.exists():
         if revision is not None:
             raise SettingError(f"{path} is a local path; only the hub has revisions")
         return path
-    repo = str(path_or_repo)
-    if not is_repo_id(repo):
+    if not is_repo_id(str(path_or_repo)):
         raise AllMemError(
-            f"{repo}: no such model folder, and not the name of a hub repository, "
-            "ORG/NAME"
+            f"{path_or_repo}: no such model folder, and not the name of a hub "
+            "repository, ORG/NAME"
         )
-    return _download(repo, revision, check, weights)
+    return None
 
 
 def _api() -> Any:
@@ -105,26 +137,50 @@ def is_repo_id(name: str) -> bool:
 def _download(
     repo: str,
     revision: str | None,
-    check: Callable[[Path], object] | None,
-    patterns: tuple[str, ...],
+    fetch: Callable[[], Path],
+    choices: Sequence[tuple[str, ...]],
 ) -> Path:
-    """The folder of a repository in the cache, completed if there is a network."""
+    """The folder of a repository in the cache, completed if there is a network.
+
+    Args:
+        repo, revision: of the hub.
+        fetch (Callable): completes it.
+        choices (list): patterns of files, of which those of one choice are enough
+            without a network; the last pattern must fit a file.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
-        return _fetch(repo, revision, check, patterns)
+        return fetch()
     except AllMemError:
         raise
     except RevisionNotFoundError:
         raise AllMemError(f"{repo} has no revision {revision!r}") from None
     except Exception as error:  # those of the HTTP library have no common base
-        for pattern in patterns:
+        for patterns in choices:
             with suppress(LocalEntryNotFoundError):  # the cache lacks some of it
-                allow = (*FILES, pattern)
-                folder = _snapshot(repo, revision, allow, local_files_only=True)
-                if any(folder.glob(pattern)):
+                folder = _snapshot(repo, revision, patterns, local_files_only=True)
+                if any(folder.glob(patterns[-1])):
                     return folder
         raise _explain(error, repo) from error
+
+
+def _files(repo: str, revision: str | None) -> list[str]:
+    """The files of a repository. Fails at once, where a snapshot retries or waits
+    without end."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    info = _api().model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def _fetch_config(repo: str, revision: str | None) -> Path:
+    if CONFIG not in _files(repo, revision):
+        raise AllMemError(
+            f"{repo} has no {CONFIG}; give a repository with a model of transformers "
+            "or mlx-lm"
+        )
+    return _snapshot(repo, revision, (CONFIG,))
 
 
 def _fetch(
@@ -133,13 +189,10 @@ def _fetch(
     check: Callable[[Path], object] | None,
     patterns: tuple[str, ...],
 ) -> Path:
-    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
-
     api = _api()
-    # Fails at once, where a snapshot retries or waits without end.
-    api.model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
+    _files(repo, revision)
     # Records in the cache which commit this is and what files belong to it.
-    folder = _snapshot(repo, revision, ("config.json", CARD))
+    folder = _snapshot(repo, revision, (CONFIG, CARD))
     files = api.list_repo_files(repo, revision=folder.name)
     ignored = _matching(files, *OTHER_FORMATS)
     usable = [file for file in files if file not in ignored]
@@ -191,8 +244,12 @@ def _no_weights(repo: str, files: list[str]) -> AllMemError:
     """The error of a repository without weights, or with weights in another format."""
     for pattern, fix in OTHER_WEIGHTS.items():
         if found := _matching(files, pattern):
-            fix = fix.format(repo=repo, file=shlex.quote(found[0]))
-            return AllMemError(f"{repo} has no {WEIGHTS[0]}, but {found[0]}: {fix}")
+            file = model_among(found) if pattern == "*.gguf" else found[0]
+            name = shlex.quote(file)
+            if (parts := all_parts(file)) is not None:
+                name = f"--include {shlex.quote(parts)}"
+            fix = fix.format(repo=repo, file=name)
+            return AllMemError(f"{repo} has no {WEIGHTS[0]}, but {file}: {fix}")
     return AllMemError(f"{repo} has no weights ({WEIGHTS[0]}); give another repository")
 
 

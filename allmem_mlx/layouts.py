@@ -9,23 +9,51 @@ from typing import Any
 
 import mlx.core as mx
 
+from .errors import warn
+
 Weights = dict[str, mx.array]
 
 
-def qwen3_5_moe(weights: Weights, config: dict[str, Any]) -> Weights:
-    """Experts that are joined, as published, or single, as transformers saves the
-    language model alone."""
-    plain = {}
+def ernie4_5_moe(weights: Weights, config: dict[str, Any]) -> Weights:
+    """mlx-lm leaves out the bias of the experts, so that what it has converted lacks
+    it. It gets a name that mlx-lm does not know."""
+    plain, bias = {}, "moe_statics.e_score_correction_bias"
+    for name, x in weights.items():
+        if name.endswith(bias):
+            name, x = name.replace(bias, "expert_bias"), x.reshape(-1)
+        plain[name] = x
+    end = ".gate.weight"
+    layers = [name.removesuffix(end) for name in plain if name.endswith(end)]
+    lacking = {f"{layer}.expert_bias" for layer in layers} - plain.keys()
+    if lacking:
+        warn("the bias of the experts was left out by mlx-lm; it is taken to be 0")
+    zeros = mx.zeros((config["moe_num_experts"],))
+    return {**plain, **dict.fromkeys(lacking, zeros)}
+
+
+def qwen3_moe(weights: Weights, config: dict[str, Any]) -> Weights:
+    """Experts that are joined, as in Qwen3-VL, whose published matrices are
+    transposed."""
+    plain, dims = {}, config["hidden_size"]
     for name, x in weights.items():
         layer, joined, part = name.partition(".experts.")
         if joined and part == "down_proj":
+            x = x if x.shape[-2] == dims else x.swapaxes(-1, -2)
             plain[f"{layer}.switch_mlp.down_proj.weight"] = x
         elif joined and part == "gate_up_proj":
+            x = x if x.shape[-1] == dims else x.swapaxes(-1, -2)
             gate, up = mx.split(x, 2, axis=-2)
             plain[f"{layer}.switch_mlp.gate_proj.weight"] = gate
             plain[f"{layer}.switch_mlp.up_proj.weight"] = up
         else:
             plain[name] = x
+    return plain
+
+
+def qwen3_5_moe(weights: Weights, config: dict[str, Any]) -> Weights:
+    """Experts that are joined, as published, or single, as transformers saves the
+    language model alone."""
+    plain = qwen3_moe(weights, config)
     for i in range(config["num_hidden_layers"]):
         mlp = f"model.layers.{i}.mlp"
         for part in ("gate_proj", "up_proj", "down_proj"):

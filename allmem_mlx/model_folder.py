@@ -1,5 +1,6 @@
 """The files of a model folder: configuration, weights, tokenizer, chat template."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import mlx.nn as nn
 
 from .errors import AllMemError, SettingError, reason, warn
 from .files import read_json
-from .hub import remedy
+from .gguf_names import model_among
+from .hub import WEIGHTS, remedy
 from .model import Model, ModelArgs
 from .weight_files import INDEX, indexed_files, safetensors_header
 
@@ -23,7 +25,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     from mlx_lm.utils import load_config
 
     if not (folder / "config.json").is_file():
-        raise AllMemError(f"{folder} is not a model folder: it has no config.json")
+        text = f"{folder} is not a model folder: it has no config.json"
+        if files := [str(file) for file in folder.glob("*.gguf")]:
+            model = shlex.quote(model_among(files))
+            text += f"; convert its GGUF file: allmem_mlx convert --gguf {model}"
+        raise AllMemError(text)
     try:
         config = load_config(folder)
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -43,11 +49,11 @@ def check_weights(folder: Path) -> list[Path]:
         AllMemError: if there are none, or if one is truncated, not safetensors, or
             named by the index and missing.
     """
-    files = sorted(folder.glob("model*.safetensors"))
+    files = sorted(folder.glob(WEIGHTS[0]))
     if not files:
-        raise AllMemError(f"{folder} has no weights (model*.safetensors)")
+        raise AllMemError(f"{folder} has no weights ({WEIGHTS[0]})")
     if (index := folder / INDEX).is_file():
-        indexed_files(index)
+        indexed_files(index, WEIGHTS[0])
     for file in files:
         safetensors_header(file)
     return files

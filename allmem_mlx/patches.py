@@ -5,11 +5,13 @@ they are.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.rope_utils import initialize_rope
 
 
 @cache
@@ -37,6 +39,73 @@ class _GemmaMLP(nn.Module):
 class _Starcoder2MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.c_proj(nn.gelu_approx(self.c_fc(x)))
+
+
+@mx.compile
+def _select_experts(
+    logits: mx.array,
+    bias: mx.array,
+    count: int,
+    groups: int,
+    kept_groups: int,
+    normed: bool,
+    scale: float,
+) -> tuple[mx.array, mx.array]:
+    """The experts of the highest scores, those of the best groups only, and their
+    weights, ``[..., count]``. The bias decides on the choice alone."""
+    scores = mx.sigmoid(logits)
+    choice = scores + bias
+    if kept_groups < groups:
+        choice = mx.unflatten(choice, -1, (groups, -1))
+        best = mx.topk(choice, 2, axis=-1).sum(axis=-1, keepdims=True)
+        left = groups - kept_groups
+        worst = mx.argpartition(best, kth=left - 1, axis=-2)[..., :left, :]
+        choice = mx.put_along_axis(choice, worst, mx.array(-mx.inf), axis=-2)
+        choice = mx.flatten(choice, -2, -1)
+    chosen = mx.argpartition(-choice, kth=count - 1, axis=-1)[..., :count]
+    weights = mx.take_along_axis(scores, chosen, axis=-1)
+    if normed:
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen, weights * scale
+
+
+class _SigmoidRouter(nn.Module):
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        return _select_experts(
+            x.astype(mx.float32) @ self.weight.T.astype(mx.float32),
+            self.e_score_correction_bias,
+            self.top_k,
+            self.n_group,
+            self.topk_group,
+            self.norm_topk_prob,
+            self.routed_scaling_factor,
+        )
+
+
+class _ExactRouter(nn.Module):
+    """A model whose routers keep their precision, as they do in transformers."""
+
+    @property
+    def cast_predicate(self) -> Callable[[str], bool]:
+        inherited = getattr(super(), "cast_predicate", None)
+        kept = ("mlp.gate.weight", "e_score_correction_bias", "expert_bias")
+
+        def cast(path: str) -> bool:
+            return not path.endswith(kept) and (inherited is None or inherited(path))
+
+        return cast
+
+
+class _Ernie45Experts(nn.Module):
+    def __call__(self, x: mx.array) -> mx.array:
+        gates = mx.softmax(self.gate(x.astype(mx.float32)), axis=-1, precise=True)
+        choice = -gates - self.expert_bias
+        chosen = mx.argpartition(choice, kth=self.k - 1, axis=-1)[..., : self.k]
+        weights = mx.take_along_axis(gates, chosen, axis=-1)
+        weights = weights / mx.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
+        y = self.switch_mlp(x, chosen)
+        y = (y * weights[..., None]).sum(axis=-2).astype(y.dtype)
+        return y if self.shared_experts is None else y + self.shared_experts(x)
 
 
 class _Gemma3Body(nn.Module):
@@ -82,6 +151,24 @@ class _JambaMoE(nn.Module):
         chosen = mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])
         y = self.switch_mlp(x, chosen)
         return (y * mx.take_along_axis(scores, chosen, axis=-1)[..., None]).sum(axis=-2)
+
+
+class _Gemma3nAltUp(nn.Module):
+    def predict(self, x: mx.array) -> mx.array:
+        n, active = self.config.altup_num_inputs, self.config.altup_active_idx
+        modalities = self.compute_router_modalities(x[active])
+        coefficients = self.prediction_coefs(modalities)
+        coefficients = mx.unflatten(coefficients, -1, (n, n)).swapaxes(-1, -2)
+        streams = x.astype(mx.float32)
+        mixed = streams.transpose(1, 2, 3, 0) @ coefficients
+        return (mixed.transpose(3, 0, 1, 2) + streams).astype(x.dtype)
+
+    def correct(self, predictions: mx.array, activated: mx.array) -> mx.array:
+        modalities = self.compute_router_modalities(activated)
+        coefficients = (self.correction_coefs(modalities) + 1).moveaxis(-1, 0)
+        innovation = activated - predictions[self.config.altup_active_idx]
+        corrected = innovation * coefficients[..., None] + predictions
+        return corrected.astype(activated.dtype)
 
 
 class Gemma3nInner:
@@ -158,7 +245,8 @@ def rotary(rope: Any, config: dict[str, Any]) -> None:
         original = scaling["original_max_position_embeddings"]
         factor = scaling.get("factor") or config["max_position_embeddings"] / original
         scale = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
-        rope._scale = scaling.get("attention_factor") or scale
+        given = scaling.get("short_mscale") or scaling.get("attention_factor")
+        rope._scale = given or scale
 
 
 def _yarn_frequencies(dims: int, base: float, scaling: dict[str, Any]) -> mx.array:
@@ -178,6 +266,16 @@ def _yarn_frequencies(dims: int, base: float, scaling: dict[str, Any]) -> mx.arr
     return 1 / ((1 - ramp) / periods + ramp / (scaling["factor"] * periods))
 
 
+def ernie4_5_moe(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm leaves out the bias that takes part in the choice of experts, and computes
+    the router in the model's type."""
+    specialize(model, _ExactRouter)
+    for layer in model.layers:
+        if "switch_mlp" in layer.mlp:
+            specialize(layer.mlp, _Ernie45Experts)
+            layer.mlp.expert_bias = mx.zeros((config["moe_num_experts"],))
+
+
 def falcon_h1(model: Any, config: dict[str, Any]) -> None:
     """mlx-lm leaves out the factor of the keys, and norms all groups of heads as
     one."""
@@ -188,8 +286,10 @@ def falcon_h1(model: Any, config: dict[str, Any]) -> None:
 
 
 def gemma3n(model: Any, config: dict[str, Any]) -> None:
-    """mlx-lm has keys and values where a layer reads those of another."""
+    """mlx-lm has keys and values where a layer reads those of another, and casts and
+    clips parameters while it reads."""
     for layer in model.layers:
+        specialize(layer.altup, _Gemma3nAltUp)
         if layer.self_attn.is_kv_shared_layer:
             for name in ("k_proj", "v_proj", "k_norm"):
                 layer.self_attn.pop(name)
@@ -205,6 +305,20 @@ def gemma3(model: Any, config: dict[str, Any]) -> None:
     """mlx-lm rounds the scale of the embedding to bfloat16, whatever the model's
     type."""
     specialize(model.model, _Gemma3Body)
+
+
+def glm(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm rotates the whole width of a head, and reads no scaling."""
+    for layer in model.layers:
+        rope = layer.self_attn.rope
+        rope.dims = int(rope.dims * config["partial_rotary_factor"])
+    scaled_rope(model, config)
+
+
+def glm4_moe(model: Any, config: dict[str, Any]) -> None:
+    """As :func:`scaled_rope` and :func:`sigmoid_router`."""
+    scaled_rope(model, config)
+    sigmoid_router(model, config)
 
 
 def granitemoehybrid(model: Any, config: dict[str, Any]) -> None:
@@ -232,6 +346,30 @@ def helium(model: Any, config: dict[str, Any]) -> None:
     """mlx-lm makes a head for a model that uses its embedding as one."""
     if config["tie_word_embeddings"]:
         model.pop("lm_head")
+
+
+def scaled_rope(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm's model file reads no scaling of the rotary embedding."""
+    if config["rope_scaling"]:
+        for layer in model.layers:
+            rope = layer.self_attn.rope
+            layer.self_attn.rope = initialize_rope(
+                rope.dims,
+                config["rope_theta"],
+                rope.traditional,
+                config["rope_scaling"],
+                config["max_position_embeddings"],
+            )
+
+
+def sigmoid_router(model: Any, config: dict[str, Any]) -> None:
+    """mlx-lm computes the router in the model's type, gives the experts of groups that
+    are left out a score of 0, which a bias below 0 makes the best, and does not norm
+    the weight of a single expert."""
+    specialize(model, _ExactRouter)
+    for layer in model.layers:
+        if "gate" in layer.mlp:
+            specialize(layer.mlp.gate, _SigmoidRouter)
 
 
 def starcoder2(model: Any, config: dict[str, Any]) -> None:

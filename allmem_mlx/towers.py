@@ -16,6 +16,22 @@ def qwen3_5() -> tuple[type, type]:
 
 
 @cache
+def minimax_m2() -> tuple[type, type]:
+    """Model and settings of MiniMax M2, which is called with a mask before the
+    cache."""
+    from mlx_lm.models import minimax
+
+    class Model(minimax.Model):
+        def __call__(  # type: ignore[override]
+            self, inputs: mx.array, cache: Any = None
+        ) -> mx.array:
+            logits: mx.array = super().__call__(inputs, cache=cache)
+            return logits
+
+    return Model, minimax.ModelArgs
+
+
+@cache
 def gemma3n() -> tuple[type, type]:
     """Model and settings of Gemma 3n. The head is part of the body."""
     from mlx_lm.models.gemma3n import LanguageModel, TextConfig
@@ -26,7 +42,7 @@ def gemma3n() -> tuple[type, type]:
             self.args = args
             self.model = LanguageModel(args)
 
-        def __call__(
+        def __call__(  # type: ignore[override]
             self,
             inputs: mx.array,
             cache: Any = None,

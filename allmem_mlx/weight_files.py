@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -14,28 +15,43 @@ INDEX = "model.safetensors.index.json"
 T = TypeVar("T")
 
 
-def indexed_files(index: Path) -> list[Path]:
-    """The weight files that an index names.
-
-    Args:
-        index (Path): ``model.safetensors.index.json`` or PyTorch's.
+def weight_map(index: Path) -> dict[Any, Any]:
+    """The file of each tensor, as an index has it.
 
     Raises:
-        AllMemError: if the index is damaged, or names a file that is not beside it.
+        AllMemError: if the index is damaged.
     """
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise AllMemError(f"{index} has no weight_map; {remedy(index)}")
+    return names
+
+
+def indexed_files(index: Path, pattern: str = "*") -> list[Path]:
+    """The weight files that an index names.
+
+    Args:
+        index (Path): ``model.safetensors.index.json`` or PyTorch's.
+        pattern (str): of the files that are used; others need not be there.
+
+    Raises:
+        AllMemError: if the index is damaged, or names a file that is not beside it.
+    """
+    names = [
+        name
+        for name in weight_map(index).values()
+        if not isinstance(name, str) or fnmatch(name, pattern)
+    ]
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     files = (file for file in index.parent.glob(f"*{suffix}") if file.is_file())
     present = {file.name for file in files}
-    for name in names.values():
+    for name in names:
         if not isinstance(name, str) or name not in present:
             raise AllMemError(
                 f"{index} names {readable(name)}, which is not in its folder; "
                 f"{remedy(index)}"
             )
-    return [index.parent / name for name in dict.fromkeys(names.values())]
+    return [index.parent / name for name in dict.fromkeys(names)]
 
 
 def read_header(file: BinaryIO) -> Any:

@@ -6,7 +6,7 @@ change the model's output, or refused by name.
 """
 
 import inspect
-import logging
+import warnings
 from typing import Any
 
 from allmem_mlx.config import AllMemConfig
@@ -35,8 +35,11 @@ HARMLESS = {
     "eos_token_id",
     "hidden_dropout",
     "initializer_range",
+    "input_jitter_noise",
     "max_position_embeddings",
     "max_window_layers",  # layer_types says it
+    "mtp_layer_types",
+    "mtp_mlp_layer_types",
     "pad_token_id",
     "pretraining_tp",
     "resid_pdrop",
@@ -102,18 +105,27 @@ ROPE = {
         "short_factor",
     },
 }
+# The number of experts, and of those that a token chooses.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 # Layers without attention, of families that have recurrent ones.
 OTHER_LAYERS = ("linear_attention", "conv", "moe", "mlp")
 LISTS = {"longrope": ("short_factor", "long_factor")}
 # Of a model with towers, what its language model has in common with them.
-SHARED = ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
+SHARED = (
+    "bos_token_id",
+    "eos_token_id",
+    "quantization",
+    "quantization_config",
+    "quantize_activations",
+)
 # What the window leaves room for, where positions must stay below a bound.
 FIXED = ("sinks", "chunk")
 # How three positions share a rotary embedding; those of a text are one.
 MROPE = ("mrope_section", "mrope_interleaved")
 # Families and methods of quantisation of which mlx-lm's model file takes the packed
 # weights as they are.
-PACKED_ALIKE = {("gpt_oss", "mxfp4")}
+PACKED_ALIKE = [("gpt_oss", "mxfp4")]
 
 
 def language_model(config: dict[str, Any]) -> dict[str, Any]:
@@ -144,17 +156,26 @@ def language_model(config: dict[str, Any]) -> dict[str, Any]:
     family, implied = _family_inside(kind, text["model_type"])
     if any(text.get(name) != inner[name] for name in SIZES if name in inner):
         raise AllMemError(f"{kind} has no text_config, where transformers reads it")
-    rope = (text.get("rope_parameters") or {}).items()
     tied = whole.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     unstated = {*_general_settings(), *SHARED} - inner.keys()
     return {
         **{name: x for name, x in text.items() if name not in unstated},
-        "rope_parameters": {name: x for name, x in rope if name not in MROPE},
+        **_of_text_alone(text),
         **implied,
         **{name: x[name] for x in (inner, config) for name in SHARED if name in x},
         "model_type": family,
         "tie_word_embeddings": bool(tied),
     }
+
+
+def _of_text_alone(text: dict[str, Any]) -> dict[str, Any]:
+    """Settings that are others where there are no images."""
+    settings: dict[str, Any] = {}
+    if rope := text.get("rope_parameters"):
+        settings["rope_parameters"] = {x: rope[x] for x in rope if x not in MROPE}
+    if text.get("use_bidirectional_attention") == "vision":
+        settings["use_bidirectional_attention"] = None
+    return settings
 
 
 def _family_inside(kind: str, text: str) -> tuple[str, dict[str, Any]]:
@@ -189,19 +210,31 @@ def _check_given_sizes(config: dict[str, Any]) -> None:
 def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     """All settings in the form of transformers."""
     from transformers import CONFIG_MAPPING
+    from transformers.utils import logging
 
     kind = CONFIG_MAPPING[config["model_type"]]
-    logger = logging.getLogger("transformers.configuration_utils")
-    before, logger.disabled = logger.disabled, True
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it warns about is checked here
     try:
-        read = kind.from_dict(dict(config))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = kind.from_dict(dict(config))
         # Some sizes follow from others.
         return {**{x: getattr(read, x, None) for x in SIZES}, **read.to_dict()}
     except Exception as error:  # of many kinds, for a configuration that makes no sense
         text = reason(error).rpartition("Error: ")[2]
         raise AllMemError(f"the configuration cannot be read: {text}") from None
     finally:
-        logger.disabled = before
+        logging.set_verbosity(before)
+
+
+def _check_rope(rope: dict[str, Any]) -> None:
+    for name, largest in (("rope_theta", 1e30), ("partial_rotary_factor", 1)):
+        value = rope.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value <= largest:
+            raise AllMemError(
+                f"{name} is {value!r}; it must be above 0, and at most {largest:g}"
+            )
 
 
 def _rope(config: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -209,8 +242,12 @@ def _rope(config: dict[str, Any], family: Family) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     if rope is None:
         return {}
-    if "full_attention" in rope:  # one per kind of layer
-        if (kind := rope["sliding_attention"]["rope_type"]) != "default":
+    by_kind = "full_attention" in rope
+    for each in rope.values() if by_kind else [rope]:
+        _check_rope(each)
+    if by_kind:
+        sliding = rope.get("sliding_attention") or {}
+        if (kind := sliding.get("rope_type", "default")) != "default":
             raise AllMemError(f"rope_type {kind!r} of sliding layers is not supported")
         rope = rope["full_attention"]
     kind = rope.get("rope_type", "default")
@@ -267,6 +304,27 @@ def _layers(config: dict[str, Any], family: Family) -> dict[str, Any]:
     return {"layer_types": types, "sliding_window": window}
 
 
+def _check_experts(config: dict[str, Any]) -> None:
+    """Refuses a choice among experts that cannot be made."""
+    experts = next((config[name] for name in EXPERTS if config.get(name)), None)
+    if not isinstance(experts, int):
+        return
+    groups, kept = config.get("n_group") or 1, config.get("topk_group") or 1
+    if experts % groups or (groups > 1 and experts == groups):
+        raise AllMemError(
+            f"n_group is {groups}; {experts} experts do not make as many groups"
+        )
+    if kept > groups:
+        raise AllMemError(f"topk_group is {kept}, and n_group {groups}")
+    candidates = experts // groups * kept
+    among = f", those of {kept} groups (topk_group)" if kept < groups else ""
+    for name in CHOSEN:
+        if (chosen := config.get(name)) is not None and not 0 < chosen <= candidates:
+            raise AllMemError(
+                f"{name} is {chosen}; a token chooses among {candidates} experts{among}"
+            )
+
+
 def _mlx_lm_settings(kind: str) -> set[str]:
     """Settings that mlx-lm's model file knows."""
     return set(inspect.signature(model_classes(kind)[1]).parameters)
@@ -302,6 +360,16 @@ def _check_quantization(config: dict[str, Any]) -> None:
         )
 
 
+def _carried(config: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Settings that the model file reads in another form."""
+    try:
+        carried = {**_rope(config, family), **_layers(config, family)}
+        return {**carried, **family.settings({**config, **carried})}
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        text = f"{type(error).__name__}: {reason(error)}"
+        raise AllMemError(f"the configuration makes no sense: {text}") from None
+
+
 def carry_over(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of the base model in a hybrid's ``config.json``.
 
@@ -322,9 +390,9 @@ def carry_over(config: dict[str, Any]) -> dict[str, Any]:
     _check_given_sizes(config)
     settings = _of_transformers(config)
     check_sizes(settings)
-    carried = {**_rope(settings, family), **_layers(settings, family)}
-    carried.update(family.settings({**settings, **carried}))
+    carried = _carried(settings, family)
     settings = {**settings, **carried}
+    _check_experts(settings)
     for name, accepted in fixed_settings(kind).items():
         if name in settings and settings[name] not in accepted:
             raise AllMemError(

@@ -1,12 +1,15 @@
 """Convert a pretrained model to an AllMem model folder."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from allmem_mlx.cli.flags import add_sizes, sizes
 from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import VALUES
-from allmem_mlx.errors import AllMemError, SettingError
+from allmem_mlx.errors import SettingError
+from allmem_mlx.gguf_names import check_file
 
 DTYPES = ("float16", "bfloat16", "float32")
 Q_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
@@ -75,8 +78,8 @@ def command(args: argparse.Namespace) -> None:
     if args.export_torch is not None:
         export(args)
         return
-    if args.gguf and not Path(args.gguf).exists():
-        raise AllMemError(f"{args.gguf}: no such GGUF file")
+    if args.gguf:
+        check_file(Path(args.gguf))
     from . import convert
 
     folder = args.mlx_path or "mlx_model"
@@ -94,8 +97,26 @@ def command(args: argparse.Namespace) -> None:
         **sizes(args, *FORM),
     )
     print(f"Saved the model to {folder}")
-    if args.torch_path is None:
-        print("Its memory is untrained and adds nothing; allmem_mlx distill trains it")
+    print(*overview(folder, args.torch_path), sep="\n")
+
+
+def overview(folder: str, memory: str | None) -> Iterator[str]:
+    """What a new model is and needs, and how to go on with it, in lines.
+
+    Args:
+        folder (str): the model.
+        memory (str): where its memory was imported from, if it was.
+    """
+    from allmem_mlx.benchmarking.overview import Overview, memory_of, reading_command
+    from allmem_mlx.benchmarking.room import Machine
+    from allmem_mlx.hub import name_of
+    from allmem_mlx.model_folder import load_weights
+
+    model: Any = load_weights(Path(folder), {"model_file": None}, lazy=True)[0]
+    model.eval()
+    source = None if memory is None else name_of(Path(memory))
+    yield from Overview.of(model, memory_of(model), Machine.this(), source).lines()
+    yield f"Go on with: {reading_command(folder)}"
 
 
 def export(args: argparse.Namespace) -> None:

@@ -9,8 +9,9 @@ sinks) or was distilled in PyTorch.
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from allmem_mlx import hub
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, SettingError, reason, warn
-from allmem_mlx.families import largest_window
+from allmem_mlx.families import WRAPPERS
 from allmem_mlx.files import creating
 from allmem_mlx.model import MODEL_TYPE, Model, ModelArgs, is_memory
 from allmem_mlx.model_folder import (
@@ -30,12 +31,28 @@ from allmem_mlx.model_folder import (
     load_weights,
     read_config,
 )
-from allmem_mlx.weight_files import shortlist
+from allmem_mlx.weight_files import (
+    INDEX,
+    readable,
+    safetensors_header,
+    shortlist,
+    weight_map,
+)
 
 from . import card, gguf
-from .base_config import carry_over, language_model
+from .base_config import (
+    carry_over,
+    hybrid_config,
+    language_model,
+    states_tied_embeddings,
+)
 from .pickled import pickled_weights, unpack
-from .published import language_model_weights, without_head
+from .published import (
+    has_own_head,
+    language_model_quantization,
+    language_model_weights,
+    without_head,
+)
 from .torch_files import Tensor, read_files
 from .torch_weights import TorchWeights, read_torch_weights, replace_memory
 
@@ -51,6 +68,7 @@ except ImportError as error:
     ) from error
 '''
 
+MODELOPT = "hf_quant_config.json"  # where NVIDIA's ModelOpt says what it did
 SEED = 0  # of the fresh memory, so that a conversion can be repeated exactly
 
 
@@ -76,9 +94,23 @@ class _FreshModel(Model):
         return weights | {name: x for name, x in parameters if is_memory(name)}
 
 
-def _cast(model: Any, dtype: mx.Dtype) -> None:
-    """Casts the weights that may be cast; packed ones are integers."""
+def _dtype(model: Any) -> str:
+    """The type of the base's activations."""
     casts = model.cast_predicate
+    parameters: Any = tree_flatten(model.parameters())
+    dtypes = (
+        x.dtype
+        for name, x in parameters
+        if casts(name) and not is_memory(name) and mx.issubdtype(x.dtype, mx.floating)
+    )
+    return str(next(dtypes)).removeprefix("mlx.core.")
+
+
+def _cast(model: Any, dtype: mx.Dtype, which: Callable[[str], bool]) -> None:
+    """Casts the weights that may be cast; packed ones are integers."""
+
+    def casts(path: str) -> bool:
+        return model.cast_predicate(path) and which(path)
 
     def cast(path: str, x: mx.array) -> mx.array:
         if casts(path) and mx.issubdtype(x.dtype, mx.floating):
@@ -190,7 +222,7 @@ def _unpacked(
             base, _ = configure(source)
             left_out = unpack(pickles, folder, base)
         else:
-            gguf.unpack(source, folder, dtype)
+            left_out = gguf.unpack(source, folder, dtype)
         try:
             yield folder, left_out
         except AllMemError as error:
@@ -206,17 +238,29 @@ def _configure(
     Raises:
         AllMemError: if the model cannot be converted.
     """
-    base = read_config(source)
-    if base.get("model_type") == MODEL_TYPE:
+    whole = read_config(source)
+    if whole.get("model_type") == MODEL_TYPE:
         raise AllMemError(f"{source} is an AllMem model already")
     try:
-        base = language_model(base)
+        base = _language_model(source, whole)
         base = {**base, **carry_over(base)}
     except AllMemError as error:
         raise AllMemError(f"{source}: {error}") from None
-    if (largest := largest_window(base)) is not None:
-        settings = {"window": min(AllMemConfig.window, largest), **settings}
-    return base, AllMemConfig.for_base(base, **settings)
+    return base, hybrid_config(base, settings)
+
+
+def _language_model(source: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's configuration, as far as its files complete it."""
+    base = language_model(config)
+    found: dict[str, Any] = {}
+    unstated = base is not config and not states_tied_embeddings(config)
+    if unstated and has_own_head(source):
+        found["tie_word_embeddings"] = False
+    if (source / MODELOPT).exists() and not base.get("quantization_config"):
+        found["quantization_config"] = {"quant_method": "modelopt"}
+    if base.get("quantization"):
+        found["quantization"] = language_model_quantization(base["quantization"])
+    return {**base, **found}
 
 
 def _convert_folder(
@@ -232,7 +276,7 @@ def _convert_folder(
 
     base, allmem = _configure(source, settings)
     base_weights, memory, unused = _distilled_weights(distilled, source, base, allmem)
-    left_out = [*left_out, *unused]
+    left_out = [*left_out, *unused, *_in_other_files(source, base)]
 
     def select(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         weights, extras = language_model_weights(weights, base)
@@ -241,8 +285,10 @@ def _convert_folder(
             weights = without_head(weights)
         return {**weights, **base_weights}
 
+    whole = read_config(source)
     overrides = {
         **base,
+        "text_config": {},  # mlx-lm would look for a quantisation there
         "model_type": MODEL_TYPE,
         "base_model_type": base["model_type"],
         "model_file": None,
@@ -251,14 +297,21 @@ def _convert_folder(
     mx.random.seed(SEED)
     new_model: Any = partial(_FreshModel, base=select)
     model, config = load_weights(source, overrides, new_model, lazy=True)
+    if whole["model_type"] in WRAPPERS:  # without the settings of its towers
+        config = {x: config[x] for x in config if x in overrides or x not in whole}
+    del config["text_config"]
+    if quantised := bool(config.get("quantization")):
+        config["quantization_config"] = config["quantization"]
     if distilled:
         replace_memory(model, memory, distilled.path)
 
-    dtype = dtype or str(model.dtype).removeprefix("mlx.core.")
-    _cast(model, getattr(mx, dtype))
+    # Scales that are cast would be another quantisation.
+    which = is_memory if quantised and dtype is None else lambda path: True
+    dtype = dtype or _dtype(model)
+    _cast(model, getattr(mx, dtype), which)
     config["torch_dtype"] = dtype
     if quantization:
-        if "quantization" in config:
+        if quantised:
             raise AllMemError(f"{source} is quantised already; leave out -q")
         model, config = _quantize(model, config, *quantization)
     tokenizer = load_tokenizer(source, config)
@@ -272,6 +325,30 @@ def _convert_folder(
         shutil.copy(generation, folder)
     if left_out:
         warn(f"left out of the weights: {shortlist(left_out)}")
+
+
+def _in_other_files(source: Path, base: dict[str, Any]) -> list[str]:
+    """The names of tensors beside the weights that the language model does not use.
+
+    Raises:
+        AllMemError: if it would use one that the index has in a file of another name.
+    """
+    left_out: list[str] = []
+    if (index := source / INDEX).is_file():
+        files = weight_map(index)
+        names = {x: x for x in files if not fnmatch(str(files[x]), hub.WEIGHTS[0])}
+        used, left_out = language_model_weights(names, base)
+        for name in used.values():
+            raise AllMemError(
+                f"{index} has {readable(name)} in {readable(files[name])}; only "
+                f"{hub.WEIGHTS[0]} are read: rename the file, also in the index"
+            )
+    for file in sorted(source.glob("*.safetensors")):
+        if not file.match(hub.WEIGHTS[0]):
+            with suppress(AllMemError):  # what is not used may be damaged
+                used, extras = language_model_weights(safetensors_header(file), base)
+                left_out += [] if used else [x for x in extras if x not in left_out]
+    return left_out
 
 
 def _distilled_weights(

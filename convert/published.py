@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from allmem_mlx.errors import AllMemError
+from allmem_mlx.hub import WEIGHTS
+from allmem_mlx.weight_files import safetensors_header
 
 HEAD, EMBEDDING = "lm_head.", "model.embed_tokens."
 # The output for a text does not depend on these.
@@ -17,12 +20,18 @@ EXTRAS = (
     # Heads that predict more than one token at a time.
     r"(.+\.)?mtp(_\w+)?\..+",
     # Towers beside the language model.
-    r"(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector)\..+",
+    r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|audio_tower)\..+",
+    r"(model\.)?(multi_modal_projector|connector|embed_vision|embed_audio)\..+",
+    r"(model\.)?image_newline",
 )
 _EXTRA = re.compile("|".join(EXTRAS))
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\..+")
 # The language model's place in a model with other towers.
-PREFIXES = {"language_model.": "", "model.language_model.": "model."}
+PREFIXES = {
+    r"language_model\.(?=(layers|embed_tokens|norm)\b)": "model.",
+    r"language_model\.": "",
+    r"model\.(language_model|text_model)\.": "model.",
+}
 
 T = TypeVar("T")
 
@@ -57,16 +66,52 @@ def language_model_weights(
     return plain_weights, extras
 
 
+def language_model_quantization(quantization: Any) -> Any:
+    """The settings of a quantisation by MLX under the names of the language model.
+
+    Args:
+        quantization (dict): ``quantization`` of a ``config.json``: settings for all
+            modules, and for single ones under their names.
+    """
+    if not isinstance(quantization, dict):
+        return quantization
+    plain = {_without_prefix(name): x for name, x in quantization.items()}
+    return {name: x for name, x in plain.items() if not _EXTRA.fullmatch(name)}
+
+
 def _without_prefix(name: str) -> str:
     for prefix, plain in PREFIXES.items():
-        if name.startswith(prefix):
-            return plain + name.removeprefix(prefix)
+        if match := re.match(prefix, name):
+            return plain + name[match.end() :]
     return name
 
 
 def _parts(weights: Mapping[str, Any], module: str) -> list[str]:
     """A module's tensors: its weight and, if it is quantised, scales and biases."""
     return [name.removeprefix(module) for name in weights if name.startswith(module)]
+
+
+def has_own_head(folder: Path) -> bool:
+    """Whether a folder has a head that is not its embedding.
+
+    Args:
+        folder (Path): a model folder; weights need not be there.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in folder.glob(WEIGHTS[0]):
+        names = {_without_prefix(name): name for name in safetensors_header(file)}
+        both = [x for x in names if x.startswith((HEAD, EMBEDDING))]
+        if both:
+            loaded: Any = mx.load(str(file))
+            arrays |= {x: loaded[names[x]] for x in both}
+    parts = _parts(arrays, HEAD)
+    return bool(parts and _parts(arrays, EMBEDDING)) and not all(
+        EMBEDDING + part in arrays
+        and mx.array_equal(
+            arrays[HEAD + part], arrays[EMBEDDING + part], equal_nan=True
+        )
+        for part in parts
+    )
 
 
 def without_head(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -1,6 +1,8 @@
 """Tiny checkpoints of every family, made by transformers, with every setting on that
 changes what the family computes."""
 
+import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,19 @@ YARN = {
     "rope_theta": 10000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+
+# Experts that are chosen by a sigmoid and a bias, among those of the best groups.
+GROUPS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.7,
+    "moe_intermediate_size": 48,
+    "tie_word_embeddings": False,
 }
 
 
@@ -91,6 +106,22 @@ GEMMA4 = {
 
 # Name -> family and settings that differ from TINY_BASE. A name says what is tried.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": (
+        "afmoe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "sliding_window": 24,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "num_shared_experts": 2,
+            "num_dense_layers": 1,
+            "route_scale": 1.7,
+            "moe_intermediate_size": 48,
+            "mup_enabled": True,
+            "rope_parameters": YARN,
+        },
+    ),
     "apertus": ("apertus", {"rope_parameters": LLAMA3}),
     "cohere": ("cohere", {"use_qk_norm": True, "logit_scale": 0.25}),
     "cohere, biases": ("cohere", {"attention_bias": True, "num_key_value_heads": 4}),
@@ -104,7 +135,52 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": theta(5000.0),
         },
     ),
+    "dots1": (
+        "dots1",
+        {
+            **GROUPS,
+            "num_hidden_layers": 3,
+            "first_k_dense_replace": 1,
+            "sliding_window": None,
+            "rope_parameters": LLAMA3,
+        },
+    ),
+    "dots1, some sliding, tied": (
+        "dots1",
+        {
+            **GROUPS,
+            "num_hidden_layers": 3,
+            "norm_topk_prob": False,
+            "sliding_window": 24,
+            "layer_types": [FULL, SLIDING, SLIDING],
+            "tie_word_embeddings": True,
+        },
+    ),
     "ernie4_5": ("ernie4_5", {"use_bias": True, "rope_parameters": theta(5000.0)}),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {
+            "num_hidden_layers": 4,
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_num_shared_experts": 2,
+            "moe_intermediate_size": 48,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 2,
+            "rope_parameters": theta(5000.0),
+        },
+    ),
+    "ernie4_5_moe, interval": (
+        "ernie4_5_moe",
+        {
+            "moe_num_experts": 6,
+            "moe_k": 3,
+            "moe_num_shared_experts": 0,
+            "moe_intermediate_size": 48,
+            "moe_layer_interval": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
     "exaone4": (
         "exaone4",
         {
@@ -117,6 +193,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4, all global": (
         "exaone4",
         {"sliding_window": None, "layer_types": [FULL] * 2},
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING],
+            "sliding_window": 24,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_shared_experts": 2,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.7,
+            "moe_intermediate_size": 48,
+            "rope_parameters": LLAMA3,
+        },
     ),
     "gemma": ("gemma", {"hidden_size": 40, "rope_parameters": theta(5000.0)}),
     "gemma2": (
@@ -143,12 +237,44 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "glm": (
+        "glm",
+        {
+            "attention_bias": True,
+            "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
+        },
+    ),
+    "glm, untied": (
+        "glm",
+        {"rope_parameters": LINEAR, "tie_word_embeddings": False},
+    ),
     "glm4": (
         "glm4",
         {
             "attention_bias": True,
             "rope_parameters": theta(5000.0, partial_rotary_factor=0.5),
             "tie_word_embeddings": False,
+        },
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        {
+            **GROUPS,
+            "num_hidden_layers": 3,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "rope_parameters": {**YARN, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "glm4_moe, without groups": (
+        "glm4_moe",
+        {
+            **GROUPS,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 1,
+            "first_k_dense_replace": 0,
         },
     ),
     "granite": (
@@ -163,7 +289,68 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": LINEAR,
         },
     ),
+    "granitemoe": (
+        "granitemoe",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "attention_multiplier": 0.1,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "attention_bias": True,
+            "rope_parameters": LINEAR,
+        },
+    ),
     "helium": ("helium", {"attention_bias": True, "mlp_bias": True}),
+    "internlm3": (
+        "internlm3",
+        {"attention_bias": True, "mlp_bias": True, "rope_parameters": LINEAR},
+    ),
+    "internlm3, dynamic": (
+        "internlm3",
+        {
+            "max_position_embeddings": 320,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 5000.0,
+                "factor": 6.0,
+            },
+            "tie_word_embeddings": False,
+        },
+    ),
+    "iquestcoder": ("iquestcoder", {"rope_parameters": theta(500.0)}),
+    "laguna": (
+        "laguna",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [FULL, SLIDING, SLIDING, FULL],
+            "sliding_window": 24,
+            "num_attention_heads_per_layer": [4, 2, 8, 4],
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+            "moe_routed_scaling_factor": 1.7,
+            "moe_router_logit_softcapping": 0.5,
+            "attention_bias": True,
+            "rope_parameters": {
+                FULL: {**YARN, "partial_rotary_factor": 0.5},
+                SLIDING: theta(5000.0),
+            },
+        },
+    ),
+    "laguna, all global": (
+        "laguna",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "gating": "per-head",
+            "rope_parameters": {FULL: theta(5000.0)},
+            "tie_word_embeddings": False,
+        },
+    ),
     "llama": ("llama", {"rope_parameters": theta(500.0)}),
     "llama, linear": ("llama", {"rope_parameters": LINEAR}),
     "llama, llama3, biases, untied": (
@@ -194,8 +381,89 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"rope_parameters": {**YARN, "mscale": 0.7}},
     ),
+    "mellum": (
+        "mellum",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "sliding_window": 24,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+            "rope_parameters": {FULL: YARN, SLIDING: theta(5000.0)},
+        },
+    ),
+    "mellum, not normed": (
+        "mellum",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "sliding_window": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": False,
+            "rope_parameters": {FULL: LLAMA3, SLIDING: theta(5000.0)},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [FULL, SLIDING, SLIDING, FULL],
+            "sliding_window": 24,
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "attention_value_scale": 0.7,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.7,
+            "moe_intermediate_size": 48,
+            "rope_parameters": {
+                FULL: theta(50000.0, partial_rotary_factor=0.5),
+                SLIDING: theta(5000.0, partial_rotary_factor=0.5),
+            },
+            "tie_word_embeddings": False,
+        },
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "rope_parameters": {**YARN, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "minimax_m2, untied": (
+        "minimax_m2",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "rotary_dim": 8,
+            "tie_word_embeddings": False,
+        },
+    ),
     "mistral": ("mistral", {"sliding_window": None, "rope_parameters": YARN}),
     "mistral, sliding": ("mistral", {"sliding_window": 48}),
+    "mixtral": (
+        "mixtral",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mixtral, sliding": (
+        "mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 48},
+    ),
     "nemotron": (
         "nemotron",
         {
@@ -215,6 +483,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {SLIDING: theta(10000.0), FULL: YARN},
         },
     ),
+    "olmoe": (
+        "olmoe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "rope_parameters": YARN,
+        },
+    ),
+    "olmoe, not normed": (
+        "olmoe",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": False,
+        },
+    ),
     "phi": (
         "phi",
         {
@@ -230,6 +517,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3, sliding": ("phi3", {"sliding_window": 48, "pad_token_id": 0}),
+    "phimoe": (
+        "phimoe",
+        {
+            "num_local_experts": 6,
+            "router_jitter_noise": 0.3,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": theta(5000.0),
+        },
+    ),
     "qwen2": ("qwen2", {"rope_parameters": YARN}),
     "qwen2, sliding": (
         "qwen2",
@@ -239,8 +537,84 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
     ),
+    "phimoe, longrope": (
+        "phimoe",
+        {
+            "num_local_experts": 4,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "original_max_position_embeddings": 320,
+                "rope_type": "longrope",
+                "rope_theta": 5000.0,
+                "short_factor": [1.0, 1.2, 1.5, 1.9] * 2,
+                "long_factor": [2.0, 3.0, 5.0, 8.0] * 2,
+                "short_mscale": 1.3,
+                "long_mscale": 1.5,
+            },
+        },
+    ),
+    "phimoe, sliding": (
+        "phimoe",
+        {
+            "num_local_experts": 4,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "tie_word_embeddings": False,
+            "sliding_window": 48,
+        },
+    ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+            "tie_word_embeddings": False,
+            "rope_parameters": LINEAR,
+        },
+    ),
+    "qwen2_moe, some sliding": (
+        "qwen2_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+            "use_sliding_window": True,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, FULL],
+            "tie_word_embeddings": False,
+        },
+    ),
     "qwen3": ("qwen3", {"rope_parameters": theta(500.0)}),
     "qwen3, yarn": ("qwen3", {"rope_parameters": YARN}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_hidden_layers": 4,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [1],
+            "rope_parameters": YARN,
+        },
+    ),
+    "qwen3_moe, sliding": (
+        "qwen3_moe",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": False,
+            "use_sliding_window": True,
+            "sliding_window": 48,
+        },
+    ),
     "seed_oss": (
         "seed_oss",
         {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
@@ -248,6 +622,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": (
         "smollm3",
         {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 1], "pad_token_id": 0},
+    ),
+    "solar_open": (
+        "solar_open",
+        {**GROUPS, "attention_bias": True, "rope_parameters": YARN},
     ),
     "stablelm": (
         "stablelm",
@@ -496,7 +874,21 @@ def complete(changed: dict[str, Any]) -> dict[str, Any]:
 
 def settings(name: str) -> tuple[str, dict[str, Any]]:
     family, changed = CASES[name]
-    return family, complete(changed)
+    return family, complete(deepcopy(changed))  # transformers changes what it is given
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The config.json that transformers writes."""
+    from transformers import AutoConfig
+
+    family, config = settings(name)
+    text = AutoConfig.for_model(family, **config).to_json_string()
+    return json.loads(text, object_hook=_number)
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """Infinity, which JSON does not have."""
+    return float(value["__float__"]) if "__float__" in value else value
 
 
 def save_checkpoint(folder: Path, name: str) -> Path:
@@ -504,7 +896,8 @@ def save_checkpoint(folder: Path, name: str) -> Path:
 
 
 def save_family(folder: Path, family: str, config: dict[str, Any]) -> Path:
-    """A folder as Hugging Face writes it; no parameter is 0 or 1."""
+    """A folder as Hugging Face writes it; no parameter is 0 or 1. Biases of experts,
+    which may be buffers, are such that some scores are below 0."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -513,6 +906,10 @@ def save_family(folder: Path, family: str, config: dict[str, Any]) -> Path:
     with torch.no_grad():
         for x in model.parameters():
             x.add_(torch.randn_like(x) * 0.1)
+        saved = model.state_dict()
+        for name, x in model.named_buffers():
+            if name in saved:
+                x.add_(torch.randn_like(x) * 0.1 - 0.5 * name.endswith("bias"))
     model.save_pretrained(folder)
     tiny_tokenizer(folder)
     return folder

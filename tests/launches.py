@@ -14,8 +14,10 @@ from math import prod
 from typing import Any
 
 import mlx.core as mx
+import pytest
 
-PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul")
+PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul", "GatherMM", "GatherQMM")
+EXPERTS = ("GatherMM", "GatherQMM")
 
 
 @dataclass
@@ -24,14 +26,20 @@ class Counts:
 
     Args:
         operations (int): floating-point, of the products of matrices.
+        by_size (Counter): the same by the number of elements of a product's largest
+            matrix.
         read, written (int): bytes.
         primitives (Counter): how many of each name.
+        multiplied (Counter): how many multiplications, element by element, have given
+            an array of each shape.
     """
 
     operations: int = 0
+    by_size: Counter = field(default_factory=Counter)
     read: int = 0
     written: int = 0
     primitives: Counter = field(default_factory=Counter)
+    multiplied: Counter = field(default_factory=Counter)
 
     @property
     def bytes(self) -> int:
@@ -52,7 +60,9 @@ def count(function: Callable[..., Sequence[mx.array]], *inputs: mx.array) -> Cou
         inputs (mx.array): their values do not matter.
     """
     nodes: list[dict[str, Any]] = []
-    mx.export_function(nodes.append, function, *inputs)
+    with pytest.MonkeyPatch.context() as patch:  # it cannot be exported
+        patch.setattr(mx, "contiguous", lambda x, *_, **__: x)
+        mx.export_function(nodes.append, function, *inputs)
     counts = Counts()
     constants: dict[str, int] = {}
     read: set[str] = set()
@@ -66,7 +76,20 @@ def count(function: Callable[..., Sequence[mx.array]], *inputs: mx.array) -> Cou
         name, inside, outside = node["name"], node["inputs"], node["outputs"]
         counts.primitives[name] += 1
         if name in PRODUCTS:
-            counts.operations += 2 * prod(outside[0][1]) * inside[0][1][-1]
+            done = 2 * prod(outside[0][1]) * inside[0][1][-1]
+            counts.operations += done
+            counts.by_size[max(prod(x[1]) for x in (*inside[:2], *outside))] += done
+        if name == "Multiply":
+            counts.multiplied[outside[0][1]] += 1
+        if name == "Transpose":  # a view
+            same[outside[0][0]] = same.get(inside[0][0], inside[0][0])
+            continue
+        if name in EXPERTS:
+            experts, chosen = inside[1][1][0], prod(inside[-1][1])
+            for x in inside[1:]:
+                if x[1][0] == experts:  # not the indices
+                    counts.read += _bytes(x) * min(chosen, experts) // experts
+            inside = inside[:1]
         if name == "Gather":  # rows of a table
             counts.read += _bytes(outside[0])
             inside = inside[1:]
@@ -79,12 +102,15 @@ def count(function: Callable[..., Sequence[mx.array]], *inputs: mx.array) -> Cou
         read.update(same.get(x[0], x[0]) for x in inside)
     counts.read += sum(size for name, size in constants.items() if name in read)
     outputs = next(node["outputs"] for node in nodes if node["type"] == "outputs")
-    counts.written = sum(made.get(x[0], 0) for x in outputs)
+    counts.written = sum(made.get(x[0], made.get(same.get(x[0]), 0)) for x in outputs)
     return counts
 
 
-def _parts(cache: list[Any]) -> list[Any]:
-    return [part for layer in cache for part in getattr(layer, "caches", [layer])]
+def _parts(cache: Sequence[Any]) -> list[Any]:
+    found: list[Any] = []
+    for part in cache:
+        found += _parts(part.caches) if hasattr(part, "caches") else [part]
+    return found
 
 
 def _arrays(cache: list[Any]) -> list[mx.array]:
@@ -94,14 +120,13 @@ def _arrays(cache: list[Any]) -> list[mx.array]:
     return found
 
 
-def _fork(cache: list[Any]) -> list[Any]:
+def _fork(cache: Sequence[Any]) -> list[Any]:
     """A cache of its own, with the same arrays."""
-    forked = [copy.copy(layer) for layer in cache]
-    for layer in forked:
-        if hasattr(layer, "caches"):
-            layer.caches = tuple(copy.copy(part) for part in layer.caches)
-    for part in _parts(forked):
-        if hasattr(part, "cache"):
+    forked = [copy.copy(part) for part in cache]
+    for part in forked:
+        if hasattr(part, "caches"):
+            part.caches = tuple(_fork(part.caches))
+        elif hasattr(part, "cache"):
             part.cache = list(part.cache)
         else:  # writing into an array would change that of the other cache
             part.keys, part.values = part.keys[...], part.values[...]

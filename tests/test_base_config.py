@@ -1,9 +1,16 @@
 """What a base's config.json says is carried over or refused by name, never ignored."""
 
-import json
-
 import pytest
-from family_cases import CASES, FULL, LINEAR, SLIDING, YARN, settings, theta
+from family_cases import (
+    CASES,
+    FULL,
+    LINEAR,
+    SLIDING,
+    YARN,
+    config_of,
+    settings,
+    theta,
+)
 from helpers import TINY_BASE
 
 from allmem_mlx.convert.base_config import (
@@ -17,14 +24,6 @@ from allmem_mlx.families import FAMILIES, attention_windows, model_classes
 
 # The first case of each family.
 FIRST = {family: name for name, (family, _) in reversed(CASES.items())}
-
-
-def config_of(name: str) -> dict:
-    """The config.json that transformers writes."""
-    from transformers import AutoConfig
-
-    family, config = settings(name)
-    return json.loads(AutoConfig.for_model(family, **config).to_json_string())
 
 
 def another(value):
@@ -58,19 +57,53 @@ def test_every_setting_of_transformers_is_read_or_harmless_or_refused(family):
         assert name in str(refused.value) and "\n" not in str(refused.value)
 
 
+# Settings of mlx-lm's alone, which the models of the hub do not have or need.
+OPTIONAL = {
+    "attention_bias",
+    "head_dim",
+    "layer_norm_bias",
+    "mlp_bias",
+    "no_rope_layer_interval",
+    "rope_traditional",
+    "use_qk_norm",
+}
+OPTIONAL_IN = {
+    "ernie4_5_moe": {"moe_capacity", "moe_use_aux_free"},
+    "falcon_h1": {"mamba_use_mlp", "mlp_expansion_factor"},
+    "gemma4_text": {"global_partial_rotary_factor", "sliding_window_pattern"},
+    "granitemoehybrid": {"layer_norm_epsilon"},
+    "jamba": {"layers_block_type"},
+    "lfm2": {"block_ff_dim", "full_attn_idxs"},
+    "lfm2_moe": {"full_attn_idxs"},
+    "nemotron_h": {"hybrid_override_pattern"},
+    "olmo_hybrid": {"layer_norm_epsilon"},
+    "phimoe": {"original_max_position_embeddings"},
+    "qwen3_5_text": {
+        "decoder_sparse_step",
+        "moe_intermediate_size",
+        "norm_topk_prob",
+        "num_experts",
+        "num_experts_per_tok",
+        "shared_expert_intermediate_size",
+    },
+    "qwen3_5_moe_text": {"decoder_sparse_step", "norm_topk_prob"},
+}
+# Read from another setting of transformers.
+RENAMED = HARMLESS | {"rope_theta", "intermediate_size"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_model_file_gets_what_it_reads(name):
     """Everything but what has one value for all models of the hub."""
-    optional = {"rope_traditional", "layer_norm_bias", "no_rope_layer_interval"}
-    optional |= {"head_dim", "mlp_bias", "attention_bias", "use_qk_norm"}
     family = CASES[name][0]
     carried = carry_over(config_of(name))
     arguments = model_classes(family)[1]
     missing = set(arguments.__dataclass_fields__) - set(carried) - {"model_type"}
-    assert missing <= optional
+    assert missing <= OPTIONAL | OPTIONAL_IN.get(family, set())
     for key, value in carried.items():
-        if key in settings(name)[1] and key not in HARMLESS | {"rope_theta"}:
-            assert value == settings(name)[1][key]
+        given = settings(name)[1].get(key)
+        if given is not None and key not in RENAMED:
+            assert value == given
 
 
 LONGROPE = {
@@ -88,23 +121,53 @@ REFUSED = [
     ("llama", "rope_parameters", HALF, ["partial_rotary_factor", "0.5"]),
     ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}, ["'dynamic'"]),
     ("qwen3", "rope_parameters", {**YARN, "attention_factor": 1.5}, ["attention_f"]),
-    ("qwen3", "rope_parameters", {**YARN, "truncate": False}, ["truncate"]),
     ("qwen3", "rope_parameters", {**YARN, "factor": None}, ["factor"]),
+    ("llama", "rope_parameters", theta("many"), ["rope_theta", "'many'"]),
+    ("glm", "rope_parameters", {**HALF, "partial_rotary_factor": 2}, ["partial_", "2"]),
     ("gemma", "rope_parameters", LINEAR, ["'linear'", "gemma"]),
-    ("phi3", "rope_parameters", LONGROPE, ["'longrope'"]),
+    ("qwen3", "rope_parameters", LONGROPE, ["'longrope'"]),
     ("gemma3_text", "layer_types", [FULL, SLIDING] + [FULL] * 4, ["layer_types"]),
-    ("gemma3_text", "layer_types", [SLIDING] * 6, ["sliding and global"]),
+    ("gemma3_text", "layer_types", [SLIDING] * 6, ["all of one kind"]),
     (
         "gemma3_text",
         "rope_parameters",
         {FULL: theta(1e6), SLIDING: LINEAR},
         ["'linear'", "sliding"],
     ),
-    ("olmo3", "layer_types", [FULL] * 4, ["sliding and global"]),
+    ("olmo3", "layer_types", [FULL] * 4, ["all of one kind"]),
     ("olmo3", "rope_parameters", {FULL: theta(1e6), SLIDING: theta(1e4)}, ["theta"]),
     ("qwen2", "layer_types", ["linear_attention", FULL], ["linear_attention"]),
     ("llama", "hidden_act", "gelu", ["hidden_act", "'gelu'", "'silu'"]),
     ("gemma2", "attn_logit_softcapping", None, ["attn_logit_softcapping"]),
+    ("afmoe", "num_experts_per_tok", 1, ["num_experts_per_tok"]),
+    ("afmoe", "layer_types", [FULL] * 4, ["all of one kind"]),
+    ("dots1", "attention_bias", True, ["attention_bias"]),
+    ("dots1", "num_experts_per_tok", 5, ["num_experts_per_tok", "5", "4", "topk"]),
+    ("dots1", "num_experts_per_tok", 0, ["num_experts_per_tok"]),
+    ("dots1", "n_group", 3, ["n_group", "3", "8"]),
+    ("dots1", "topk_group", 5, ["topk_group", "5", "4"]),
+    ("dots1", "topk_group", 1, ["topk_group", "num_experts_per_tok"]),
+    ("ernie4_5_moe", "use_bias", True, ["use_bias"]),
+    ("ernie4_5_moe", "moe_k", 7, ["moe_k", "7", "6"]),
+    ("glm4_moe", "tie_word_embeddings", True, ["tie_word_embeddings"]),
+    ("laguna", "gating", False, ["gating"]),
+    ("laguna", "layer_types", [SLIDING] * 4, ["all of one kind"]),
+    ("laguna", "rope_parameters", theta(1e4), ["rope_parameters", FULL, SLIDING]),
+    ("mellum", "mlp_layer_types", ["dense"] * 3, ["mlp_layer_types"]),
+    (
+        "mellum",
+        "rope_parameters",
+        {FULL: LINEAR, SLIDING: theta(1e4)},
+        ["'linear'", "mellum"],
+    ),
+    ("minimax_m2", "hidden_act", "gelu", ["hidden_act"]),
+    ("mixtral", "head_dim", 32, ["head_dim", "32", "16"]),
+    ("phimoe", "num_experts_per_tok", 3, ["num_experts_per_tok", "3"]),
+    ("qwen2_moe", "decoder_sparse_step", 2, ["decoder_sparse_step"]),
+    ("qwen2_moe", "mlp_only_layers", [0], ["mlp_only_layers"]),
+    ("qwen2_moe", "norm_topk_prob", True, ["norm_topk_prob"]),
+    ("qwen3_moe", "attention_bias", True, ["attention_bias"]),
+    ("solar_open", "rope_parameters", HALF, ["partial_rotary_factor", "0.5"]),
     ("llama", "hidden_size", "wide", ["hidden_size"]),
     ("llama", "num_hidden_layers", 0, ["num_hidden_layers"]),
     ("llama", "quantization_config", {"quant_method": "gptq"}, ["quantised"]),

@@ -7,14 +7,24 @@ import runpy
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from helpers import activate_memory, random_tokens, tiny_args, tiny_model
+from family_cases import settings
+from helpers import (
+    TINY_ALLMEM,
+    activate_memory,
+    random_tokens,
+    slow_beyond,
+    tiny_args,
+    tiny_model,
+)
 from launches import count, count_step
 from mlx_lm.models.cache import make_prompt_cache
 from processes import ROOT, run
+from transformers import AutoConfig
 
 from allmem_mlx import load
 from allmem_mlx.benchmarking import flops
 from allmem_mlx.benchmarking.costs import costs, lazy_model
+from allmem_mlx.cache import recurrent_caches
 from allmem_mlx.model import Model
 from allmem_mlx.responses import state_bytes
 from allmem_mlx.variants import base_model
@@ -35,18 +45,28 @@ def near(found: float, expected: float) -> bool:
     return abs(found - expected) <= 0.02 * expected
 
 
+def operations(counts, cache, tokens: int) -> int:
+    """The operations of a graph. On a CPU, DeltaNet multiplies its state with vectors
+    element by element, and once more to let it fade."""
+    found = counts.operations
+    for part in recurrent_caches(cache):
+        state = part.cache[-1]
+        products = counts.multiplied[state.shape] // len(recurrent_caches(cache))
+        found += 2 * state.size * max(0, products - tokens)
+    return found
+
+
 def decoding(model, cache, tokens: int) -> tuple[float, float]:
     """Mean operations and bytes of one token of several."""
-    counts = []
+    done, moved = 0, 0
     for i in range(tokens):
         token = random_tokens(1, 1, seed=i)
-        counts.append(count_step(model, cache, token))
+        counts = count_step(model, cache, token)
+        done += operations(counts, cache, 1)
+        moved += counts.bytes
         model(token, cache=cache)
         mx.eval([part.state for part in cache])
-    return (
-        sum(x.operations for x in counts) / tokens,
-        sum(x.bytes for x in counts) / tokens,
-    )
+    return done / tokens, moved / tokens
 
 
 def expected_reading(sizes, before: int, **which) -> int:
@@ -59,28 +79,42 @@ def expected_reading(sizes, before: int, **which) -> int:
     return longer - shorter + 2 * sizes.head * chunk
 
 
+def assert_reading_as_counted(model, cache, sizes, before: int, **which):
+    chunk = sizes.config.chunk
+    counted = count_step(model, copy.deepcopy(cache), random_tokens(1, chunk))
+    expected = expected_reading(sizes, before, **which)
+    assert near(operations(counted, cache, chunk), expected)
+
+
+def reads_as_it_decodes(model) -> bool:
+    """mlx-lm's Mamba-2 reads by another algorithm than it decodes, with more products
+    the more tokens there are."""
+    return model.family.recurrent != "Mamba-2"
+
+
 def assert_as_counted(model):
     sizes = flops.Sizes.of(model)
     c = sizes.config
     before = 4 * (c.window + c.sinks) // c.chunk * c.chunk  # on the grid, and deep
     cache = read(model, before)
-    state = flops.ring_bytes(sizes) + flops.memory_bytes(sizes)
+    state = flops.ring_bytes(sizes) + flops.memory_bytes(sizes) + sizes.recurrent_state
     assert state_bytes(cache) == state
-    counted = count_step(model, copy.deepcopy(cache), random_tokens(1, c.chunk))
-    assert near(counted.operations, expected_reading(sizes, before))
-    operations, moved = decoding(model, cache, c.chunk)
-    assert near(operations, flops.decoding(sizes, before))
+    if reads_as_it_decodes(model):
+        assert_reading_as_counted(model, cache, sizes, before)
+    done, moved = decoding(model, cache, c.chunk)
+    assert near(done, flops.decoding(sizes, before))
     assert near(moved, flops.decoding_bytes(sizes, before).total)
 
 
 def assert_as_counted_with_full_attention(model):
     sizes, full = flops.Sizes.of(model), base_model(model)
-    chunk, before = sizes.config.chunk, 7 * sizes.config.chunk
-    counted = count_step(full, read(full, before), random_tokens(1, chunk))
-    assert near(counted.operations, expected_reading(sizes, before, full=True))
+    before = 7 * sizes.config.chunk
+    if reads_as_it_decodes(model):
+        cache = read(full, before)
+        assert_reading_as_counted(full, cache, sizes, before, full=True)
     before = 255  # mlx-lm's cache grows by 256 tokens; it is full after the next
-    operations, moved = decoding(full, read(full, before), 1)
-    assert near(operations, flops.decoding(sizes, before, full=True))
+    done, moved = decoding(full, read(full, before), 1)
+    assert near(done, flops.decoding(sizes, before, full=True))
     assert near(moved, flops.decoding_bytes(sizes, before, full=True).total)
 
 
@@ -91,6 +125,91 @@ def test_as_counted(family):
     assert_as_counted_with_full_attention(model)
 
 
+def case_model(name: str):
+    """A model of ``family_cases.py``, with an active memory."""
+    family, config = settings(name)
+    config = AutoConfig.for_model(family, **config).to_dict()
+    sizes = {**TINY_ALLMEM, "window": 24, "hidden_dim": 64}
+    model = lazy_model({**config, "torch_dtype": "float32"}, sizes)
+    mx.random.seed(0)
+    activate_memory(model)
+    mx.eval(model.parameters())
+    return model
+
+
+RECURRENT = {
+    "qwen3_5_moe": "gated DeltaNet",
+    "falcon_h1": "Mamba-2",
+    "olmo_hybrid": "gated DeltaNet",
+    "lfm2_moe": "convolution",
+    "granitemoehybrid": "Mamba-2",
+    "nemotron_h": "Mamba-2",
+    "jamba": "Mamba",
+}
+
+
+@pytest.mark.parametrize("name", slow_beyond(2, RECURRENT))
+def test_as_counted_beside_recurrent_layers(name):
+    model = case_model(name)
+    assert model.family.recurrent == RECURRENT[name]
+    assert flops.Sizes.of(model).recurrent_state > 0
+    assert_as_counted(model)
+    assert_as_counted_with_full_attention(model)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "olmo_hybrid", "falcon_h1", "lfm2"])
+def test_products_with_a_recurrent_state(name):
+    """Exactly, as they are few beside the projections of a tiny model."""
+    model = case_model(name)
+    cache = read(model, 64)
+    counts = count_step(model, cache, random_tokens(1, 1))
+    found = operations(counts, cache, 1) - counts.operations
+    for size in {part.cache[-1].size for part in recurrent_caches(cache)}:
+        found += counts.by_size[size]
+    assert found == flops.Sizes.of(model).recurrence
+
+
+def test_token_mixers_and_channel_mixers():
+    sizes = flops.Sizes.of(case_model("qwen3_5_moe"))
+    delta_net = 64 * (2 * 32 + 32 + 32 + 2 * 4) + 32 * 64  # q, k, v, gate, two rates
+    attention = 64 * (2 * 64 + 2 * 32) + 64 * 64
+    assert sizes.projections == 2 * (delta_net + attention)
+    experts = 64 * 4 + 2 * 3 * 64 * 24 + 64 + 3 * 64 * 24  # router, two, the shared one
+    assert sizes.channel == 4 * experts
+    assert sizes.head == 128 * 64
+
+
+def test_heads_of_every_layer():
+    found = flops.Sizes.of(case_model("laguna")).attentions
+    assert [layer.heads for layer in found] == [4, 2, 8, 4]
+    found = flops.Sizes.of(case_model("mimo_v2_flash")).attentions
+    assert {layer.head_dim for layer in found} == {24 + 16}
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_beyond(
+        1,
+        [
+            "gpt_oss",
+            "gemma4_text",
+            "gemma4_text, experts, keys as values",
+            "laguna",
+            "mimo_v2_flash",
+        ],
+    ),
+)
+def test_as_counted_with_heads_of_many_sizes(name):
+    """Experts, layers that slide, and those that read another layer's keys."""
+    assert_as_counted(case_model(name))
+
+
+def test_as_counted_with_packed_experts():
+    model = case_model("qwen3_5_moe")
+    quantize(model)
+    assert_as_counted(model)
+
+
 def test_as_counted_beside_sliding_layers():
     args = tiny_args(chunk=32, window=48, fold=8)
     args.base["layer_types"] = ["sliding_attention", "full_attention"]
@@ -98,22 +217,29 @@ def test_as_counted_beside_sliding_layers():
     model = Model(args)
     activate_memory(model)
     mx.eval(model.parameters())
-    assert flops.Sizes.of(model).sliding == (40,)
+    windows = [x.window for x in flops.Sizes.of(model).attentions]
+    assert windows == [40, None]
     assert_as_counted(model)
 
 
-def test_as_counted_when_quantized():
-    model = tiny_model(chunk=32, window=48, fold=8)
+def quantize(model) -> None:
     allowed = model.quant_predicate
     nn.quantize(
         model,
         group_size=32,
         bits=4,
         class_predicate=lambda name, module: (
-            hasattr(module, "to_quantized") and allowed(name, module)
+            hasattr(module, "to_quantized")
+            and module.weight.shape[-1] % 32 == 0
+            and bool(allowed(name, module))
         ),
     )
     mx.eval(model.parameters())
+
+
+def test_as_counted_when_quantized():
+    model = tiny_model(chunk=32, window=48, fold=8)
+    quantize(model)
     assert_as_counted(model)
 
 
@@ -177,8 +303,18 @@ def test_command(tmp_path):
     )
     assert result.returncode == 0, result.stderr.decode()
     printed = result.stdout.decode()
-    assert printed.startswith("window 256, 128 sinks, chunk 512; 8 memory heads of 64")
+    form = "8 heads of 64, hidden 128, chunk 512"
+    names = (
+        "window + sinks: without a memory, as it is now; AllMem: with a trained memory"
+    )
+    assert f"{names} ({form})\n" in printed
     found = json.loads(out.read_text())
+    assert found["title"] == "window 256, 128 sinks, chunk 512"
+    assert found["overview"]["layers"] == {"attention over window and sinks": 28}
+    for row in found["rows"]:
+        full, window, allmem = (x["bytes"] for x in row["decoding"].values())
+        assert full["memory"] == window["memory"] == 0 < allmem["memory"]
+        assert window["attention"] == allmem["attention"] <= full["attention"]
     assert [row["length"] for row in found["rows"]] == [512, 4096]
     assert found["sizes"]["memory_layers"] == 28
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -193,12 +329,19 @@ def test_paper():
 
 
 def test_refused(tmp_path):
-    broken = tmp_path / "config.json"
+    broken = tmp_path / "list.json"
     broken.write_text("[]")
+    mamba = tmp_path / "mamba.json"
+    mamba.write_text('{"model_type": "mamba"}')
     for flags, said in (
         (("--model", broken), "does not hold an object"),
-        (("--model", tmp_path / "none"), "not a model folder"),
+        (("--model", tmp_path / "none"), "no such model folder"),
+        (("--model", tmp_path), "is not a model folder: it has no config.json"),
+        (("--model", mamba), f"{mamba}: model_type 'mamba' is not supported"),
+        (("--model", mamba, "--revision", "v1"), "only the hub has revisions"),
+        (("--revision", "v1"), "--revision needs --model"),
         (("--lengths", 0), "--lengths must be at least 1"),
+        (("--ram", 0), "--ram is 0; it must be above 0"),
     ):
         result = run("allmem_mlx.cost", *flags)
         assert result.returncode in (1, 2), said

@@ -1,6 +1,7 @@
 """Every family: a checkpoint made by transformers, converted, against transformers."""
 
-import inspect
+from dataclasses import replace
+from functools import cached_property
 
 import family_table
 import mlx.core as mx
@@ -26,118 +27,171 @@ from helpers import (
     transformers_logits,
     transformers_model,
 )
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from allmem_mlx import load, ring, state
 from allmem_mlx.attention import WindowAttention
-from allmem_mlx.cache import attention_caches, has_memory, recurrent_caches
+from allmem_mlx.cache import attention_caches, recurrent_caches
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import SettingError
 from allmem_mlx.families import family_of
 from allmem_mlx.memory.layer import Memory
-from allmem_mlx.model import HybridAttention
+from allmem_mlx.model import HybridAttention, is_memory
 from allmem_mlx.session import Session
 from allmem_mlx.variants import base_model
 
-# A layer that reads the keys and values of another.
-BORROWING = "borrowing"
-LENGTH = 200  # many times the native windows of 24, and several blocks
-CUTS = [70, 1, 1, 40, *[1] * 8, 80]
+LENGTH = 136  # many times the native windows of 24, and several blocks
+CUTS = [70, 1, 1, 22, 1, 1, 40]
 CHUNK = 8  # a quarter of a block of 32, which is more than the native windows
+WINDOW, SINKS = 32, 4  # of a hybrid that tokens leave; the base allows it
 TOLERANCE = 1e-5
+# One case for each way in which a layer gets its keys, and for what is beside it.
+MIXED = ["olmo3", "gpt_oss", "gemma4_text"]  # global layers and sliding ones
+KINDS = [*MIXED, "llama, yarn", "mistral, sliding", "qwen3_moe"]
+KINDS += ["qwen3_5", "granitemoehybrid, dense, rotated", "falcon_h1", "lfm2"]
+
+
+class Case:
+    """A checkpoint, what it is in transformers, and its hybrid."""
+
+    def __init__(self, folder, name: str):
+        self.name, self.folder, self.new = name, folder / "base", folder / "new"
+        save_checkpoint(self.folder, name)
+        sizes = {"window": WINDOW, "sinks": SINKS, "chunk": CHUNK, "fold": CHUNK}
+        convert(self.folder, self.new, head_dim=16, hidden_dim=32, **sizes)
+
+    @cached_property
+    def original(self):
+        return transformers_model(self.folder)
+
+    def hybrid(self, chunk=CHUNK, **options):
+        settings = {"chunk": chunk, "fold": chunk, **options}
+        return load(self.new, model_config=settings)[0]
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """A checkpoint and what kind it is."""
-    folder = tmp_path_factory.mktemp("family") / "base"
-    return request.param, save_checkpoint(folder, request.param)
+    return Case(tmp_path_factory.mktemp("family"), request.param)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory):
+    """A case of each kind."""
+    return Case(tmp_path_factory.mktemp("kind"), request.param)
 
 
 def slides_everywhere(name: str) -> bool:
     return name.endswith(", sliding")
 
 
-def small_window(name: str) -> int:
-    """A window that 200 tokens leave, and that the base allows."""
-    return settings(name)[1]["sliding_window"] if slides_everywhere(name) else 32
-
-
 def converted(folder, new, chunk=CHUNK, **options):
-    grid = {"chunk": chunk, "fold": chunk}
-    convert(folder, new, **{"sinks": 4, **grid, **options})
-    return load(new)[0]
+    convert(folder, new, **options)
+    return load(new, model_config={"chunk": chunk, "fold": chunk})[0]
 
 
-def test_the_logits_are_those_of_transformers(case, tmp_path):
+def test_the_logits_are_those_of_transformers(case):
     """At alpha = 0: inside the window, and beyond the windows of layers that slide in
     the base; in cuts and token by token."""
-    name, folder = case
     window = {"window": 256, "sinks": 4}  # nothing leaves it
-    if slides_everywhere(name):
-        window = {"window": small_window(name), "sinks": 0}
-    model = converted(folder, tmp_path / "new", **window)
+    if slides_everywhere(case.name):
+        window = {"window": settings(case.name)[1]["sliding_window"], "sinks": 0}
     tokens = random_tokens(1, LENGTH)
-    actual, _ = feed(model, tokens, CUTS)
-    assert_close(
-        "logits",
-        actual,
-        transformers_logits(transformers_model(folder), tokens),
-        TOLERANCE,
-    )
+    actual, _ = feed(case.hybrid(chunk=32, **window), tokens, CUTS)
+    expected = transformers_logits(case.original, tokens)
+    assert_close("logits", actual, expected, TOLERANCE)
 
 
-def test_which_layers_become_hybrids(case, tmp_path):
-    name, folder = case
-    model = converted(folder, tmp_path / "new", window=small_window(name))
-    kinds = kinds_of_layers(name, len(model.layers))
-    for i, kind in enumerate(kinds):
-        attention = model.attentions.get(i, {})
-        assert isinstance(attention, HybridAttention) == (kind == FULL)
-        assert isinstance(attention, WindowAttention) == (
-            kind in (FULL, SLIDING, BORROWING)
-        )
-        assert ("memory" in attention) == (kind == FULL)
-    own = [kind for kind in kinds if kind in (FULL, SLIDING)]
-    cache = model.make_cache()
-    assert len(attention_caches(cache)) == len(own)
-    assert bool(recurrent_caches(cache)) == (
-        family_of(CASES[name][0]).recurrent is not None
-    )
+def beyond(case, sinks: int, wrong=None, **options) -> float:
+    """How far the logits of a hybrid, many times its window, are from those of
+    transformers' own model over the keys that it should see.
+
+    Args:
+        wrong (dict): settings that the hybrid has instead of those it should have.
+    """
+    from windowed_attention import windowed_logits
+
+    options = {"window": WINDOW, "sinks": sinks, **options, **(wrong or {})}
+    tokens = random_tokens(1, LENGTH)
+    actual, _ = feed(case.hybrid(**options), tokens, CUTS)
+    expected = windowed_logits(case.original, tokens, WINDOW, sinks)
+    return relative_error(actual, expected)
 
 
-def kinds_of_layers(name: str, layers: int) -> list[str]:
-    """What each layer of a case is in the hybrid: ``FULL`` for one with a memory."""
-    config = settings(name)[1]
-    kinds = config.get("layer_types") or config.get("layers_block_type")
-    kinds = list(kinds or [FULL] * layers)
-    if name == "gemma2":  # every other one, by default
-        kinds = [SLIDING, FULL]
-    if name == "qwen2, some sliding":
-        kinds = [FULL, SLIDING]
-    if name == "jamba":
-        kinds = ["mamba", FULL] * 2
-    for i in range(layers - config.get("num_kv_shared_layers", 0), layers):
-        kinds[i] = BORROWING
-    return kinds
+@pytest.fixture
+def absolute(monkeypatch):
+    """Positions by their place in the document, which not every family allows, but
+    these do not reach its bound."""
+    monkeypatch.setattr("allmem_mlx.model.reach", lambda config: None)
+    return {"positions": "absolute"}
 
 
-def test_turned_keys_are_as_if_rotated_by_their_places(case, tmp_path, monkeypatch):
+def test_beyond_the_window_it_sees_window_and_sinks(case, absolute):
+    """In their places, as they are in transformers."""
+    assert beyond(case, SINKS, **absolute) <= TOLERANCE
+
+
+def test_turned_keys_are_as_if_rotated_by_their_places(case):
     """Attention sees differences of positions only. So without sinks, whose places are
     their own, bounded positions change nothing."""
-    # Absolute ones are not for every family, but these do not reach its bound.
-    monkeypatch.setattr("allmem_mlx.model.reach", lambda config: None)
-    name, folder = case
-    tokens, window = random_tokens(1, LENGTH), small_window(name)
-    logits = [
-        feed(
-            converted(folder, tmp_path / p, window=window, sinks=0, positions=p),
-            tokens,
-            CUTS,
-        )[0]
-        for p in ("bounded", "absolute")
-    ]
-    assert_close("logits", logits[0], logits[1], TOLERANCE)
+    assert beyond(case, sinks=0, positions="bounded") <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"window": WINDOW - 1}, {"window": WINDOW + 1}, {"sinks": SINKS - 1}],
+    ids=str,
+)
+def test_a_key_too_many_or_too_few_is_noticed(kind, wrong, absolute):
+    assert beyond(kind, SINKS, wrong, **absolute) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize("kind", MIXED, indirect=True)
+def test_a_key_too_many_or_too_few_of_a_sliding_layer_is_noticed(
+    kind, change, monkeypatch
+):
+    make = WindowAttention.__init__
+
+    def changed(self, base, config, family):
+        if config.window != WINDOW:
+            config = replace(config, window=config.window + change)
+        make(self, base, config, family)
+
+    monkeypatch.setattr(WindowAttention, "__init__", changed)
+    assert beyond(kind, sinks=0, positions="bounded") > 100 * TOLERANCE
+
+
+def test_a_turn_too_far_is_noticed(kind, monkeypatch):
+    turn = WindowAttention.turn
+    monkeypatch.setattr(
+        WindowAttention, "turn", lambda self, keys, by: turn(self, keys, by + 1)
+    )
+    assert beyond(kind, sinks=0, positions="bounded") > 100 * TOLERANCE
+
+
+def test_which_layers_become_hybrids(case):
+    """As transformers says what each layer is."""
+    model, config = case.hybrid(), case.original.config
+    types = getattr(config, "layer_types", None) or getattr(
+        config, "layers_block_type", [FULL] * len(model.layers)
+    )
+    borrowing = len(types) - getattr(config, "num_kv_shared_layers", 0)
+    for i, kind in enumerate(types):
+        attention = model.attentions.get(i)
+        if kind not in (FULL, SLIDING, "attention", "chunked_attention", "hybrid"):
+            assert attention is None
+            continue
+        slides = kind == SLIDING and not slides_everywhere(case.name)
+        has_memory = i < borrowing and not slides
+        expected = HybridAttention if has_memory else WindowAttention
+        assert isinstance(attention, expected)
+        assert ("memory" in attention) == has_memory
+        assert attention.borrows == (i >= borrowing)
+    cache, family = model.make_cache(), family_of(CASES[case.name][0])
+    owners = [x for x in model.attentions.values() if not x.borrows]
+    assert len(attention_caches(cache)) == len(owners)
+    assert bool(recurrent_caches(cache)) == (family.recurrent is not None)
 
 
 def noting(kind: type, ends: list[int]):
@@ -151,21 +205,17 @@ def noting(kind: type, ends: list[int]):
     return noted
 
 
-def test_no_layer_rotates_beyond_window_sinks_and_chunk(case, tmp_path, monkeypatch):
-    name, folder = case
-    window = small_window(name)
-    model = converted(folder, tmp_path / "new", window=window, sinks=4)
+def test_no_layer_rotates_beyond_window_sinks_and_chunk(case, monkeypatch):
+    model = case.hybrid(window=WINDOW, sinks=SINKS)
     ends = []
     for kind in (ring.Past, ring.Tiles):
         monkeypatch.setattr(kind, "update_and_fetch", noting(kind, ends))
-    feed(model, random_tokens(1, 500), [500])
-    assert window < max(ends) <= 4 + window + CHUNK
+    feed(model, random_tokens(1, LENGTH), [LENGTH])
+    assert WINDOW < max(ends) <= SINKS + WINDOW + CHUNK
 
 
-def test_inside_every_window_it_is_mlx_lm_s_own_model(case, tmp_path):
-    name, folder = case
-    model = converted(folder, tmp_path / "new", chunk=20, window=small_window(name))
-    tokens = random_tokens(1, 20)
+def test_inside_every_window_it_is_mlx_lm_s_own_model(case):
+    model, tokens = case.hybrid(chunk=20, window=WINDOW), random_tokens(1, 20)
     base = base_model(model)
     expected = base(tokens, cache=make_prompt_cache(base))
     assert mx.array_equal(model(tokens), expected)
@@ -174,52 +224,74 @@ def test_inside_every_window_it_is_mlx_lm_s_own_model(case, tmp_path):
 @pytest.mark.slow
 def test_cuts_do_not_matter_and_a_state_is_a_file(case, tmp_path):
     """With an active memory, beyond every window."""
-    name, folder = case
-    model = converted(folder, tmp_path / "new", window=small_window(name), sinks=4)
+    model = case.hybrid(window=WINDOW, sinks=SINKS)
     mx.random.seed(1)
     activate_memory(model)
     mx.eval(model.parameters())
-    tokens = random_tokens(1, 2 * LENGTH)
-    expected, cache = feed(model, tokens, [2 * LENGTH])
-    actual, cut = feed(model, tokens, random_cuts(2 * LENGTH, seed=1))
+    tokens = random_tokens(1, 120)
+    expected, cache = feed(model, tokens, [120])
+    actual, cut = feed(model, tokens, random_cuts(120, seed=1))
     assert_close("logits", actual, expected, TOLERANCE)
     assert_same_state(cut, cache, 1e-4)
 
     save_prompt_cache(str(tmp_path / "stock.safetensors"), cut, {})
     stock = load_prompt_cache(str(tmp_path / "stock.safetensors"))
-    more = random_tokens(1, 100, seed=2)
-    expected, _ = feed(model, more, [100], cut)
-    assert mx.array_equal(feed(model, more, [100], stock)[0], expected)
+    more = random_tokens(1, 30, seed=2)
+    expected, _ = feed(model, more, [30], cut)
+    assert mx.array_equal(feed(model, more, [30], stock)[0], expected)
 
 
-def test_the_memory_gets_a_normed_input(case, tmp_path, monkeypatch):
+def test_the_memory_gets_a_normed_input(case, monkeypatch):
     """``AllMem(RMSNorm(x))``, also where the base norms what its attention returns."""
-    name, folder = case
-    model = converted(folder, tmp_path / "new", window=small_window(name))
+    model, tokens = case.hybrid(window=WINDOW), random_tokens(1, 10)
     activate_memory(model)
-    inputs, call = [], Memory.__call__
+    inputs, recall = [], Memory.__call__
 
     def noted(self, u, *args):
         inputs.append(u)
-        return call(self, u, *args)
+        return recall(self, u, *args)
+
+    first = model.layers[model.global_layers[0]]
+    call = type(first).__call__
+
+    def scaled(self, x, *args, **options):
+        x = 100 * x if self is first and inputs else x
+        return call(self, x, *args, **options)
 
     monkeypatch.setattr(Memory, "__call__", noted)
-    index = next(i for i, x in model.attentions.items() if "memory" in x)
-    x = mx.random.normal((1, 10, model.args.hidden_size), key=mx.random.key(0))
-    for scale in (1, 100):
-        call_layer(model, index, scale * x)
-    assert_close("input", inputs[1], inputs[0], 1e-3)
+    monkeypatch.setattr(type(first), "__call__", scaled)
+    model(tokens), model(tokens)
+    once = len(inputs) // 2
+    assert_close("input", inputs[once], inputs[0], 1e-3)
 
 
-def call_layer(model, index, x):
-    """Calls a layer with a stream, and with what else its model file hands it."""
-    cache = next(c for c in model.make_cache() if has_memory([c]))
-    layer = model.layers[index]
-    if "Gemma3n" in type(layer).__name__:
-        x = mx.broadcast_to(x, (model.args.altup_num_inputs, *x.shape))
-    first, *others = list(inspect.signature(type(layer).__call__).parameters)[1:]
-    given = {"cache": cache, "per_layer_input": mx.zeros((1, 10, 8))}
-    layer(x, **{name: given.get(name) for name in others})
+@pytest.mark.parametrize("name", ["dots1", "ernie4_5_moe", "glm4_moe"])
+def test_what_chooses_experts_keeps_its_precision(tmp_path, name):
+    """A router that transformers computes in float32, of a model in another type."""
+    folder = save_checkpoint(tmp_path / "base", name)
+    model = converted(folder, tmp_path / "new", dtype="bfloat16")
+    exact = ("mlp.gate.weight", "e_score_correction_bias", "expert_bias")
+    parameters = dict(tree_flatten(model.parameters()))
+    routers = {x for x in parameters if x.endswith(exact)}
+    assert len(routers) == 4
+    for path, x in parameters.items():
+        if not is_memory(path):
+            assert x.dtype == (mx.float32 if path in routers else mx.bfloat16), path
+
+
+def test_experts_without_the_bias_that_mlx_lm_leaves_out(tmp_path, capsys):
+    folder = save_checkpoint(tmp_path / "base", "ernie4_5_moe")
+    file = folder / "model.safetensors"
+    weights = mx.load(str(file))
+    bias = [name for name in weights if name.endswith("e_score_correction_bias")]
+    mx.save_safetensors(str(file), {n: weights[n] for n in weights if n not in bias})
+    model = converted(folder, tmp_path / "new", window=256)
+    assert "bias of the experts was left out by mlx-lm" in capsys.readouterr().err
+    zeros = {name: mx.zeros_like(weights[name]) for name in bias}
+    mx.save_safetensors(str(file), {**weights, **zeros}, {"format": "pt"})
+    tokens = random_tokens(1, 40)
+    expected = transformers_logits(transformers_model(folder), tokens)
+    assert_close("logits", model(tokens), expected, TOLERANCE)
 
 
 def test_a_window_beyond_that_of_the_base_is_refused(tmp_path):

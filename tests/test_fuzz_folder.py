@@ -6,13 +6,18 @@ import random
 import shutil
 
 import pytest
-from helpers import tiny_base_folder
+from family_cases import CASES, save_checkpoint
+from helpers import slow_beyond
 
 from allmem_mlx.convert import convert
 from allmem_mlx.errors import AllMemError
+from allmem_mlx.families import FAMILIES
 
-FAMILIES = ("llama", "gemma3_text", "qwen2", "phi3")
-COUNT = 150  # of each family
+# The first case of each family, and how many configurations of it are tried.
+FIRST = {family: name for name, (family, _) in reversed(CASES.items())}
+COUNTS = {FIRST[family]: 20 for family in FAMILIES}
+COUNTS |= dict.fromkeys(("llama", "gemma3_text", "qwen2", "phi3"), 75)
+OFTEN = sorted(COUNTS, key=COUNTS.get, reverse=True)
 VALUES = (
     *(None, True, False, 0, 1, -1, 3, 7, 63, 10**4, 10**6, 10**12, 10**30, 0.5, -2.5),
     *(math.inf, math.nan, "", "0", "llama", "full_attention", [], [1], [None], {}),
@@ -51,20 +56,12 @@ def corrupted(config: dict, rng: random.Random) -> dict:
     return config
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def base(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fuzz") / "base"
-    layers = 6 if request.param == "gemma3_text" else 2
-    return tiny_base_folder(
-        folder, request.param, pad_token_id=0, num_hidden_layers=layers
-    )
-
-
-def test_corrupted_configurations(base, tmp_path):
-    config = json.loads((base / "config.json").read_text())
-    rng, refused = random.Random(0), 0
-    shutil.copytree(base, tmp_path / "base")
-    for case in range(COUNT):
+@pytest.mark.parametrize("name", slow_beyond(12, OFTEN))
+def test_corrupted_configurations(name, tmp_path):
+    save_checkpoint(tmp_path / "base", name)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    rng, refused = random.Random(name), 0
+    for case in range(COUNTS[name]):
         text = json.dumps(corrupted(config, rng))
         if rng.random() < 0.1:  # not JSON any more
             text = text[: rng.randrange(len(text))]
@@ -79,4 +76,4 @@ def test_corrupted_configurations(base, tmp_path):
             raise AssertionError(f"case {case}: {error!r} of {text}") from error
         else:
             shutil.rmtree(tmp_path / "new")
-    assert refused > COUNT // 4
+    assert refused > COUNTS[name] // 4

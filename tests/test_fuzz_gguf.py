@@ -5,7 +5,10 @@ import random
 import shutil
 import signal
 
+import numpy as np
 import pytest
+from family_cases import complete, save_family
+from gguf_cases import CASES
 from gguf_files import save_gguf, write_gguf
 from helpers import slow_beyond, tiny_base_folder
 from processes import alone, peak
@@ -127,13 +130,98 @@ def write_nonsense(good, path, seed) -> None:
     write_gguf(path, nonsense(metadata.values, random.Random(seed)), arrays)
 
 
+PART = "tiny-{:05}-of-{:05}.gguf"
+SPLIT = ("split.no", "split.count", "split.tensors.count", "general.architecture")
+
+
+def write_parts(good, path, seed) -> None:
+    """Files of a model in several, of which one or two are renamed, missing or say what
+    is not so."""
+    rng = random.Random(seed)
+    path.write_bytes(good[0])
+    metadata, tensors = read_header(path)
+    arrays = {name: x.read(0, x.rows).reshape(x.shape) for name, x in tensors.items()}
+    count = rng.randint(2, 4)
+    names = [PART.format(i + 1, count) for i in range(count)]
+    for i, name in enumerate(names):
+        own = dict.fromkeys(SPLIT[:3], 0)
+        own |= {"split.no": i, "split.count": count, "split.tensors.count": len(arrays)}
+        values = {**metadata.values, **own} if i == 0 else own
+        chosen = {key: x for j, (key, x) in enumerate(arrays.items()) if j % count == i}
+        if rng.random() < 0.3:
+            key = rng.choice(SPLIT)
+            values[key] = None if rng.random() < 0.2 else rng.choice(VALUES)
+        if not isinstance(values.get("general.architecture"), str | None):
+            values["general.architecture"] = "llama"
+        if rng.random() < 0.1:
+            chosen.pop(rng.choice(list(chosen)))
+        write_gguf(path.with_name(name), values, chosen)
+    if rng.random() < 0.2:
+        file = path.with_name(rng.choice(names))
+        file.write_bytes(corrupted((file.read_bytes(), 200), seed))
+    if rng.random() < 0.2:
+        a, b = (path.with_name(rng.choice(names)) for _ in range(2))
+        rng.choice((lambda: a.unlink(), lambda: b.write_bytes(a.read_bytes())))()
+    left = [name for name in names if path.with_name(name).exists()]
+    path.unlink()
+    path.with_name("given").write_text(rng.choice(left))
+
+
+OTHERS = (
+    *("qwen3_5_moe", "qwen3_next", "gemma4", "gemma4, experts", "gpt_oss", "lfm2_moe"),
+    *("granitemoehybrid", "nemotron_h, experts", "glm4_moe", "falcon_h1", "qwen3_moe"),
+)
+
+
+def other_shape(x, rng):
+    """A tensor that is cut, turned or flat."""
+    return np.ascontiguousarray(
+        rng.choice(
+            (
+                lambda: x[: max(len(x) // 2, 1)],
+                lambda: x[..., : max(x.shape[-1] // 2, 1)],
+                lambda: x.T,
+                lambda: x.reshape(-1),
+                lambda: x[None],
+                lambda: np.concatenate([x, x]),
+                lambda: -x,
+            )
+        )()
+    )
+
+
+def write_other(others, path, seed) -> None:
+    """Files of mixtures and of recurrent models, in which values of the metadata are
+    others, and tensors are missing or of another shape."""
+    rng = random.Random(seed)
+    path.write_bytes(others[seed % len(others)])
+    metadata, tensors = read_header(path)
+    values = dict(metadata.values)
+    arrays = {name: x.read(0, x.rows).reshape(x.shape) for name, x in tensors.items()}
+    name = values["general.architecture"]
+    keys = [key for key in values if key.startswith(f"{name}.")]
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        key = rng.choice(keys)
+        new = rng.choice((*VALUES, *(values[rng.choice(keys)] for _ in range(20))))
+        values[key] = None if rng.random() < 0.2 else new
+    for _ in range(rng.choice((0, 0, 1))):
+        tensor = rng.choice(list(arrays))
+        x = arrays.pop(tensor)
+        if rng.random() < 0.7:
+            arrays[tensor] = other_shape(x, rng)
+    write_gguf(path, values, arrays)
+
+
 def is_refused(folder, seed) -> bool:
     """Or it is converted; anything else is an error."""
+    given, before = folder / "tiny.gguf", sorted(folder.iterdir())
+    if not given.exists():
+        given = folder / (folder / "given").read_text()
     signal.alarm(SECONDS)
     try:
-        convert(folder / "tiny.gguf", folder / "new", **SIZES)
+        convert(given, folder / "new", **SIZES)
     except AllMemError as error:
-        named = isinstance(error, SettingError) or "tiny.gguf" in str(error)
+        named = isinstance(error, SettingError) or "/tiny" in str(error)
         assert named and "\n" not in str(error), seed
         refused = True
     except BaseException as error:
@@ -142,7 +230,7 @@ def is_refused(folder, seed) -> bool:
         shutil.rmtree(folder / "new")
         refused = False
     signal.alarm(0)
-    assert [file.name for file in folder.iterdir()] == ["tiny.gguf"], seed
+    assert sorted(folder.iterdir()) == before, seed
     return refused
 
 
@@ -155,13 +243,34 @@ def refusals(write, good, folder, seeds) -> tuple[int, int]:
     signal.signal(signal.SIGALRM, hang)
     before, refused = peak(), 0
     for seed in seeds:
+        for file in folder.iterdir():
+            file.unlink()
         write(good, folder / "tiny.gguf", seed)
         refused += is_refused(folder, seed)
     return refused, peak() - before
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Files of other families."""
+    folder = tmp_path_factory.mktemp("others")
+    for i, name in enumerate(OTHERS):
+        family, changed = CASES[name]
+        base = save_family(folder / str(i), family, complete(changed))
+        save_gguf(base, folder / f"{i}.gguf")
+    return [(folder / f"{i}.gguf").read_bytes() for i in range(len(OTHERS))]
+
+
 @pytest.mark.parametrize("block", slow_beyond(1, range(0, FILES, 50)))
-@pytest.mark.parametrize("write", [write_corrupted, write_nonsense])
+def test_other_families(others, tmp_path, block):
+    seeds = range(block, block + 50)
+    refused, growth = alone(refusals, write_other, others, tmp_path, seeds)
+    assert 10 < refused < 50
+    assert growth < 2**27
+
+
+@pytest.mark.parametrize("block", slow_beyond(1, range(0, FILES, 50)))
+@pytest.mark.parametrize("write", [write_corrupted, write_nonsense, write_parts])
 def test_files_that_are_wrong(good, tmp_path, write, block):
     seeds = range(block, block + 50)
     refused, growth = alone(refusals, write, good, tmp_path, seeds)

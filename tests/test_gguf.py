@@ -16,6 +16,7 @@ from helpers import (
     transformers_logits,
     transformers_model,
 )
+from llama_cpp import LlamaCpp
 from processes import ROOT, alone, peak
 
 from allmem_mlx import load
@@ -76,6 +77,31 @@ def test_a_family(checkpoints, tmp_path, name):
     convert(path, tmp_path / "new", window=window, sinks=4, chunk=64)
     model, _ = load(tmp_path / "new")
     assert_close("logits", model(tokens), expected, 2e-5)
+
+
+# Cases that llama.cpp cannot read, or computes otherwise than transformers.
+NOT_IN_LLAMA_CPP = {
+    *("cohere", "ernie4_5", "seed_oss"),  # biases, norms of heads
+    *("olmo2", "olmo3"),  # a head that is the embedding
+    *("exaone4", "phi3, sliding"),  # windows
+    "gpt_oss, yarn",  # whose bounds it rounds
+}
+GELU = ("gemma", "phi", "starcoder2")  # it has a table in float16
+
+
+@pytest.mark.parametrize("name", [x for x in CASES if x not in NOT_IN_LLAMA_CPP])
+def test_llama_cpp_computes_the_same(checkpoints, tmp_path, name):
+    """The files of these tests are such that llama.cpp computes of them what
+    transformers computes of the folder."""
+    pytest.importorskip("xllamacpp")
+    base, path = checkpoints(name), tmp_path / "tiny.gguf"
+    save_gguf(base, path)
+    tokens = random_tokens(1, 80)
+    logits = transformers_logits(transformers_model(base), tokens)[0, -1]
+    expected = logits - np.log(np.exp(logits).sum())
+    actual = LlamaCpp(path).log_probabilities(tokens[0].tolist(), len(logits))
+    tolerance = 2e-2 if name.startswith(GELU) else 1e-4
+    assert np.abs(actual - expected).max() < tolerance
 
 
 @pytest.mark.parametrize(
@@ -297,12 +323,17 @@ def test_mistral_s_window(tmp_path):
         ({"general.architecture": "mamba"}, ["'mamba'", "llama, qwen2, qwen3"]),
         ({"general.architecture": None}, ["general.architecture"]),
         ({"general.type": "adapter"}, ["'adapter'"]),
-        ({"split.count": 3}, ["3 parts", "--merge"]),
+        ({"split.count": 3}, ["split.no"]),
+        ({"split.count": 3, "split.no": 1}, ["part 2 of 3", "NAME-00001-of-00003"]),
         ({"general.alignment": 33}, ["general.alignment"]),
         ({"qwen3.block_count": None}, ["qwen3.block_count"]),
         ({"qwen3.block_count": 5}, ["qwen3.block_count is 5", "2 layers"]),
         ({"qwen3.block_count": 4_000_000_000}, ["4000000000", "2 layers"]),
-        ({"qwen3.attention.head_count_kv": [1, 2]}, ["head_count_kv", "whole number"]),
+        ({"qwen3.attention.head_count_kv": [1, 2]}, ["[1, 2]", "different sizes"]),
+        ({"qwen3.attention.head_count_kv": [2]}, ["list of 2 whole numbers"]),
+        ({"qwen3.attention.head_count_kv": ["2", "2"]}, ["list of 2 whole numbers"]),
+        ({"qwen3.feed_forward_length": [64, 128]}, ["feed_forward_length"]),
+        ({"qwen3.nextn_predict_layers": 2}, ["2, of 2 layers"]),
         ({"qwen3.attention.layer_norm_rms_epsilon": "x"}, ["a number"]),
         ({"qwen3.attention.value_length": 8}, ["another size than keys"]),
         ({"qwen3.rope.scaling.type": "longrope"}, ["'longrope'"]),

@@ -1,13 +1,18 @@
 """Tokenizers from the metadata of GGUF files."""
 
 import io
+import json
 import pydoc_data.topics
+import random
+import unicodedata
 
 import pytest
 from gguf_files import save_gguf
-from helpers import tiny_base_folder
+from helpers import slow_beyond, tiny_base_folder
+from llama_cpp import LlamaCpp
 
 from allmem_mlx.convert.gguf import unpack
+from allmem_mlx.convert.gguf.pre_tokenizers import PRE_TOKENIZERS
 from allmem_mlx.model_folder import load_tokenizer, read_config
 
 TEXTS = [
@@ -26,8 +31,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base_folder(tmp_path_factory.mktemp("base"), "llama", vocab_size=600)
+def base(tmp_path_factory, request):
+    size = getattr(request, "param", 700)
+    return tiny_base_folder(tmp_path_factory.mktemp("base"), "llama", vocab_size=size)
 
 
 @pytest.fixture
@@ -42,6 +48,14 @@ def tokenizer(base, tmp_path):
         return load_tokenizer(tmp_path / "new", read_config(tmp_path / "new"))
 
     return get
+
+
+def padded(metadata, size):
+    """With tokens that are not used: llama.cpp wants one for each embedding."""
+    more = size - len(metadata["ggml.tokens"])
+    tokens = [*metadata["ggml.tokens"], *(f"[PAD{i}]" for i in range(more))]
+    types = [*metadata["ggml.token_type"], *(5 for _ in range(more))]
+    return {**metadata, "ggml.tokens": tokens, "ggml.token_type": types}
 
 
 def byte_level(**changed):
@@ -96,6 +110,84 @@ def test_the_frame(tokenizer, bos, eos):
     assert tokens.convert_ids_to_tokens(tokens.encode("He")) == expected
     ids = tokens.encode("He", add_special_tokens=False)
     assert tokens.convert_ids_to_tokens(ids) == ["He"]
+
+
+def test_tokens_that_end_an_answer_of_gpt_oss(tokenizer):
+    """A message of it is followed by others."""
+    given = byte_level()
+    names = ["<|return|>", "<|call|>", "<|end|>", "<|endoftext|>"]
+    given["ggml.tokens"] += names
+    given["ggml.token_type"] += [3] * 4
+    given["ggml.eot_token_id"] = given["ggml.tokens"].index("<|end|>")
+    given["ggml.eos_token_id"] = given["ggml.tokens"].index("<|return|>")
+    ids = tokenizer(**given).eos_token_ids
+    expected = [given["ggml.tokens"].index(names[i]) for i in (0, 1, 3)]
+    assert sorted(ids) == sorted(expected)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A byte-level vocabulary whose tokens go over the ends of words, of numbers and of
+    lines, wherever the pre-tokenizer lets them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = cut
+    topics = "\n".join(pydoc_data.topics.topics.values())
+    texts = [*topics.splitlines(keepends=True)[:1500], *(3 * x for x in 20 * TEXTS)]
+    options = {"vocab_size": 1200, "initial_alphabet": cut.alphabet()}
+    trainer = trainers.BpeTrainer(**options, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].get), "<s>", "<|im_end|>"]
+    return {
+        "ggml.tokens": tokens,
+        "ggml.token_type": [1] * (len(tokens) - 2) + [3, 3],
+        "ggml.merges": [" ".join(merge) for merge in model["merges"]],
+        "ggml.bos_token_id": len(tokens) - 2,
+        "ggml.eos_token_id": len(tokens) - 1,
+    }
+
+
+PIECES = (
+    *(
+        "a",
+        "B",
+        "é",
+        "e\u0301",
+        "ß",
+        "Ł",
+        "ǅ",
+        "ʰ",
+        "我",
+        "は",
+        "한",
+        "ก",
+        "न",
+        "ि",
+        "ـ",
+    ),
+    *("1", "23", "４", "½", "Ⅻ", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000"),
+    *("'s", "'LL", "'", "’", "-", "--", "/", "//", "_", "(", ")", "!", "…", "$", "+"),
+    *("<", "=", "^", "~", "|", "`", "🚀", "👩‍👩‍👧", "\u200d"),
+)
+
+
+@pytest.mark.parametrize("base", [1300], indirect=True)
+@pytest.mark.parametrize("name", slow_beyond(3, PRE_TOKENIZERS))
+def test_llama_cpp_cuts_the_same(tokenizer, trained, tmp_path, name):
+    """Token for token, whatever stands beside what. Of the two, only transformers'
+    tokenizers normalise."""
+    pytest.importorskip("xllamacpp")
+    tokens = tokenizer(**padded(trained, 1300), **{"ggml.pre": name})
+    other = LlamaCpp(tmp_path / "tiny.gguf")
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 14))) for _ in range(100)]
+    for text in [*TEXTS, *texts]:
+        normal = unicodedata.normalize("NFC", text)
+        given = normal if PRE_TOKENIZERS[name].nfc else text
+        assert tokens.encode(text) == other.tokens(given), text
 
 
 def test_chat_templates(tokenizer):
@@ -180,6 +272,72 @@ def test_sentencepiece_s_own_tokens(tokenizer):
         ids = tokens.encode(text, add_special_tokens=False)
         assert ids == model.encode(text), text
         assert tokens.decode(ids) == text.replace("▁", " ")
+
+
+OWN = ["<table>", "<|turn>", "<unused7>"]
+
+
+@pytest.fixture(scope="module")
+def gemma4():
+    """A tokenizer of transformers' class for Gemma, and the metadata that llama.cpp's
+    converter makes of it."""
+    from transformers import GemmaTokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    model = train(add_dummy_prefix=False, user_defined_symbols=OWN)
+    tokens = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    scores = {token: model.get_score(i) for token, i in vocab.items()}
+    merges = [tuple(merge) for merge in generate_merges(vocab, scores)]
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    none = {"pad_token": None, "mask_token": None}
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=merges, **special, **none)
+    tokenizer.add_tokens(OWN)
+    kinds = {"<unk>": 3, "<s>": 3, "</s>": 3}
+    metadata = {
+        "ggml.model": "gemma4",
+        "ggml.pre": None,
+        "ggml.tokens": tokens,
+        "ggml.scores": [-1000.0] * len(tokens),
+        "ggml.token_type": [
+            6 if model.is_byte(i) else kinds.get(token, 1)
+            for i, token in enumerate(tokens)
+        ],
+        "ggml.merges": [" ".join(merge) for merge in merges],
+        "ggml.bos_token_id": vocab["<s>"],
+        "ggml.eos_token_id": vocab["</s>"],
+        "ggml.unknown_token_id": vocab["<unk>"],
+        "ggml.add_space_prefix": False,
+        "ggml.add_bos_token": True,
+    }
+    return tokenizer, metadata
+
+
+def test_gemma4(tokenizer, gemma4):
+    """Token for token transformers' class, with the symbols that no merge makes."""
+    other, metadata = gemma4
+    tokens = tokenizer(**metadata)
+    topics = list(pydoc_data.topics.topics.values())
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 14))) for _ in range(200)]
+    marked = ["a<table>b", "<|turn>user\n\nHi <unused7> ", "  <table>\n"]
+    for text in [*TEXTS, *topics[10:40], *texts, *marked]:
+        ids = tokens.encode(text, add_special_tokens=False)
+        assert ids == other.encode(text, add_special_tokens=False), text
+        assert tokens.decode(ids) == text.replace("▁", " ")
+    assert tokens.encode("Hello")[0] == tokens.bos_token_id
+
+
+def test_llama_cpp_cuts_as_gemma4(tokenizer, gemma4, tmp_path):
+    """But for the symbols, which it cuts, and for joined lines."""
+    pytest.importorskip("xllamacpp")
+    metadata = padded(gemma4[1], 700)
+    metadata["ggml.scores"] = [-1000.0] * 700
+    tokens = tokenizer(**metadata)
+    other = LlamaCpp(tmp_path / "tiny.gguf", 8192)
+    topics = list(pydoc_data.topics.topics.values())
+    for text in [*TEXTS, *topics[10:40]]:
+        assert tokens.encode(text) == other.tokens(text), text
 
 
 def test_transformers_cuts_the_same(tokenizer, tmp_path):

@@ -386,6 +386,46 @@ def test_what_is_said_of_bad_repositories(hub, user, base):
     assert Path(user.resolve("org/gated", HF_TOKEN=TOKEN)).exists()
 
 
+@pytest.mark.slow
+class TestCost:
+    """What a model costs is said before its weights are downloaded."""
+
+    def cost(self, user, *flags, **env):
+        lengths = ("--lengths", "100")
+        return user.run("allmem_mlx.cost", "--model", *flags, *lengths, **env)
+
+    def test_only_its_configuration_is_downloaded(self, hub, user, base):
+        old = hub.add("org/tiny", base, branch="v1")
+        hub.add("org/tiny", {"config.json": b'{"model_type": "mamba"}'})
+        assert_refused(self.cost(user, "org/tiny"), 1, "org/tiny: model_type 'mamba'")
+        out = user.folder / "out.json"
+        flags = ("--window", "256", "--json", out)
+        result = self.cost(user, "org/tiny", "--revision", "v1", *flags)
+        assert result.returncode == 0, result.stderr.decode()
+        assert set(hub.downloaded()) == {"config.json"}
+        said, sizes = result.stdout.decode(), json.loads(out.read_text())["sizes"]
+        weights = mx.load(str(base / "model.safetensors")).values()
+        assert sizes["all_weights"] == sum(x.nbytes for x in weights)
+        command = "convert --hf-path org/tiny --revision v1 --window 256 --mlx-path"
+        assert f"Go on with: allmem_mlx {command} NEW_FOLDER\n" in said
+        offline = {"HF_HUB_OFFLINE": "1"}
+        again = self.cost(user, "org/tiny", "--revision", old, *flags, **offline)
+        assert again.stdout.decode().splitlines()[:5] == said.splitlines()[:5]
+
+    def test_refused(self, hub, user, base):
+        hub.add("org/gguf", {"README.md": b"", "tiny.Q4_0.gguf": b""})
+        hub.add("org/gated", base, gated=True)
+        cases = {
+            "org/nowhere": "org/nowhere is neither a local folder nor a repository",
+            "org/gguf": "org/gguf has no config.json",
+            "org/gated": "ask for access on",
+        }
+        for name, said in cases.items():
+            assert_refused(self.cost(user, name), 1, said)
+        offline = self.cost(user, "org/tiny", HF_HUB_OFFLINE="1")
+        assert_refused(offline, 1, "org/tiny could not be downloaded", "HF_HUB_OFFLINE")
+
+
 class TestUpload:
     def test_there_and_back(self, hub, user, base):
         """What was uploaded is downloaded by somebody without it, who runs it."""

@@ -85,15 +85,15 @@ import json, sys
 import allmem_mlx, mlx.core as mx
 from allmem_mlx import load, state as states
 sys.path.insert(0, "tests")
-from test_state import LENGTH, GENERATED, TOKENS, endless, read, say
-folder, *files = sys.argv[1:]
+from test_state import TOKENS, endless, read, say
+folder, length, generated, *files = sys.argv[1:]
 model, tokenizer = load(folder)
 for file in files:
     session = endless(model, tokenizer, states.load(file, model))
-    said = session.state.tokens - LENGTH
+    said = session.state.tokens - int(length)
     if said <= 0:
-        read(session, TOKENS[session.state.tokens:])
-    words = say(session, GENERATED - max(said, 0))
+        read(session, TOKENS[session.state.tokens:int(length)])
+    words = say(session, int(generated) - max(said, 0))
     tokens = mx.array([token for token, _ in words])
     logprobs = mx.stack([x for _, x in words])
     arrays = session.state.arrays | {"said": tokens, "each": logprobs}
@@ -104,29 +104,34 @@ for file in files:
 def test_going_on_in_another_process_is_going_on(folder, tmp_path):
     """At 20 places: anywhere in the document (in chunks, in blocks, at their ends) and
     in what is generated after it. All bits of all that follows are the same."""
+    drawn = random.Random(0).sample(range(1, LENGTH + GENERATED), 16)
+    assert_goes_on(folder, tmp_path, [64, 128, 65, 127, *drawn], LENGTH, GENERATED)
+
+
+def assert_goes_on(folder, tmp_path, places, length, generated):
+    """From states saved at ``places``, in a process of its own."""
     model, tokenizer = load(folder)
     never_stopped = endless(model, tokenizer)
-    read(never_stopped, TOKENS)
-    expected = say(never_stopped, GENERATED)
+    read(never_stopped, TOKENS[:length])
+    expected = say(never_stopped, generated)
     assert len({token for token, _ in expected}) > 1
 
-    rng, files = random.Random(0), []
-    places = [64, 128, 65, 127, *rng.sample(range(1, LENGTH + GENERATED), 16)]
+    files = []
     for place in places:
         session = endless(model, tokenizer)
-        read(session, TOKENS[:place])
-        if place > LENGTH:
-            say(session, place - LENGTH)
+        read(session, TOKENS[: min(place, length)])
+        if place > length:
+            say(session, place - length)
         files.append(str(tmp_path / f"{place}.allmem"))
         states.save(session.state, files[-1], model)
         assert session.state.tokens == place
 
-    result = run("-c", GO_ON, folder, *files)
+    result = run("-c", GO_ON, folder, str(length), str(generated), *files)
     assert result.returncode == 0, result.stderr.decode()
     for place, file in zip(places, files, strict=True):
         out = f"{file}.out.safetensors"
         actual, digest = mx.load(out, return_metadata=True)
-        said = expected[max(0, place - LENGTH) :]
+        said = expected[max(0, place - length) :]
         assert actual.pop("said").tolist() == [token for token, _ in said], place
         assert mx.array_equal(actual.pop("each"), mx.stack([x for _, x in said]))
         final = never_stopped.state

@@ -1,6 +1,7 @@
 """The cost of a model at any length: tables, a roofline, and plots."""
 
 from dataclasses import asdict
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -9,8 +10,8 @@ from mlx.utils import tree_map_with_path
 
 from ..cli.plots import Panel, draw
 from ..cli.report import table
-from ..config import AllMemConfig
-from ..convert.base_config import carry_over, language_model
+from ..convert.base_config import carry_over, hybrid_config, language_model
+from ..convert.published import language_model_quantization
 from ..evaluation.systems import ALLMEM, FULL, WINDOW
 from ..model import MODEL_TYPE, Model, ModelArgs
 from . import flops
@@ -45,6 +46,14 @@ CHIPS = [
 ]
 
 
+# What is compared: options of the functions in flops.py.
+SYSTEMS: dict[str, dict[str, bool]] = {
+    FULL: {"full": True},
+    WINDOW: {"memory": False},
+    ALLMEM: {},
+}
+
+
 def lazy_model(config: dict[str, Any], allmem: dict[str, Any]) -> Model:
     """A model that has no weights in memory, and is made from no file.
 
@@ -55,14 +64,10 @@ def lazy_model(config: dict[str, Any], allmem: dict[str, Any]) -> Model:
     Raises:
         AllMemError: if the base is not supported, or a setting impossible.
     """
-    if config.get("model_type") == MODEL_TYPE:
-        block = {**config.get("allmem", {}), **allmem}
-        args = ModelArgs.from_dict({**config, "allmem": block})
-    else:
-        config = language_model(config)
-        base = {**config, **carry_over(config)}
-        args = ModelArgs(base=base, allmem=AllMemConfig.for_base(base, **allmem))
-    model = Model(args)
+    config = _hybrid(config, allmem)
+    model = Model(ModelArgs.from_dict(config))
+    if config["tie_word_embeddings"] and "lm_head" in model:
+        model.sanitize({})  # some model files learn it from the weights
     name = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
     dtype = getattr(mx, str(name), mx.bfloat16)
     casts = model.cast_predicate
@@ -71,36 +76,77 @@ def lazy_model(config: dict[str, Any], allmem: dict[str, Any]) -> Model:
             lambda name, x: x.astype(dtype) if casts(name) else x, model.parameters()
         )
     )
-    if packed := config.get("quantization"):
-        allowed = model.quant_predicate
-
-        def quantized(path: str, module: nn.Module) -> bool | dict:
-            if not hasattr(module, "to_quantized") or not allowed(path, module):
-                return False
-            return packed.get(path, True)
-
-        nn.quantize(
-            model,
-            packed["group_size"],
-            packed["bits"],
-            mode=packed.get("mode", "affine"),
-            class_predicate=quantized,
-        )
+    packed = config.get("quantization")
+    if packed is None and config.get("quantization_config"):
+        packed = _other_quantization(config["quantization_config"], model)
+    if packed:
+        _quantize(model, packed)
+    model.eval()
     return model
+
+
+def _hybrid(config: dict[str, Any], allmem: dict[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a converted model, from one or from that of a base."""
+    if config.get("model_type") == MODEL_TYPE:
+        return {**config, "allmem": {**config.get("allmem", {}), **allmem}}
+    dtypes = {x: config[x] for x in ("torch_dtype", "dtype") if config.get(x)}
+    base = language_model(config)
+    base = {**dtypes, **base, **carry_over(base)}
+    if packed := base.get("quantization"):
+        base["quantization"] = language_model_quantization(packed)
+    return {
+        **base,
+        "model_type": MODEL_TYPE,
+        "base_model_type": base["model_type"],
+        "allmem": asdict(hybrid_config(base, allmem)),
+    }
+
+
+def _other_quantization(config: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The settings in MLX's form of OpenAI's quantisation, the only other one whose
+    weights are taken as they are: mxfp4, but for some modules."""
+    kept = config.get("modules_to_not_convert") or []
+    names = [name for name, _ in model.named_modules()]
+    packed: dict[str, Any] = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    for name in names:
+        if any(
+            fnmatch(name, f"{pattern}{end}") for pattern in kept for end in ("", ".*")
+        ):
+            packed[name] = False
+    return packed
+
+
+def _quantize(model: Model, packed: dict[str, Any]) -> None:
+    """Packs the weights as ``quantization`` of a ``config.json`` says."""
+    allowed = model.quant_predicate
+
+    def quantized(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized") or not allowed(path, module):
+            return False
+        group = packed.get(path, packed)
+        if not group or module.weight.shape[-1] % group["group_size"]:
+            return False
+        return bool(group) if group is packed else group
+
+    nn.quantize(
+        model,
+        packed["group_size"],
+        packed["bits"],
+        mode=packed.get("mode", "affine"),
+        class_predicate=quantized,
+    )
 
 
 def costs(sizes: Sizes, length: int) -> dict[str, Any]:
     """All costs of one length, in FLOPs and bytes."""
     reading = {
-        FULL: flops.reading(sizes, length, full=True),
-        WINDOW: flops.reading(sizes, length, memory=False),
-        ALLMEM: flops.reading(sizes, length),
+        name: flops.reading(sizes, length, **which) for name, which in SYSTEMS.items()
     }
-    ring = flops.ring_bytes(sizes)
+    kept = flops.ring_bytes(sizes) + sizes.recurrent_state
     state = {
-        FULL: flops.cache_bytes(sizes, length),
-        WINDOW: ring,
-        ALLMEM: ring + flops.memory_bytes(sizes),
+        FULL: flops.cache_bytes(sizes, length) + sizes.recurrent_state,
+        WINDOW: kept,
+        ALLMEM: kept + flops.memory_bytes(sizes),
     }
     full, allmem = reading[FULL], reading[ALLMEM]
     return {
@@ -114,12 +160,21 @@ def costs(sizes: Sizes, length: int) -> dict[str, Any]:
         "state, AllMem / full": state[ALLMEM] / state[FULL],
         "decoding": {
             name: {
-                "operations": flops.decoding(sizes, length, full=full),
-                "bytes": asdict(flops.decoding_bytes(sizes, length, full=full)),
+                "operations": flops.decoding(sizes, length, **which),
+                "bytes": asdict(flops.decoding_bytes(sizes, length, **which)),
             }
-            for name, full in ((FULL, True), (ALLMEM, False))
+            for name, which in SYSTEMS.items()
         },
     }
+
+
+# What decoding moves, as the columns of a table.
+PARTS = {
+    "weights": "weights",
+    "attention": "window",
+    "recurrent": "recurrent",
+    "memory": "memory",
+}
 
 
 def fraction(ratio: float) -> str:
@@ -130,6 +185,9 @@ def fraction(ratio: float) -> str:
 def describe(rows: list[dict[str, Any]]) -> str:
     """The tables of :func:`costs` by length."""
     reading, decoding = [], []
+    # Where no layer is recurrent, there is nothing to show of them.
+    moved = rows[-1]["decoding"][ALLMEM]["bytes"]
+    shown = {x: name for x, name in PARTS.items() if x != "recurrent" or moved[x]}
     for row in rows:
         length = f"{row['length']:,}"
         reading.append(
@@ -143,11 +201,12 @@ def describe(rows: list[dict[str, Any]]) -> str:
                 fraction(row["state, AllMem / full"]),
             ]
         )
-        full, parts = (x["bytes"] for x in row["decoding"].values())
-        total = sum(parts.values())
-        moved = [sum(full.values()), total, *parts.values()]
-        share = f"{100 * parts['memory'] / total:.1f} %"
-        decoding.append([length, *(f"{x / 1e6:,.1f}" for x in moved), share])
+        moved = {name: x["bytes"] for name, x in row["decoding"].items()}
+        totals = [sum(parts.values()) for parts in moved.values()]
+        parts = {name: x for name, x in moved[ALLMEM].items() if name in shown}
+        share = f"{100 * parts['memory'] / totals[-1]:.1f} %"
+        cells = [*totals, *parts.values()]
+        decoding.append([length, *(f"{x / 1e6:,.1f}" for x in cells), share])
     share = 100 * rows[-1]["memory, share of reading"]
     head = ["tokens", FULL, WINDOW, ALLMEM, "channel", "mixers", "all"]
     head += ["full, MB", "window, MB", "AllMem, MB", "state"]
@@ -158,7 +217,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
         "",
         "Decoding a token: MB moved at least",
     ]
-    head = ["after", FULL, ALLMEM, "weights", "window", "memory", "memory's share"]
+    head = ["after", *SYSTEMS, *shown.values(), "memory's share"]
     return "\n".join([*lines, table(head, decoding)])
 
 
@@ -166,9 +225,9 @@ def roofline(sizes: Sizes, length: int) -> list[dict[str, Any]]:
     """Tokens per second that a chip's bandwidth (decoding) and arithmetic (reading)
     allow at most."""
     rows: list[dict[str, Any]] = [{"chip": chip.name} for chip in CHIPS]
-    for name, full in ((FULL, True), (ALLMEM, False)):
-        moved = flops.decoding_bytes(sizes, length, full=full).total
-        each = flops.reading(sizes, length, full=full).total / length
+    for name, which in SYSTEMS.items():
+        moved = flops.decoding_bytes(sizes, length, **which).total
+        each = flops.reading(sizes, length, **which).total / length
         for chip, row in zip(CHIPS, rows, strict=True):
             row[name] = {
                 "decoding": chip.bandwidth * 1e9 / moved,
@@ -179,7 +238,7 @@ def roofline(sizes: Sizes, length: int) -> list[dict[str, Any]]:
 
 def describe_roofline(rows: list[dict[str, Any]], length: int) -> str:
     """The table of :func:`roofline`."""
-    columns = [(x, name) for x in ("reading", "decoding") for name in (FULL, ALLMEM)]
+    columns = [(x, name) for x in ("reading", "decoding") for name in SYSTEMS]
     cells = [
         [
             row["chip"],
@@ -187,7 +246,9 @@ def describe_roofline(rows: list[dict[str, Any]], length: int) -> str:
         ]
         for row in rows
     ]
-    head = ["chip", *(f"{x}, {name}" for x, name in columns)]
+    head = ["chip"]
+    for x in ("reading", "decoding"):
+        head += [f"{x}, full", "window", "AllMem"]
     title = f"At most, tokens/s at {length:,} tokens (arithmetic, not measured)"
     return f"{title}\n{table(head, cells)}"
 

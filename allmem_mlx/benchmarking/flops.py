@@ -26,6 +26,8 @@ EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 TABLES = (nn.Embedding, nn.QuantizedEmbedding)
 # What configurations call the number of experts that a token is given to.
 EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
+# What attentions call the number of their heads; it may differ from layer to layer.
+HEADS = ("n_heads", "num_attention_heads", "num_heads")
 # FLOPs of a token for each element of the matrices of a recurrent layer: a product with
 # the query, an outer product, and in DeltaNet a product with the key.
 RECURRENCE = {"gated DeltaNet": 6, "convolution": 0}
@@ -38,7 +40,7 @@ class AttentionSizes:
 
     Args:
         heads (int): of the queries.
-        head_dim (int): width of a head.
+        head_dim (int): elements of a key and its value, of one head.
         kv_dim (int): elements of the keys and values that it keeps of a token; 0 if it
             reads those of another layer.
         window (int): its window, if it slides in the base model.
@@ -143,7 +145,6 @@ def state_of_a_token(model: Model) -> list[Any]:
 
 
 def _attentions(model: Model, cache: list[Any]) -> Iterator[AttentionSizes]:
-    heads = model.base_config["num_attention_heads"]
     states = iter(attention_caches(cache))
     windows = attention_windows(model.base_config).values()
     widths: dict[int | None, int] = {}  # of a head, where layers slide or do not
@@ -152,7 +153,9 @@ def _attentions(model: Model, cache: list[Any]) -> Iterator[AttentionSizes]:
         if not attention.borrows:
             ring = next(states).ring
             kept = sum(x.shape[1] * x.shape[3] for x in (ring.keys, ring.values))
-            widths[window] = ring.keys.shape[3]
+            widths[window] = sum(x.shape[3] for x in (ring.keys, ring.values))
+        named = (getattr(attention, name, None) for name in HEADS)
+        heads = next(filter(None, named), model.base_config["num_attention_heads"])
         yield AttentionSizes(heads, widths[window], kept, window)
 
 
@@ -327,7 +330,7 @@ def reading(
     has_memory = memory and not full
     return ReadingFlops(
         projections=2 * sizes.projections * length,
-        scores=4 * scored,
+        scores=2 * scored,
         recurrence=sizes.recurrence * length,
         memory=has_memory * sizes.memory_layers * memory_flops(sizes) * length,
         channel=2 * sizes.channel * length,

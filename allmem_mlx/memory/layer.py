@@ -13,7 +13,7 @@ while reading, how the fast weights W change (``fast_weights.py``). The arithmet
 
 import copy
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -79,8 +79,17 @@ def _zeros_like(weights: FastWeights) -> FastWeights:
     return FastWeights(*(mx.zeros_like(w) for w in weights))
 
 
+class Projection(nn.Linear):
+    """A projection that stays as it is where mlx-lm quantises all others: its recipes
+    of mixed bits do not ask the model."""
+
+    @property
+    def to_quantized(self) -> NoReturn:  # type: ignore[override]
+        raise AttributeError("a memory is not quantised")
+
+
 def _projection(inputs: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, bias=False)
+    linear = Projection(inputs, outputs, bias=False)
     linear.weight = mx.random.normal(linear.weight.shape, scale=0.02)
     return linear
 

@@ -59,17 +59,22 @@ class Tensor:
         values, size = GGML_QUANT_SIZES[self.kind]
         return self.columns // values * size
 
+    def stored(self, start: int, stop: int) -> np.ndarray:
+        """The bytes of rows from ``start`` to ``stop``."""
+        size, offset = self.row_bytes, self.offset + start * self.row_bytes
+        data = np.fromfile(self.path, np.uint8, (stop - start) * size, offset=offset)
+        return data.reshape(stop - start, size)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows from ``start`` to ``stop`` as float32. A vector has one row.
 
         Raises:
             AllMemError: if the type is not supported, or a value is not a number.
         """
-        size, offset = self.row_bytes, self.offset + start * self.row_bytes
-        data = np.fromfile(self.path, np.uint8, (stop - start) * size, offset=offset)
+        data = self.stored(start, stop)
         try:
             with np.errstate(all="ignore"):
-                x = dequantize(data.reshape(stop - start, size), self.kind)
+                x = dequantize(data, self.kind)
         except NotImplementedError:
             raise AllMemError(
                 f"{self.path}: tensor {self.name} is of type {self.kind.name}, which "

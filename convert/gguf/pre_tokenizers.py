@@ -21,6 +21,9 @@ LLAMA3 = (
 )
 LLAMA3 += f"|{SPACES}"
 QWEN2 = LLAMA3.replace("{1,3}", "")
+# Marks belong to the letter before them.
+QWEN35 = rf"{CONTRACTIONS}|{BEFORE}[\p{{L}}\p{{M}}]+|\p{{N}}"
+QWEN35 += rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
 TEKKEN = rf"{BEFORE}{UPPER}*{LOWER}+|{BEFORE}{UPPER}+{LOWER}*|\p{{N}}"
 TEKKEN += rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
 GPT4O = rf"{BEFORE}{UPPER}*{LOWER}+{CONTRACTIONS}?|{BEFORE}{UPPER}+{LOWER}*"
@@ -62,6 +65,7 @@ PRE_TOKENIZERS = {
     "gpt-2": _gpt2,
     "phi-2": _gpt2,
     "exaone4": _gpt2,
+    "olmo": PreTokenizer((GPT2,), nfc=True),
     "smollm": _digits,
     "starcoder": _digits,
     "refact": _digits,
@@ -72,10 +76,12 @@ PRE_TOKENIZERS = {
     "falcon3": _llama3,
     "pixtral": _llama3,
     "midm-2.0": _llama3,
+    "lfm2": _llama3,
     "dbrx": _cl100k,
     "smaug-bpe": _cl100k,
     "glm4": PreTokenizer((LLAMA3,), ignore_merges=True),
     "qwen2": PreTokenizer((QWEN2,), nfc=True),
+    "qwen35": PreTokenizer((QWEN35,), nfc=True),
     "deepseek-r1-qwen": _qwen2,
     "megrez": _qwen2,
     "stablelm2": _qwen2,

@@ -43,25 +43,59 @@ class Source:
         self.tensors = tensors
         self.path = metadata.path
         self.architecture = metadata.get("general.architecture", str)
+        names = (name.split(".") for name in tensors if name.startswith("blk."))
+        self._stored = {parts[1] for parts in names}  # numbers of layers
 
     def get(self, key: str, kind: type, *default: Any) -> Any:
         """A value of the architecture, ``llama.block_count`` for one."""
         return self.metadata.get(f"{self.architecture}.{key}", kind, *default)
 
+    def common(self, key: str, *default: int) -> int:
+        """A number that is one for all layers, or a list of one for each; it is 0 for
+        those that have no such thing, as a layer without attention has no heads."""
+        numbers = self.per_layer(key, *default)
+        if len(found := set(numbers) - {0}) > 1:
+            raise self.error(
+                f"{self.architecture}.{key} = {str(numbers)[:40]}: layers of different "
+                "sizes are not supported"
+            )
+        return max(found, default=0)
+
+    def per_layer(self, key: str, *default: int) -> list[int]:
+        """A number for each layer, of which the file may have one for all."""
+        name = f"{self.architecture}.{key}"
+        if not isinstance(self.metadata.values.get(name), list):
+            return [self.get(key, int, *default)] * self.layers
+        numbers = self.get(key, list)
+        if len(numbers) < self.layers or any(type(x) is not int for x in numbers):
+            raise self.error(f"{name} must be a list of {self.layers} whole numbers")
+        return [*numbers[: self.layers]]
+
     def has_tensor(self, name: str) -> bool:
-        """Whether the first layer has it, ``attn_q.bias`` for one."""
-        return f"blk.0.{name}" in self.tensors
+        """Whether any layer has it, ``attn_q.bias`` for one."""
+        return bool(self.layers_with(name))
+
+    def layers_with(self, name: str) -> set[int]:
+        """The layers that have a tensor, ``attn_q.bias`` for one."""
+        return {i for i in range(self.layers) if f"blk.{i}.{name}" in self.tensors}
 
     @property
     def layers(self) -> int:
+        """How many layers the model has, without those that predict further tokens."""
         count: int = self.get("block_count", int)
-        stored = {name.split(".")[1] for name in self.tensors if name[:4] == "blk."}
-        if stored != {str(i) for i in range(min(count, len(stored) + 1))}:
+        predicting: int = self.get("nextn_predict_layers", int, 0)
+        stored = len(self._stored)
+        if self._stored != {str(i) for i in range(min(count, stored + 1))}:
             raise self.error(
                 f"{self.architecture}.block_count is {count}, and there are tensors of "
-                f"{len(stored)} layers"
+                f"{stored} layers"
             )
-        return count
+        if not 0 <= predicting < count:
+            raise self.error(
+                f"{self.architecture}.nextn_predict_layers is {predicting}, of {count} "
+                "layers"
+            )
+        return count - predicting
 
     @property
     def head_dim(self) -> int:

@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF file's metadata as ``tokenizer.json``.
 
-There are two kinds: byte-level BPE, which llama.cpp calls ``gpt2``, and sentencepiece's
-BPE, which it calls ``llama``.
+There are three kinds: byte-level BPE, which llama.cpp calls ``gpt2``; sentencepiece's
+BPE, which it calls ``llama``; and the same with merges instead of scores, ``gemma4``.
 """
 
 import json
@@ -21,7 +21,12 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"  # how sentencepiece writes a space
 
 # Tokens that end a turn; not every file says so.
-ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
+ENDS_OF_TURN = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>"),
+    *("<turn|>", "<|tool_response>"),
+)
+# Those of gpt-oss, in which <|end|> only ends a message, and the answer goes on.
+HARMONY = ("<|return|>", "<|call|>", "<|endoftext|>")
 # Keys that do not change the tokens of a text.
 HARMLESS = {
     "add_sep_token",  # only between two texts
@@ -92,7 +97,11 @@ def end_of_text(vocabulary: Vocabulary) -> list[int]:
     """The ids of the tokens that end an answer."""
     ids = [vocabulary.id(name) for name in ("eos", "eot", "eom")]
     control = set(vocabulary.of_type(CONTROL, USER_DEFINED))
-    ids += [vocabulary.ids[token] for token in ENDS_OF_TURN if token in control]
+    harmony = {"<|return|>", "<|call|>"} <= control
+    ends = HARMONY if harmony else ENDS_OF_TURN
+    ids += [vocabulary.ids[token] for token in ends if token in control]
+    if harmony:
+        ids = [i for i in ids if i != vocabulary.ids.get("<|end|>")]
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
@@ -104,11 +113,12 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
             f"supported: {', '.join(PRE_TOKENIZERS)}"
         )
     cut = PRE_TOKENIZERS[name]
-    merges = [tuple(merge.split(" ")) for merge in vocabulary.values("merges", str)]
-    if any(len(merge) != 2 for merge in merges):
-        raise vocabulary.source.error("tokenizer.ggml.merges are not pairs of tokens")
     tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=cut.ignore_merges)
+        models.BPE(
+            vocab=vocabulary.ids,
+            merges=_merges(vocabulary),
+            ignore_merges=cut.ignore_merges,
+        )
     )
     if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -118,6 +128,19 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The pairs of tokens that are joined, the first first."""
+    merges = []
+    for merge in vocabulary.values("merges", str):
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            raise vocabulary.source.error(
+                "tokenizer.ggml.merges are not pairs of tokens"
+            )
+        merges.append((left, right))
+    return merges
+
+
+def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """All pairs of tokens that form a third, by falling score of that token.
 
     sentencepiece joins the neighbours whose token has the highest score.
@@ -136,17 +159,48 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
+    tokenizer = _of_characters(vocabulary, _merges_by_score(vocabulary))
+    _replace_spaces(tokenizer, vocabulary.get("add_space_prefix", bool, True))
+    return tokenizer, True
+
+
+def _gemma4(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
+    merges = _merges(vocabulary)
+    tokenizer = _of_characters(vocabulary, merges)
+    _replace_spaces(tokenizer, vocabulary.get("add_space_prefix", bool, False))
+    # No merge makes these: they are found in the text before anything is merged. The
+    # file does not tell them from others.
+    made = {left + right for left, right in merges}
+    whole = [
+        token
+        for token in vocabulary.of_type(NORMAL)
+        if len(token) > 1 and token not in made
+    ]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
+    return tokenizer, True
+
+
+def _of_characters(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> Tokenizer:
+    """BPE that begins with characters, or with bytes of those that are no tokens."""
     unknown = vocabulary.id("unknown")
-    tokenizer = Tokenizer(
+    return Tokenizer(
         models.BPE(
             vocab=vocabulary.ids,
-            merges=_merges(vocabulary),
+            merges=merges,
             unk_token=None if unknown is None else vocabulary.tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
     )
-    prefix = vocabulary.get("add_space_prefix", bool, True)
+
+
+def _replace_spaces(tokenizer: Tokenizer, prefix: bool) -> None:
+    """As sentencepiece writes them.
+
+    Args:
+        tokenizer (Tokenizer): the tokenizer.
+        prefix (bool): whether a text starts with one more.
+    """
     spaces: list[Any] = [normalizers.Replace(" ", SPACE)]
     decode = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix:
@@ -154,10 +208,9 @@ def _sentencepiece(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
         decode.append(decoders.Strip(" ", left=1))
     tokenizer.normalizer = normalizers.Sequence(spaces)
     tokenizer.decoder = decoders.Sequence(decode)
-    return tokenizer, True
 
 
-KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
+KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _gemma4}
 
 
 def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, bos: bool) -> None:

@@ -5,6 +5,7 @@ of a model with a large vocabulary alone has more than a gigabyte.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,32 +25,72 @@ NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some rows of a tensor in the file.
+
+    Args:
+        tensor (Tensor): the tensor.
+        start (int): the first row.
+        stop (int): the row after the last.
+    """
+
+    tensor: Tensor
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Weight:
     """A parameter of the model, and the source of its values.
 
     Args:
         name (str): its name in the model.
-        tensor (Tensor): its values in the GGUF file.
+        shape (tuple): its sizes.
+        rows (tuple): rows of tensors in the GGUF file, one after the other; all are of
+            one length.
         group (int): rows that ``transform`` needs together.
         transform (callable): converts a batch of rows.
+        packed (bool): whether it is made of the rows' bytes, and stays bytes.
     """
 
     name: str
-    tensor: Tensor
+    shape: tuple[int, ...]
+    rows: tuple[Rows, ...]
     group: int = 1
     transform: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    packed: bool = False
+
+    @property
+    def tensor(self) -> Tensor:
+        """The first tensor of its source."""
+        return self.rows[0].tensor
 
     def batches(self) -> Iterator[np.ndarray]:
-        rows = max(BATCH // self.tensor.columns // self.group, 1) * self.group
-        for start in range(0, self.tensor.rows, rows):
-            stop = min(start + rows, self.tensor.rows)
-            yield self.transform(self.tensor.read(start, stop))
+        """Its values, a few rows at a time."""
+        most = max(BATCH // self.tensor.columns // self.group, 1) * self.group
+        waiting: list[np.ndarray] = []
+        count = 0
+        for rows in self.rows:
+            start = rows.start
+            while start < rows.stop:
+                stop = min(start + most - count, rows.stop)
+                read = rows.tensor.stored if self.packed else rows.tensor.read
+                waiting.append(read(start, stop))
+                count += stop - start
+                start = stop
+                if count == most:
+                    yield self.transform(np.concatenate(waiting))
+                    waiting, count = [], 0
+        if count:
+            yield self.transform(np.concatenate(waiting))
 
     def bytes(self, dtype: mx.Dtype) -> int:
-        return self.tensor.rows * self.tensor.columns * dtype.size
+        return math.prod(self.shape) * (1 if self.packed else dtype.size)
 
 
 def _cast(x: np.ndarray, dtype: mx.Dtype, weight: Weight) -> bytes:
+    if weight.packed:
+        return x.tobytes()
     # A copy that MLX may keep: the batch is the caller's.
     y = mx.array(x).astype(dtype)
     if not mx.isfinite(y).all().item():
@@ -66,8 +107,8 @@ def _write_shard(file: BinaryIO, weights: list[Weight], dtype: mx.Dtype) -> None
     for weight in weights:
         start, end = end, end + weight.bytes(dtype)
         header[weight.name] = {
-            "dtype": NAMES[str(dtype).removeprefix("mlx.core.")],
-            "shape": weight.tensor.shape,
+            "dtype": "U8" if weight.packed else NAMES[str(dtype).split(".")[-1]],
+            "shape": weight.shape,
             "data_offsets": [start, end],
         }
     write_header(file, header)

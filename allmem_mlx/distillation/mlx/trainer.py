@@ -11,10 +11,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from ...errors import SettingError, warn
+from ...errors import AllMemError, SettingError, warn
 from ...evaluation import likelihood
 from ...evaluation.systems import Reader, System, systems
-from ...families import largest_window
+from ...families import largest_window, reach
 from ...files import replacing
 from ...loading import load
 from ...variants import base_model
@@ -72,7 +72,17 @@ class MLXTrainer:
                 f"the model reads in chunks of {chunk} and is trained with "
                 f"{recipe.chunks}: use --chunks {chunk}, or convert it with --chunk"
             )
-        largest = largest_window(self.model.base_config)
+        base = self.model.base_config
+        if not self.model.family.distils:
+            raise AllMemError(f"{base['model_type']} cannot be distilled by MLX")
+        sizes = ("windows", "sinks", "chunks")
+        longest = sum(max(recipe.numbers(name)) for name in sizes)
+        if (limit := reach(base)) is not None and longest > limit:
+            raise SettingError(
+                f"--windows, --sinks and --chunks must be at most {limit} together: "
+                "beyond, the base computes otherwise"
+            )
+        largest = largest_window(base)
         if largest is not None and max(recipe.numbers("windows")) > largest:
             raise SettingError(f"--windows must be at most {largest}, the base's own")
         self.source, self.validation = open_sources(
