@@ -3,13 +3,16 @@ that a chip's bandwidth and arithmetic allow. No weights are needed."""
 
 import argparse
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from .cli.flags import add_sizes, flag, sizes
 from .cli.report import add_output, check_output, write_output
 from .cli.run import ArgumentParser, run
-from .errors import AllMemError, SettingError
+from .errors import AllMemError, SettingError, reason
 
 LENGTHS = [1024, 4096, 8192, 16384, 32768, 65536, 131072]
 
@@ -44,11 +47,28 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def naming(model: str | None) -> Iterator[None]:
+    """Names the model in the errors of its configuration, which are of many kinds if it
+    makes no sense."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except AllMemError as error:
+        raise AllMemError(f"{model}: {error}") from None
+    except Exception as error:
+        raise AllMemError(
+            f"{model}: its configuration cannot be used: {reason(error)}"
+        ) from error
+
+
 def find_model(args: argparse.Namespace) -> tuple[Any, bool, str]:
     """The model that the command line names, without weights in memory; whether it was
     converted; and what is known of its memory, see :class:`Overview`."""
     from . import hub, model_folder
     from .benchmarking import costs, overview
+    from .config import AllMemConfig
     from .default_model import default_model
     from .files import read_json
     from .model import MODEL_TYPE
@@ -59,25 +79,26 @@ def find_model(args: argparse.Namespace) -> tuple[Any, bool, str]:
         path = hub.resolve_config(args.model, args.revision)
     config = read_json(path) if path.is_file() else model_folder.read_config(path)
     converted = config.get("model_type") == MODEL_TYPE
-    if converted and any(path.glob("model*.safetensors")):
-        settings = {**config.get("allmem", {}), **sizes(args)}
-        overrides = {"allmem": settings, "model_file": None}
+    if converted and any(path.glob(hub.WEIGHTS[0])):
+        with naming(args.model):
+            settings = AllMemConfig.from_dict(config.get("allmem"))
+        allmem = {**asdict(settings), **sizes(args)}
+        overrides = {"allmem": allmem, "model_file": None}
         model: Any = model_folder.load_weights(path, overrides, lazy=True)[0]
         model.eval()
         return model, True, overview.memory_of(model)
-    try:
+    with naming(args.model):
         model = costs.lazy_model(config, sizes(args))
-    except SettingError:
-        raise
-    except AllMemError as error:
-        raise AllMemError(f"{args.model}: {error}") from None
     memory = overview.UNKNOWN if converted else overview.UNTRAINED
     return model, converted, memory
 
 
 def conversion_command(args: argparse.Namespace, quantize: bool) -> str:
     """What to type next with a base."""
-    words = ["allmem_mlx", "convert", "--hf-path", args.model]
+    source = Path(args.model)
+    if source.is_file():  # its config.json
+        source = source.parent
+    words = ["allmem_mlx", "convert", "--hf-path", str(source)]
     if args.revision is not None:
         words += ["--revision", args.revision]
     for name, value in sizes(args).items():
@@ -117,7 +138,8 @@ def cost(args: argparse.Namespace) -> None:
 
     machine = Machine.of(int(args.ram * GIB)) if args.ram else Machine.this()
     model, converted, memory = find_model(args)
-    overview = Overview.of(model, memory, machine)
+    with naming(args.model):
+        overview = Overview.of(model, memory, machine)
     print(*overview.lines(), sep="\n")
     if converted:
         print(f"Go on with: {reading_command(args.model)}")

@@ -514,6 +514,7 @@ FAMILIES = {
     "llama": Family(rope_types=SCALED),
     "llama4_text": Family(
         settings=_llama4,
+        layout=layouts.llama4,
         patch=patches.llama4,
         layer_types={"chunked_attention": "full_attention"},
         rotates=lambda attention: attention.use_rope,

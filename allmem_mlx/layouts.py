@@ -104,6 +104,11 @@ def olmo_hybrid(weights: Weights, config: dict[str, Any]) -> Weights:
     return renamed
 
 
+def llama4(weights: Weights, config: dict[str, Any]) -> Weights:
+    """mlx-lm has another name for the head."""
+    return {re.sub(r"^lm_head\.", "output.", name): x for name, x in weights.items()}
+
+
 def gemma3n(weights: Weights, config: dict[str, Any]) -> Weights:
     """Layers that read the keys and values of another have no use for their own."""
     first = config["num_hidden_layers"] - config["num_kv_shared_layers"]

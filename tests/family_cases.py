@@ -849,6 +849,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": theta(5000.0),
         },
     ),
+    "llama4_text, untied, all to each other": (
+        "llama4_text",
+        {
+            "no_rope_layers": [1, 0],
+            "moe_layers": [],
+            "intermediate_size_mlp": 56,
+            "attention_chunk_size": 384,
+            "attn_temperature_tuning": False,
+            "use_qk_norm": False,
+            "tie_word_embeddings": False,
+        },
+    ),
     "phi3, longrope": (
         "phi3",
         {

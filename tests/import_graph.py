@@ -19,7 +19,7 @@ ROOMS = {
     "settings": "__init__ version errors blas config files",
     "memory": "memory",
     "model": "layouts patches towers families cache ring attention model variants hooks",
-    "model folders": "hub weight_files model_folder adapters packed_memory",
+    "model folders": "gguf_names hub weight_files model_folder adapters packed_memory",
     "conversion": "convert",
     "loading": "default_model loading",
     "documents": "documents",

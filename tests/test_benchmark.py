@@ -20,10 +20,10 @@ from matplotlib.image import imread
 from processes import run
 
 from allmem_mlx.benchmarking import fluency, results, soak, speed
+from allmem_mlx.cache import fork, tokens_read
 from allmem_mlx.cli.report import as_json
 from allmem_mlx.evaluation.systems import ALLMEM, FULL, WINDOW
 from allmem_mlx.memory.layer import MemoryState
-from allmem_mlx.responses import tokens_read
 from allmem_mlx.variants import base_model, window_model
 
 CHUNK = TINY_ALLMEM["chunk"]
@@ -155,7 +155,7 @@ class TestSoak:
         (*_, last) = soaked(model, tokens)
         cache, momenta, updates = model.make_cache(), [0.0], [0.0]
         for start in range(0, len(tokens), 16):
-            before = [layer.fork() for layer in cache]
+            before = fork(cache)
             model(mx.array([tokens[start : start + 16]]), cache=cache)
             if start < 7 * 64:  # the last block is looked at
                 continue

@@ -34,7 +34,8 @@ from allmem_mlx.distillation.mlx.student import set_view
 from allmem_mlx.distillation.recipe import Step
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.memory import kernels
-from allmem_mlx.model import Model, has_memory
+from allmem_mlx.cache import has_memory
+from allmem_mlx.model import Model
 from allmem_mlx.session import Session
 from allmem_mlx.state import State
 from allmem_mlx.variants import window_model

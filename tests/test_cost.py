@@ -331,12 +331,16 @@ def test_paper():
 def test_refused(tmp_path):
     broken = tmp_path / "list.json"
     broken.write_text("[]")
+    odd = tmp_path / "odd.json"
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 3}
+    odd.write_text(json.dumps(PAPER["QWEN3"] | sizes))
     mamba = tmp_path / "mamba.json"
     mamba.write_text('{"model_type": "mamba"}')
     for flags, said in (
         (("--model", broken), "does not hold an object"),
         (("--model", tmp_path / "none"), "no such model folder"),
         (("--model", tmp_path), "is not a model folder: it has no config.json"),
+        (("--model", odd), f"{odd}: its configuration cannot be used: "),
         (("--model", mamba), f"{mamba}: model_type 'mamba' is not supported"),
         (("--model", mamba, "--revision", "v1"), "only the hub has revisions"),
         (("--revision", "v1"), "--revision needs --model"),

@@ -214,7 +214,7 @@ def test_packed_experts_of_gpt_oss(models, tmp_path):
     values = {key: ggml.dequantize(*x) for key, x in experts.items()}
     save_gguf(model.base, tmp_path / "plain.gguf", values)
     plain, _ = unpacked(tmp_path / "plain.gguf")
-    for name in (x for x in plain if x.endswith(("gate_up_proj", "down_proj"))):
+    for name in [x for x in plain if x.endswith(("gate_up_proj", "down_proj"))]:
         parts = [np.array(actual[f"{name}_{kind}"]) for kind in ("blocks", "scales")]
         x = convert_moe_packed_tensors(*map(torch.tensor, parts), dtype=torch.float32)
         assert np.array_equal(x.numpy(), plain.pop(name)), name
@@ -267,7 +267,7 @@ def growth(path, folder) -> int:
 @pytest.mark.slow
 def test_memory(models, tmp_path):
     """Many experts in one tensor take no more memory than a few."""
-    model, path, count = models("gpt_oss"), tmp_path / "large.gguf", 256
+    model, path, count = models("gpt_oss"), tmp_path / "large.gguf", 128
     tensors = {}
     for key, x in model.tensors.items():
         if "exps.weight" in key:
@@ -282,7 +282,7 @@ def test_memory(models, tmp_path):
     (tmp_path / "new").mkdir()
     needed = alone(growth, path, tmp_path / "new")
     written = (tmp_path / "new" / "model.safetensors").stat().st_size
-    assert written > 400e6  # of float32
+    assert written > 300e6  # of float32
     assert needed < 200e6
 
 

@@ -17,7 +17,13 @@ from helpers import (
     tiny_model,
 )
 from processes import run
-from transformers import AutoConfig, AutoModelForCausalLM
+from test_published_folders import QUANTISED, quantised, save_base
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
+from wrapper_cases import WRAPPERS
 
 from allmem_mlx.benchmarking import room
 from allmem_mlx.benchmarking.costs import lazy_model
@@ -197,6 +203,48 @@ def test_packed_weights(tmp_path, mode):
     ):
         expected = sum(x.nbytes for name, x in weights.items() if which(name))
         assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", slow_beyond(2, WRAPPERS))
+def test_of_a_model_with_towers_the_language_model_counts(name):
+    wrapper = WRAPPERS[name]
+    config = AutoConfig.for_model(
+        wrapper.kind,
+        text_config=wrapper.text,
+        vision_config=wrapper.vision,
+        **wrapper.whole,
+    )
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(config)
+    parameters = dict(whole.named_parameters())
+    kept = [x for x in parameters if "language_model." in x or x == "lm_head.weight"]
+    if name in ("idefics3", "smolvlm"):
+        kept = [x for x in parameters if "text_model." in x or x == "lm_head.weight"]
+    expected = 4 * sum(parameters[x].numel() for x in kept)
+    sizes = Sizes.of(lazy_model({**config.to_dict(), "dtype": "float32"}, SMALL))
+    assert sizes.all_weights == pytest.approx(expected, rel=1e-3)
+
+
+PUBLISHED = [
+    ("gemma3_text", "mixed_4_6"),
+    ("qwen3_moe", "mxfp4"),
+    ("qwen3", "nvfp4"),
+    ("qwen3_5_text", "mixed_4_6"),
+    ("gpt_oss", "4 bits"),
+]
+
+
+@pytest.mark.parametrize("published", slow_beyond(1, PUBLISHED), ids=" ".join)
+def test_a_folder_as_published(tmp_path, published):
+    """By mlx-lm, some of them with the names of a model with towers."""
+    family, how = published
+    base = save_base(tmp_path / "base", family)
+    folder = quantised(base, tmp_path / "quantised", **QUANTISED[how])
+    weights = mx.load(str(folder / "model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    expected = sum(x.nbytes for x in weights.values())
+    sizes = Sizes.of(lazy_model(config, SMALL))
+    assert sizes.all_weights == pytest.approx(expected, rel=1e-3)
 
 
 class TestRoom:

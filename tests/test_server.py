@@ -246,7 +246,8 @@ def test_a_client_that_leaves(server, alone):
 # Model files whose memory, and nothing else, leaks from one client to another.
 LEAKY = """
 import copy
-from allmem_mlx.model import HybridCache, Model as AllMem, ModelArgs
+from allmem_mlx.cache import HybridCache
+from allmem_mlx.model import Model as AllMem, ModelArgs
 """
 ONE_FOR_ALL = """
 first = []

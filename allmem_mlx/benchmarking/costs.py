@@ -68,8 +68,7 @@ def lazy_model(config: dict[str, Any], allmem: dict[str, Any]) -> Model:
     model = Model(ModelArgs.from_dict(config))
     if config["tie_word_embeddings"] and "lm_head" in model:
         model.sanitize({})  # some model files learn it from the weights
-    name = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
-    dtype = getattr(mx, str(name), mx.bfloat16)
+    dtype = getattr(mx, str(config.get("torch_dtype")), mx.bfloat16)
     casts = model.cast_predicate
     model.update(
         tree_map_with_path(
@@ -89,9 +88,12 @@ def _hybrid(config: dict[str, Any], allmem: dict[str, Any]) -> dict[str, Any]:
     """The ``config.json`` of a converted model, from one or from that of a base."""
     if config.get("model_type") == MODEL_TYPE:
         return {**config, "allmem": {**config.get("allmem", {}), **allmem}}
-    dtypes = {x: config[x] for x in ("torch_dtype", "dtype") if config.get(x)}
     base = language_model(config)
-    base = {**dtypes, **base, **carry_over(base)}
+    base = {**base, **carry_over(base)}
+    inner = config.get("text_config")
+    places = (base, config, inner if isinstance(inner, dict) else {})
+    dtypes = (x.get(name) for x in places for name in ("torch_dtype", "dtype"))
+    base["torch_dtype"] = next(filter(None, dtypes), None)
     if packed := base.get("quantization"):
         base["quantization"] = language_model_quantization(packed)
     return {

@@ -5,6 +5,7 @@ tokens while reading, a token while decoding. Background load affects all alike,
 the ratios stand.
 """
 
+import copy
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 
+from ..cache import attention_caches, fork
 from ..evaluation.systems import ALLMEM, FULL, WINDOW
 from ..model import Model
 from ..streaming import reading
@@ -61,13 +67,15 @@ class Runner:
 
     def fork(self) -> list[Any]:
         """A state to decode from; see :meth:`restore`."""
-        if hasattr(self.cache[0], "fork"):
-            return [layer.fork() for layer in self.cache]
-        return self.cache
+        if attention_caches(self.cache):
+            return fork(self.cache)
+        if can_trim_prompt_cache(self.cache):
+            return self.cache
+        return copy.deepcopy(self.cache)
 
     def restore(self, tokens: int) -> None:
         """Undoes the decoding of some tokens."""
-        if not hasattr(self.cache[0], "fork"):
+        if can_trim_prompt_cache(self.cache):
             trim_prompt_cache(self.cache, tokens)
 
 

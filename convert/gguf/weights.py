@@ -79,18 +79,23 @@ class Weight:
                 count += stop - start
                 start = stop
                 if count == most:
-                    yield self.transform(np.concatenate(waiting))
+                    yield self.transform(_together(waiting))
                     waiting, count = [], 0
         if count:
-            yield self.transform(np.concatenate(waiting))
+            yield self.transform(_together(waiting))
 
     def bytes(self, dtype: mx.Dtype) -> int:
         return math.prod(self.shape) * (1 if self.packed else dtype.size)
 
 
-def _cast(x: np.ndarray, dtype: mx.Dtype, weight: Weight) -> bytes:
+def _together(batches: list[np.ndarray]) -> np.ndarray:
+    return batches[0] if len(batches) == 1 else np.concatenate(batches)
+
+
+def _cast(x: np.ndarray, dtype: mx.Dtype, weight: Weight) -> np.ndarray:
+    """The bytes of a batch in a type."""
     if weight.packed:
-        return x.tobytes()
+        return np.ascontiguousarray(x)
     # A copy that MLX may keep: the batch is the caller's.
     y = mx.array(x).astype(dtype)
     if not mx.isfinite(y).all().item():
@@ -98,7 +103,7 @@ def _cast(x: np.ndarray, dtype: mx.Dtype, weight: Weight) -> bytes:
             f"{weight.tensor.path}: tensor {weight.tensor.name} has values that "
             "float16 cannot hold; use --dtype bfloat16"
         )
-    return np.array(y.view(mx.uint8)).tobytes()
+    return np.array(y.view(mx.uint8), copy=False)
 
 
 def _write_shard(file: BinaryIO, weights: list[Weight], dtype: mx.Dtype) -> None:
@@ -114,7 +119,7 @@ def _write_shard(file: BinaryIO, weights: list[Weight], dtype: mx.Dtype) -> None
     write_header(file, header)
     for weight in weights:
         for batch in weight.batches():
-            file.write(_cast(batch, dtype, weight))
+            file.write(_cast(batch, dtype, weight).data)
 
 
 def write_weights(weights: list[Weight], folder: Path, dtype: mx.Dtype) -> None:
