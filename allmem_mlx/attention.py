@@ -15,7 +15,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from .cache import HybridCache
 from .config import AllMemConfig
 from .families import Family
-from .patches import subclass
+from .families.patches import subclass
 from .ring import Past, Tiles
 
 

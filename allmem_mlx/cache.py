@@ -16,8 +16,8 @@ from mlx_lm.models.cache import ArraysCache, CacheList, RotatingKVCache
 
 
 class LayerCache(CacheList):
-    """A ``CacheList`` that does not offer to be batched: rows would leave the chunk grid
-    at different tokens."""
+    """A ``CacheList`` that does not offer to be batched: rows would leave the chunks'
+    grid at different tokens."""
 
     def is_trimmable(self) -> bool:
         """A token that left the window, or changed the memory, cannot be taken back."""

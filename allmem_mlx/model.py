@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,9 +40,9 @@ from .families import (
     model_classes,
     reach,
 )
+from .families.patches import rotary, subclass
 from .memory.layer import Memory, MemoryState
 from .memory.ops import RMS_EPS
-from .patches import rotary, subclass
 
 MODEL_TYPE = "allmem"
 

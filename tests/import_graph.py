@@ -18,7 +18,7 @@ FOLDERS = {"allmem_mlx": "allmem_mlx", "allmem_mlx.convert": "convert"}
 ROOMS = {
     "settings": "__init__ version errors blas config files",
     "memory": "memory",
-    "model": "layouts patches towers families cache ring attention model variants hooks",
+    "model": "families cache ring attention model variants hooks",
     "model folders": "gguf_names hub weight_files model_folder adapters packed_memory",
     "conversion": "convert",
     "loading": "default_model loading",

@@ -29,12 +29,12 @@ from processes import run
 
 from allmem_mlx import load, ring
 from allmem_mlx import state as states
+from allmem_mlx.cache import has_memory
 from allmem_mlx.config import BLOCK, AllMemConfig
 from allmem_mlx.distillation.mlx.student import set_view
 from allmem_mlx.distillation.recipe import Step
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.memory import kernels
-from allmem_mlx.cache import has_memory
 from allmem_mlx.model import Model
 from allmem_mlx.session import Session
 from allmem_mlx.state import State

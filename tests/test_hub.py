@@ -355,6 +355,8 @@ def test_what_is_said_of_bad_repositories(hub, user, base):
     hub.add("org/ggml", {"config.json": b"{}", "ggml.bin": b""})
     hub.add("org/peft", {"README.md": b"", "adapter_model.safetensors": b""})
     hub.add("org/gguf", {"README.md": b"", "tiny.Q4_0.gguf": b""})
+    names = ("mmproj-F16", "Q8/a-00002-of-00002", "Q8/a-00001-of-00002")
+    hub.add("org/parts", {f"{name}.gguf": b"" for name in names})
     hub.add("org/data", {"README.md": b"", "train.parquet": b""})
     hub.add("org/gated", weights, gated=True)
     hub.add("org/tiny", weights)
@@ -369,6 +371,11 @@ def test_what_is_said_of_bad_repositories(hub, user, base):
         ("org/ggml", None): "1 org/ggml .*, but ggml.bin: .* save_pretrained",
         ("org/peft", None): "1 org/peft .* adapter_model.safetensors: .*merge_and_unl",
         ("org/gguf", None): "1 org/gguf .* `hf download org/gguf tiny.Q4_0.gguf`",
+        (
+            "org/parts",
+            None,
+        ): "1 org/parts has no model.*, but Q8/a-00001-of-00002.gguf: "
+        r"`hf download org/parts --include 'Q8/a-\*-of-00002.gguf'`, then .* --gguf",
         ("org/data", None): "1 org/data has no weights",
         ("org/broken", None): "1 org/broken could not be downloaded .*503 Service",
         ("tiny", None): "1 tiny: no such model folder, .* ORG/NAME",

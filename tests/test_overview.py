@@ -148,7 +148,7 @@ ARCHIVE = "an archive (--archive)"
         (
             "lfm2",
             UNKNOWN,
-            "in 1 layers; its weights say whether it is trained; remembers through "
+            "in 1 layer; its weights say whether it is trained; remembers through "
             + ARCHIVE,
         ),
     ],
@@ -300,6 +300,10 @@ class TestRoom:
     def test_this_machine(self):
         here = Machine.this()
         assert here.here and 0 < here.usable < here.memory
+
+    @pytest.mark.parametrize(("size", "usable"), [(24, 16), (32, 64 / 3), (64, 48)])
+    def test_another_machine(self, size, usable):
+        assert Machine.of(size * GIB) == (size * GIB, int(usable * GIB), False)
 
     def test_a_mac(self, monkeypatch):
         info = {"memory_size": 64 * GIB, "max_recommended_working_set_size": 48 * GIB}

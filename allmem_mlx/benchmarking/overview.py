@@ -88,16 +88,16 @@ class Overview:
     @property
     def largest(self) -> int | None:
         """The window to recommend; see :func:`room.largest`."""
-        return room.largest(self.sizes, self.limit, self.machine, self._counts)
+        return room.largest(self.sizes, self.limit, self.machine, self._may_remember)
 
     @property
-    def _counts(self) -> bool:
-        """Whether the memory takes room."""
+    def _may_remember(self) -> bool:
+        """Whether there may be a memory, whose state takes room."""
         return self.memory != UNTRAINED
 
     def fits(self, window: int) -> bool:
         """Whether the machine has room for the model with a window."""
-        return room.fits(self.sizes, window, self.machine, self._counts)
+        return room.fits(self.sizes, window, self.machine, self._may_remember)
 
     @property
     def is_too_large(self) -> bool:
@@ -152,18 +152,16 @@ class Overview:
         text = f"{total}, {amount(sizes.memory_weights)} of it the memory's"
         if self.experts:
             used, count = self.experts
-            text += (
-                f"; a token uses {amount(sizes.weights)} ({used} of {count} experts)"
-            )
+            own = amount(sizes.weights)
+            text += f"; a token uses {own} ({used} of {count} experts)"
         if not self.is_too_large:
             return text
         advice = "choose a smaller model"
         if self.fits_quantized:
             advice = f"quantise with -q, or {advice}"
-        room = amount(self.machine.usable)
-        return (
-            f"{text}; more than the {room} that {self.machine} leaves a model: {advice}"
-        )
+        most = amount(self.machine.usable)
+        text += f"; more than the {most} that {self.machine} leaves a model"
+        return f"{text}: {advice}"
 
     @property
     def fits_quantized(self) -> bool:
@@ -185,14 +183,15 @@ class Overview:
         return f"{text}; full attention adds {growth} a token"
 
     def _describe_memory(self) -> str:
-        layers = self.sizes.memory_layers
+        count = self.sizes.memory_layers
+        where = f"in {count} layer" + "s" * (count != 1)
         text = {
             UNTRAINED: "none, as it is not trained",
-            TRAINED: f"trained, in {layers} layers",
-            UNKNOWN: f"in {layers} layers; its weights say whether it is trained",
+            TRAINED: f"trained, {where}",
+            UNKNOWN: f"{where}; its weights say whether it is trained",
         }[self.memory]
         if self.source:
-            text = f"imported from {self.source}, in {layers} layers"
+            text = f"imported from {self.source}, {where}"
             if self.memory == UNTRAINED:
                 text += ", and off, as alpha is 0"
         places = ["an archive (--archive)"]
@@ -205,13 +204,13 @@ class Overview:
     def _describe_window(self) -> str:
         c, largest = self.sizes.config, self.largest
         text = f"{c.window:,} and {c.sinks:,} sinks"
-        if self.memory == TRAINED or self.is_too_large:
+        if self.is_too_large:
             return text
         if not self.fits(c.window):
             advice = f"; --window {largest} fits" if largest else ""
             return f"{text}, too much for {self.machine}{advice}"
-        if self.limit is None:
-            return text
+        if self.memory == TRAINED or self.limit is None:
+            return text  # a memory is trained beside a window
         if c.window > self.limit:
             return (
                 f"{text}, too much for the base, which was trained for no position "

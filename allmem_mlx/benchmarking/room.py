@@ -37,9 +37,11 @@ class Machine(NamedTuple):
 
     @classmethod
     def of(cls, memory: int, here: bool = False) -> "Machine":
-        """A machine with so many bytes. Usable are two thirds, which is what macOS
-        grants to the GPU of 8 to 32 GB, and leaves room for other programs."""
-        return cls(memory, memory * 2 // 3, here)
+        """A machine with so many bytes. Usable are two thirds of up to 32 GB, and three
+        quarters of more: what macOS grants to the GPU, and leaves other programs room.
+        """
+        usable = memory * 2 // 3 if memory <= 32 * GIB else memory * 3 // 4
+        return cls(memory, usable, here)
 
     @classmethod
     def this(cls) -> "Machine":

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .errors import warn
+from ..errors import warn
 
 Weights = dict[str, mx.array]
 
