@@ -171,10 +171,24 @@ REFUSED = [
     ("llama", "hidden_size", "wide", ["hidden_size"]),
     ("llama", "num_hidden_layers", 0, ["num_hidden_layers"]),
     ("llama", "quantization_config", {"quant_method": "gptq"}, ["quantised"]),
-    ("llama", "model_type", "mamba", ["'mamba'", *FAMILIES]),
+    ("llama", "model_type", "gpt_neox", ["gpt_neox", "llama"]),
     ("llama", "model_type", None, ["None"]),
     ("llama", "model_type", ["llama"], ["['llama']"]),
 ]
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("deepseek_v3", "attention is latent"),
+        ("glm4_moe_lite", "attention is latent"),
+        ("mamba2", "no attention"),
+        ("hunyuan_v1_dense", "norms keys after rotating"),
+    ],
+)
+def test_what_cannot_work_says_why(kind, words):
+    with pytest.raises(AllMemError, match=f"{kind}.*{words}"):
+        carry_over({"model_type": kind})
 
 
 @pytest.mark.parametrize("name, setting, value, words", REFUSED)

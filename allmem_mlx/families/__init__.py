@@ -18,7 +18,7 @@ from .layers import (
     global_layers,
     largest_window,
 )
-from .table import FAMILIES, TEXT_MODELS, WRAPPERS
+from .table import FAMILIES, REFUSED, TEXT_MODELS, WRAPPERS
 
 __all__ = [
     "FAMILIES",
@@ -46,6 +46,8 @@ def family_of(kind: Any) -> Family:
     Raises:
         AllMemError: if no such family is known.
     """
+    if isinstance(kind, str) and kind in REFUSED:
+        raise AllMemError(f"model_type {kind!r} is not supported: {REFUSED[kind]}")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise AllMemError(
             f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}"

@@ -267,6 +267,32 @@ FAMILIES = {
     "stablelm": Family(),
     "starcoder2": Family(patch=patches.starcoder2),
 }
+# Why other models of mlx-lm cannot be converted.
+LATENT = "its attention is latent: it keeps no keys that could be turned"
+NO_ATTENTION = "it has no attention: its state has a fixed size as it is"
+NORMED_LATE = "it norms keys after rotating them, so that they cannot be turned"
+REFUSED = {
+    **dict.fromkeys(
+        [
+            "bailing_hybrid",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+            "kimi_k2",
+            "kimi_k25",
+            "kimi_linear",
+            "longcat_flash",
+            "minicpm3",
+            "mistral4",
+            "youtu_llm",
+        ],
+        LATENT,
+    ),
+    **dict.fromkeys(["mamba", "mamba2", "rwkv7"], NO_ATTENTION),
+    **dict.fromkeys(["hunyuan", "hunyuan_v1_dense"], NORMED_LATE),
+}
 # Models with towers beside the language model, which alone is converted.
 WRAPPERS = {
     "gemma3",
