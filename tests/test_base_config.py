@@ -171,7 +171,7 @@ REFUSED = [
     ("llama", "hidden_size", "wide", ["hidden_size"]),
     ("llama", "num_hidden_layers", 0, ["num_hidden_layers"]),
     ("llama", "quantization_config", {"quant_method": "gptq"}, ["quantised"]),
-    ("llama", "model_type", "gpt_neox", ["gpt_neox", "llama"]),
+    ("llama", "model_type", "gpt_neox", ["'gpt_neox'", *FAMILIES]),
     ("llama", "model_type", None, ["None"]),
     ("llama", "model_type", ["llama"], ["['llama']"]),
 ]
