@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from .adapters import load_adapter
 from .config import AllMemConfig
 from .default_model import default_model
@@ -84,11 +86,13 @@ def load(
     AllMemConfig.from_dict(settings)
 
     overrides = {"allmem": settings, "model_file": None}
-    model, config = load_weights(folder, overrides, lazy=lazy)
+    model, config = load_weights(folder, overrides, lazy=True)
     rows = model.token_embedding.weight.shape[0]
     if adapter_path is not None:
         model = load_adapter(model, Path(adapter_path))
         model.eval()
+    if not lazy:
+        mx.eval(model.used_parameters())
     tokenizer = load_tokenizer(folder, config, tokenizer_config)
     if tokens := tokens_without_row(tokenizer, rows):
         _without_tokens(tokenizer, tokens)

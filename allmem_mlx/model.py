@@ -298,6 +298,13 @@ class Model(nn.Module):
         alphas = [x.alpha for x in self.attentions.values() if "memory" in x]
         return not any(mx.any(x).item() for x in alphas)
 
+    def used_parameters(self) -> list[mx.array]:
+        """The parameters that a text goes through: all, or all but those of memories
+        that are off."""
+        off = self.memory_is_off
+        parameters: Any = tree_flatten(self.parameters())
+        return [x for name, x in parameters if not (off and is_memory(name))]
+
     def _memory_can_be_left_out(self) -> bool:
         try:
             return self.memory_is_off

@@ -20,9 +20,11 @@ from helpers import (
     random_tokens,
     slow_beyond,
     tiny_args,
+    tiny_base_folder,
     tiny_model,
 )
 from launches import count_step
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import can_trim_prompt_cache
 from model_launches import launches
 from processes import run
@@ -31,6 +33,7 @@ from allmem_mlx import load, ring
 from allmem_mlx import state as states
 from allmem_mlx.cache import has_memory
 from allmem_mlx.config import BLOCK, AllMemConfig
+from allmem_mlx.convert import convert
 from allmem_mlx.distillation.mlx.student import set_view
 from allmem_mlx.distillation.recipe import Step
 from allmem_mlx.errors import AllMemError
@@ -269,6 +272,22 @@ class TestOff:
         states.save(state, tmp_path / "state", fresh)
         with pytest.raises(AllMemError, match="saved while the model had no memory"):
             states.load(tmp_path / "state", fresh)
+
+    def test_its_weights_stay_on_disk(self, tmp_path):
+        """Until there is something that they are read for."""
+        base = tiny_base_folder(tmp_path / "base", "qwen3")
+        convert(base, tmp_path / "model", window=64, sinks=4, chunk=64)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        model, _ = load(tmp_path / "model")
+        held = mx.get_active_memory() - before
+        used = sum(x.nbytes for x in model.used_parameters())
+        unused = sum(x.nbytes for _, x in tree_flatten(model.parameters())) - used
+        assert used <= held < used + unused / 2 and unused > 10**5
+        model(random_tokens(1, 100))
+        activate_memory(model)
+        mx.eval(model(random_tokens(1, 100)))
+        assert mx.get_active_memory() - before > used + unused / 2
 
     def test_it_is_not_trimmed(self, fresh):
         assert not can_trim_prompt_cache(fresh.make_cache())
