@@ -29,6 +29,7 @@ from transformers import AutoConfig
 from allmem_mlx import load
 from allmem_mlx.convert import convert, gguf
 from allmem_mlx.convert.gguf import weights
+from allmem_mlx.convert.gguf.file import read_header
 from allmem_mlx.errors import AllMemError
 
 
@@ -254,6 +255,23 @@ def test_batches_of_any_size(models, tmp_path, monkeypatch):
             copy.rename(path)
             assert all(mx.array_equal(actual[key], x) for key, x in expected.items())
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("group, size", [(1, 40), (1, 8), (2, 50), (6, 8), (6, 100)])
+def test_batches_are_bounded(models, tmp_path, monkeypatch, group, size):
+    """However the rows lie in the file."""
+    save_gguf(models("qwen3_moe").base, tmp_path / "tiny.gguf")
+    _, tensors = read_header(tmp_path / "tiny.gguf")
+    tensor = tensors["blk.0.attn_q.weight"]
+    places = [(0, 3), (40, 41), (10, 25), (3, 4), (4, 8)]
+    rows = tuple(weights.Rows(tensor, *place) for place in places)
+    monkeypatch.setattr(weights, "BATCH", size * tensor.columns)
+    batches = [*weights.Weight("x", (24, 64), rows, group).batches()]
+    assert all(len(x) <= max(size // group, 1) * group for x in batches)
+    assert all(len(x) % group == 0 for x in batches)
+    x = tensor.read(0, tensor.rows)
+    expected = np.concatenate([x[start:stop] for start, stop in places])
+    assert np.array_equal(np.concatenate(batches), expected)
 
 
 def growth(path, folder) -> int:
