@@ -225,8 +225,8 @@ DAMAGE = {
         ["the tokenizer cannot be read"],
     ),
     "another family": (
-        lambda f: edited(f / "config.json", model_type="mamba"),
-        ["'mamba'", "qwen2, qwen3"],
+        lambda f: edited(f / "config.json", model_type="gpt_neox"),
+        ["'gpt_neox'", "qwen2, qwen2_moe, qwen3"],
     ),
     "a rotary embedding that depends on the length": (
         lambda f: edited(

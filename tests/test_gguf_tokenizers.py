@@ -178,14 +178,17 @@ PIECES = (
 @pytest.mark.parametrize("base", [1900], indirect=True)
 @pytest.mark.parametrize("name", slow_beyond(3, PRE_TOKENIZERS))
 def test_llama_cpp_cuts_the_same(tokenizer, trained, tmp_path, name):
-    """Token for token, whatever stands beside what. Of the two, only transformers'
-    tokenizers normalise."""
+    """Token for token, whatever stands beside what, but for what llama.cpp says that it
+    does not do: normalise, and tell cases of letters and marks beyond ASCII."""
     pytest.importorskip("xllamacpp")
+    texts = [*TEXTS, *(a + b for a in PIECES for b in PIECES)]
+    if name in ("tekken", "gpt-4o", "kanana2"):
+        texts = [text for text in texts if text.isascii()]
+    if name == "deepseek-coder":  # whose spaces are one to llama.cpp
+        texts = [text for text in texts if "\u3000" not in text]
     tokens = tokenizer(**padded(trained, 1900), **{"ggml.pre": name})
     other = LlamaCpp(tmp_path / "tiny.gguf")
-    rng = random.Random(0)
-    texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 14))) for _ in range(100)]
-    for text in [*TEXTS, *texts]:
+    for text in random.Random(0).sample(texts, 400):
         normal = unicodedata.normalize("NFC", text)
         given = normal if PRE_TOKENIZERS[name].nfc else text
         assert tokens.encode(text) == other.tokens(given), text
