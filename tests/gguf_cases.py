@@ -263,11 +263,24 @@ OWN |= {
             "position_embedding_type": "nope",
         },
     ),
+    "granitemoehybrid, attention alone": (
+        "granitemoehybrid",
+        {
+            **GRANITE,
+            **MAMBA,
+            "layer_types": [FULL, FULL],
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 128,
+            "position_embedding_type": "rope",
+        },
+    ),
     "granitemoehybrid, shared expert": (
         "granitemoehybrid",
         {
             **GRANITE,
             **LOCAL_EXPERTS,
+            **MAMBA,
             "layer_types": [FULL, FULL],
             "shared_intermediate_size": 48,
             "position_embedding_type": "rope",

@@ -99,7 +99,8 @@ def architecture_of(config: dict[str, Any]) -> str:
     if kind == "nemotron_h" and "moe" in config["layers_block_type"]:
         return "nemotron_h_moe"
     if kind == "granitemoehybrid" and "linear_attention" not in config["layer_types"]:
-        return "granitemoe"  # in llama.cpp, layers without attention make a hybrid
+        # In llama.cpp, layers without attention make a hybrid.
+        return "granitemoe" if config["num_experts_per_tok"] else "granite"
     return ARCHITECTURES.get(kind, kind)
 
 
@@ -222,15 +223,15 @@ def _granite(config: dict[str, Any]) -> dict[str, Any]:
     }
     if shared := config.get("shared_intermediate_size"):
         values["expert_shared_feed_forward_length"] = shared
-    if architecture_of(config) == "granitehybrid":
+    if config["model_type"] == "granitemoehybrid":
         heads = config["num_key_value_heads"]
         kinds = config["layer_types"]
+        hybrid = "linear_attention" in kinds
         values |= _mamba(config, "mamba_n_heads", "mamba_d_head", MAMBA)
-        values |= {
-            "context_length": 2**20,
-            "attention.head_count_kv": [heads * (kind == FULL) for kind in kinds],
-            "rope.scaling.finetuned": False,
-        }
+        values["attention.head_count_kv"] = [heads * (kind == FULL) for kind in kinds]
+        values["rope.scaling.finetuned"] = not hybrid
+        if hybrid:
+            values["context_length"] = 2**20
     return values
 
 

@@ -342,6 +342,7 @@ def test_refused_tensors(models, tmp_path, name, key, change, words):
     [
         ("qwen3_moe", {"expert_used_count": 9}, ["9 of 4 experts"]),
         ("qwen3_moe", {"expert_feed_forward_length": None}, ["expert_feed_forward"]),
+        ("qwen3_moe", {"expert_gating_func": 2}, ["expert_gating_func = 2"]),
         ("lfm2_moe", {"expert_gating_func": 1}, ["expert_gating_func = 1"]),
         ("gpt_oss", {"expert_gating_func": 2}, ["expert_gating_func = 2"]),
         ("qwen3_5", {"ssm.time_step_rank": 5}, ["2 heads of keys and 5 of values"]),
@@ -378,11 +379,11 @@ def test_a_head_of_falcon_h1_that_is_lost(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: x**2, lambda x: x[::-1], lambda x: x[:-1]]
+    "change", [lambda x: x * 2, lambda x: x[::-1], lambda x: x[:-1]]
 )
 def test_other_factors_of_gemma4(models, tmp_path, change):
     model = models("gemma4")
-    factors = model.tensors["rope_freqs.weight"] + 1
+    factors = model.tensors["rope_freqs.weight"]
     tensors = {"rope_freqs.weight": change(factors).copy()}
     save_gguf(model.base, tmp_path / "tiny.gguf", tensors)
     with pytest.raises(AllMemError, match="rope_freqs.weight"):

@@ -117,9 +117,9 @@ def read_weights(
     for whole_name, tensor in source.tensors.items():
         if whole_name == FACTORS:
             continue  # in the configuration
-        match = re.fullmatch(r"(?:blk\.([0-9]+)\.)?(.+)", whole_name)
-        assert match is not None
-        number, name = match.groups()
+        number, name = None, whole_name
+        if match := re.match(r"blk\.([0-9]+)\.", whole_name):
+            number, name = match[1], whole_name[match.end() :]
         if number is not None and int(number) >= source.layers:
             left_out.append(whole_name)  # it predicts further tokens
             continue

@@ -15,6 +15,7 @@ from .architecture import (
     QK_NORMS,
     Architecture,
 )
+from .delta_net import DELTA_NET
 from .gemma4 import GEMMA4
 from .mixtures import MIXTRAL, MIXTURES, mixtral
 from .recurrent import RECURRENT
@@ -97,6 +98,7 @@ def _starcoder2(source: Source) -> dict[str, Any]:
 def _granite(source: Source) -> dict[str, Any]:
     if not source.get("rope.scaling.finetuned", bool, True):
         raise source.error("granite without a rotary embedding is not supported")
+    source.get("expert_shared_feed_forward_length", int, 0)  # of no experts
     return {**granite(source), **biases(source)}
 
 
@@ -231,6 +233,7 @@ ARCHITECTURES = {
         partial=True,
     ),
     **MIXTURES,
+    **DELTA_NET,
     **RECURRENT,
     **GEMMA4,
 }

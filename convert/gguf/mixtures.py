@@ -5,7 +5,15 @@ from typing import Any
 from .architecture import POST_ATTENTION, QK_NORMS, Architecture, Names
 from .recipes import experts, halves, joined, one_row, packed_experts, transposed
 from .rope import rope_parameters
-from .settings import FULL, SIGMOID, check_gating, granite, layer_types, rms, routing
+from .settings import (
+    FULL,
+    SIGMOID,
+    SOFTMAX_OF_CHOSEN,
+    granite,
+    layer_types,
+    rms,
+    routing,
+)
 from .source import Source
 
 MXFP4 = {
@@ -17,8 +25,6 @@ MXFP4 = {
         "lm_head",
     ],
 }
-SOFTMAX_OF_CHOSEN = 3  # a value of expert_gating_func
-
 EXPERTS: Names = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps.weight": experts("mlp.experts.{}.gate_proj.weight"),
@@ -148,14 +154,17 @@ def _granitemoe(source: Source) -> dict[str, Any]:
         "num_local_experts": count,
         "num_experts_per_tok": used,
     }
+    rotates = source.get("rope.scaling.finetuned", bool, True)
     if shared := source.get("expert_shared_feed_forward_length", int, 0):
         # The family whose layers may have a memory of their own has a shared expert.
-        settings |= {
+        return settings | {
             "model_type": "granitemoehybrid",
             "shared_intermediate_size": shared,
             "layer_types": ["attention"] * source.layers,
-            "position_embedding_type": "rope",
+            "position_embedding_type": "rope" if rotates else "nope",
         }
+    if not rotates:
+        raise source.error("granitemoe without a rotary embedding is not supported")
     return settings
 
 
@@ -176,8 +185,7 @@ def _ernie4_5(source: Source) -> dict[str, Any]:
 
 
 def _glm4moe(source: Source) -> dict[str, Any]:
-    count, used = routing(source)
-    check_gating(source, SIGMOID)
+    count, used = routing(source, SIGMOID)
     return {
         **rms(source),
         "attention_bias": source.has_tensor("attn_q.bias"),
@@ -197,8 +205,7 @@ def _glm4moe(source: Source) -> dict[str, Any]:
 
 
 def _gpt_oss(source: Source) -> dict[str, Any]:
-    count, used = routing(source)
-    check_gating(source, SOFTMAX_OF_CHOSEN)
+    count, used = routing(source, SOFTMAX_OF_CHOSEN)
     rope = rope_parameters(source)
     if rope["rope_type"] == "yarn":
         rope["truncate"] = False

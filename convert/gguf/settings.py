@@ -6,7 +6,8 @@ from .rope import rope_parameters
 from .source import Source
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-SIGMOID = 2  # a value of expert_gating_func
+MAMBA = ("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank")
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3  # values of expert_gating_func
 
 
 def layer_types(source: Source, period: int) -> list[str]:
@@ -63,6 +64,9 @@ def two_ropes(source: Source, theta: float) -> dict[str, Any]:
 
 def granite(source: Source) -> dict[str, Any]:
     """What every Granite has."""
+    if not source.has_tensor("ssm_a"):  # sizes of layers that a hybrid may have
+        for key in MAMBA:
+            source.get(f"ssm.{key}", int, 0)
     scale = source.get("attention.scale", float, source.head_dim**-0.5)
     return {
         **rms(source),
@@ -73,22 +77,18 @@ def granite(source: Source) -> dict[str, Any]:
     }
 
 
-def routing(source: Source) -> tuple[int, int]:
-    """How many experts there are, and how many of them a token gets."""
+def routing(source: Source, gating: int = SOFTMAX) -> tuple[int, int]:
+    """How many experts there are, and how many of them a token gets.
+
+    Args:
+        source (Source): the file.
+        gating (int): the function of the family's router, if it is another.
+    """
+    if (found := source.get("expert_gating_func", int, gating)) != gating:
+        raise source.error(
+            f"{source.architecture}.expert_gating_func = {found} is not supported"
+        )
     count, used = source.get("expert_count", int), source.get("expert_used_count", int)
     if not 0 < used <= count:
         raise source.error(f"{used} of {count} experts for a token is impossible")
     return count, used
-
-
-def check_gating(source: Source, function: int) -> None:
-    """Refuses another function of the router than the family's.
-
-    Args:
-        source (Source): the file.
-        function (int): a value of ``expert_gating_func``.
-    """
-    if (found := source.get("expert_gating_func", int, function)) != function:
-        raise source.error(
-            f"{source.architecture}.expert_gating_func = {found} is not supported"
-        )
