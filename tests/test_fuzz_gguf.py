@@ -261,7 +261,7 @@ def others(tmp_path_factory):
     return [(folder / f"{i}.gguf").read_bytes() for i in range(len(OTHERS))]
 
 
-@pytest.mark.parametrize("block", slow_beyond(1, range(0, FILES, 50)))
+@pytest.mark.parametrize("block", slow_beyond(1, range(0, FILES // 2, 50)))
 def test_other_families(others, tmp_path, block):
     seeds = range(block, block + 50)
     refused, growth = alone(refusals, write_other, others, tmp_path, seeds)

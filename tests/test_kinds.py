@@ -37,14 +37,25 @@ KINDS = {
     "shared keys": "gemma4_text",
     "shared keys, called otherwise": "gemma3n_text",
 }
+# Of kinds that differ in how a layer is called, one is enough.
+ALIKE = {
+    "Mamba-2 beside attention",
+    "Mamba-2 between MLPs",
+    "shared keys, called otherwise",
+}
 SIZES = {"window": 32, "sinks": 4, "chunk": 32, "fold": 8}  # a block is a chunk
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def folder(request, tmp_path_factory):
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory):
     """A converted folder with an active memory."""
     path = tmp_path_factory.mktemp("kind")
-    save_checkpoint(path / "base", KINDS[request.param])
+    save_checkpoint(path / "base", KINDS[kind])
     convert(path / "base", path / "model", **SIZES)
     model, _ = load(path / "model")
     mx.random.seed(0)
@@ -101,8 +112,10 @@ def test_a_recurrent_state_is_part_of_the_file(loaded, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_is_flat(loaded):
+def test_memory_is_flat(kind, loaded):
     """The peak while 32,768 tokens are read is that of 2,048."""
+    if kind in ALIKE:
+        pytest.skip("of a kind that is tried")
     model, _ = loaded
     peaks = []
     for length in (2048, 32768):
