@@ -364,7 +364,8 @@ def _carried(config: dict[str, Any], family: Family) -> dict[str, Any]:
     """Settings that the model file reads in another form."""
     try:
         carried = {**_rope(config, family), **_layers(config, family)}
-        return {**carried, **family.settings({**config, **carried})}
+        given = {"given_window": config.get("sliding_window")}
+        return {**carried, **family.settings({**config, **given, **carried})}
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         text = f"{type(error).__name__}: {reason(error)}"
         raise AllMemError(f"the configuration makes no sense: {text}") from None

@@ -754,6 +754,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "nemotron_h, groups of experts": (
+        "nemotron_h",
+        {
+            "layers_block_type": ["moe", LINEAR_ATTENTION, FULL, "moe"],
+            "num_hidden_layers": None,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "conv_kernel": 4,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": True,
+            "tie_word_embeddings": False,
+        },
+    ),
     "jamba": (
         "jamba",
         {

@@ -2,8 +2,8 @@
 
 A family is a model file of mlx-lm: a decoder with softmax attention over rotated
 queries and keys. Its code for projections, norms, rotary embedding, biases, soft caps,
-scales, experts and recurrent layers is used as it is; this module lists how it differs.
-``docs/conversion.md`` has the table.
+scales, experts and recurrent layers is used as it is; ``table.py`` lists how it
+differs, and ``docs/conversion.md`` shows it.
 """
 
 import importlib

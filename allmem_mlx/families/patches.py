@@ -88,7 +88,12 @@ class _ExactRouter(nn.Module):
     @property
     def cast_predicate(self) -> Callable[[str], bool]:
         inherited = getattr(super(), "cast_predicate", None)
-        kept = ("mlp.gate.weight", "e_score_correction_bias", "expert_bias")
+        kept = (
+            "mlp.gate.weight",
+            "mixer.gate.weight",
+            "e_score_correction_bias",
+            "expert_bias",
+        )
 
         def cast(path: str) -> bool:
             return not path.endswith(kept) and (inherited is None or inherited(path))
@@ -307,8 +312,9 @@ def sigmoid_router(model: Any, config: dict[str, Any]) -> None:
     the weight of a single expert."""
     specialize(model, _ExactRouter)
     for layer in model.layers:
-        if "gate" in layer.mlp:
-            specialize(layer.mlp.gate, _SigmoidRouter)
+        experts = layer["mlp"] if "mlp" in layer else layer["mixer"]
+        if "gate" in experts:
+            specialize(experts.gate, _SigmoidRouter)
 
 
 def starcoder2(model: Any, config: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ A function is called as its family, or as what it says, and is given the setting
 transformers; it raises :class:`AllMemError` if the model file cannot obey one.
 """
 
+import math
 from typing import Any
 
 from ..errors import AllMemError
@@ -22,6 +23,8 @@ def sliding_pattern(config: dict[str, Any]) -> int:
     """The period of the global layers, as the model files of mlx-lm count it."""
     _check_mixed(config)
     types = config["layer_types"]
+    if "full_attention" not in types:
+        raise AllMemError("layer_types without full_attention are not supported")
     period = types.index("full_attention") + 1
     if any(
         (kind == "full_attention") != ((i + 1) % period == 0)
@@ -56,7 +59,13 @@ def olmo3(config: dict[str, Any]) -> dict[str, Any]:
 
 def exaone4(config: dict[str, Any]) -> dict[str, Any]:
     if config["sliding_window"] is None:
+        if config["given_window"] is not None:  # transformers then rotates nothing
+            raise AllMemError(
+                f"exaone4 with sliding_window = {config['given_window']!r} and no "
+                "layer that slides is not supported; it must be null"
+            )
         return {"sliding_window_pattern": None}
+    _check_mixed(config)
     kinds = ("G" if kind == "full_attention" else "L" for kind in config["layer_types"])
     return {"sliding_window_pattern": "".join(kinds)}
 
@@ -240,11 +249,14 @@ def jamba(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def lfm2(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "block_dim": config["hidden_size"],
-        "layer_types": config["layer_types"]
-        or ["full_attention"] * config["num_hidden_layers"],
-    }
+    _check_mixed(config)
+    return {"block_dim": config["hidden_size"]}
+
+
+def nemotron_h(config: dict[str, Any]) -> dict[str, Any]:
+    if "linear_attention" not in (config["layer_types"] or ()):
+        raise AllMemError("nemotron_h without a layer of Mamba is not supported")
+    return {"time_step_limit": [config["time_step_min"], math.inf]}
 
 
 def ministral3(config: dict[str, Any]) -> dict[str, Any]:

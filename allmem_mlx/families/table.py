@@ -1,6 +1,5 @@
 """The families, and the models with towers that have one inside."""
 
-import math
 from typing import Any
 
 from . import calls, layouts, patches, settings, towers
@@ -192,7 +191,8 @@ FAMILIES = {
     ),
     "nemotron_h": Family(
         recurrent="Mamba-2",
-        settings=lambda c: {"time_step_limit": [c["time_step_min"], math.inf]},
+        settings=settings.nemotron_h,
+        patch=patches.sigmoid_router,
         rotates=lambda attention: False,
         distils=False,
         names=Names("backbone", "embeddings", "mixer", "norm_f"),

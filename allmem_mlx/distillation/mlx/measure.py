@@ -113,7 +113,10 @@ def measure(
     layers = []
     for hybrid, parts, size in zip(hybrids, layer_inputs, sizes, strict=True):
         value = _matrix(hybrid, "v_proj")
-        out, head_dim = _matrix(hybrid, "o_proj"), len(value) // kv_heads
+        out, head_dim = (
+            _matrix(hybrid, "out_proj" if "out_proj" in hybrid else "o_proj"),
+            len(value) // kv_heads,
+        )
         base_layer = {"value": value, "out": out, "head_dim": head_dim, "size": size}
         layers.append(Layer.measured(np.concatenate(parts), *text, **base_layer))
     return layers, output
