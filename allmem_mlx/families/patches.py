@@ -41,6 +41,11 @@ class _Starcoder2MLP(nn.Module):
         return self.c_proj(nn.gelu_approx(self.c_fc(x)))
 
 
+def _smallest(x: mx.array, count: int) -> mx.array:
+    """Where the smallest numbers are, ``[..., count]``, which has no gradient."""
+    return mx.stop_gradient(mx.argpartition(x, kth=count - 1, axis=-1)[..., :count])
+
+
 @mx.compile
 def _select_experts(
     logits: mx.array,
@@ -60,9 +65,10 @@ def _select_experts(
         best = mx.topk(choice, 2, axis=-1).sum(axis=-1, keepdims=True)
         left = groups - kept_groups
         worst = mx.argpartition(best, kth=left - 1, axis=-2)[..., :left, :]
+        worst = mx.stop_gradient(worst)
         choice = mx.put_along_axis(choice, worst, mx.array(-mx.inf), axis=-2)
         choice = mx.flatten(choice, -2, -1)
-    chosen = mx.argpartition(-choice, kth=count - 1, axis=-1)[..., :count]
+    chosen = _smallest(-choice, count)
     weights = mx.take_along_axis(scores, chosen, axis=-1)
     if normed:
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
@@ -104,8 +110,7 @@ class _ExactRouter(nn.Module):
 class _Ernie45Experts(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         gates = mx.softmax(self.gate(x.astype(mx.float32)), axis=-1, precise=True)
-        choice = -gates - self.expert_bias
-        chosen = mx.argpartition(choice, kth=self.k - 1, axis=-1)[..., : self.k]
+        chosen = _smallest(-gates - self.expert_bias, self.k)
         weights = mx.take_along_axis(gates, chosen, axis=-1)
         weights = weights / mx.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
         y = self.switch_mlp(x, chosen)
@@ -152,8 +157,7 @@ class _GraniteHybridNorm(nn.Module):
 class _JambaMoE(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         scores = mx.softmax(self.router(x), axis=-1, precise=True)
-        k = self.num_experts_per_tok
-        chosen = mx.stop_gradient(mx.argpartition(-scores, kth=k - 1, axis=-1)[..., :k])
+        chosen = _smallest(-scores, self.num_experts_per_tok)
         y = self.switch_mlp(x, chosen)
         return (y * mx.take_along_axis(scores, chosen, axis=-1)[..., None]).sum(axis=-2)
 

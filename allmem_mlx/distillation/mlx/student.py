@@ -12,8 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from ...cache import fork, parts
+from ...cache import fork, named_arrays, set_arrays
+from ...errors import AllMemError
 from ...model import Model
+from ...state import MEMORY
 from ..documents import Document
 from ..recipe import Step
 
@@ -26,7 +28,14 @@ def hybrid_layers(model: Model) -> list[Any]:
 
 
 def make_trainable(model: Model) -> None:
-    """Freezes all but the memory and alpha, which become float32."""
+    """Freezes all but the memory and alpha, which become float32.
+
+    Raises:
+        AllMemError: if the family cannot be distilled.
+    """
+    if not model.family.distils:
+        kind = model.base_config["model_type"]
+        raise AllMemError(f"{kind} cannot be distilled by MLX")
     model.freeze()
     for layer in hybrid_layers(model):
         layer.memory.unfreeze()
@@ -43,9 +52,10 @@ def set_view(model: Model, step: Step) -> None:
     grid: dict[str, Any] = {"chunk": step.chunk, "fold": fold}
     config = replace(model.allmem, window=step.window, sinks=step.sinks, **grid)
     model.allmem = config
+    of_window = model.global_layers
     for i, attention in model.attentions.items():
-        here = i in model.global_layers
-        attention.config = config if here else replace(attention.config, **grid)
+        own = replace(attention.config, **grid)
+        attention.config = config if i in of_window else own
     for layer in hybrid_layers(model):
         layer.memory.config = config
 
@@ -117,26 +127,22 @@ def _checkpointed(
 ) -> tuple[mx.array, list[Any]]:
     after: list[Any] = []
 
-    def read(parameters: Any, arrays: list[list[mx.array]]) -> tuple[mx.array, list]:
+    def read(parameters: Any, arrays: Any) -> tuple[mx.array, dict[str, mx.array]]:
         model.update(parameters)
         cache = _with_arrays(before, arrays)
         with model.reading(block, cache):
             hidden = model.model(block, cache=cache)
         after[:] = cache  # for its counters; the arrays are returned
-        return hidden, _arrays(cache)
+        return hidden, named_arrays(cache, MEMORY)
 
-    hidden, arrays = mx.checkpoint(read)(model.trainable_parameters(), _arrays(before))
+    given = model.trainable_parameters(), named_arrays(before, MEMORY)
+    hidden, arrays = mx.checkpoint(read)(*given)
     return hidden, _with_arrays(after, arrays)
 
 
-def _arrays(cache: list[Any]) -> list[list[mx.array]]:
-    return [part.arrays for _, part in parts(cache)]
-
-
-def _with_arrays(cache: list[Any], arrays: list[list[mx.array]]) -> list[Any]:
+def _with_arrays(cache: list[Any], arrays: dict[str, mx.array]) -> list[Any]:
     cache = fork(cache)
-    for (_, part), own in zip(parts(cache), arrays, strict=True):
-        part.arrays = own
+    set_arrays(cache, arrays, MEMORY)
     return cache
 
 

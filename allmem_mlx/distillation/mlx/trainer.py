@@ -11,7 +11,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from ...errors import AllMemError, SettingError, warn
+from ...errors import SettingError, warn
 from ...evaluation import likelihood
 from ...evaluation.systems import Reader, System, systems
 from ...families import largest_window, reach
@@ -73,8 +73,6 @@ class MLXTrainer:
                 f"{recipe.chunks}: use --chunks {chunk}, or convert it with --chunk"
             )
         base = self.model.base_config
-        if not self.model.family.distils:
-            raise AllMemError(f"{base['model_type']} cannot be distilled by MLX")
         sizes = ("windows", "sinks", "chunks")
         longest = sum(max(recipe.numbers(name)) for name in sizes)
         if (limit := reach(base)) is not None and longest > limit:
