@@ -27,15 +27,18 @@ YARN = {
 }
 
 # Experts that are chosen by a sigmoid and a bias, among those of the best groups.
-GROUPS = {
-    "n_routed_experts": 8,
+ROUTED = {
     "num_experts_per_tok": 3,
     "n_group": 4,
     "topk_group": 2,
-    "n_shared_experts": 2,
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.7,
     "moe_intermediate_size": 48,
+}
+GROUPS = {
+    **ROUTED,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
     "tie_word_embeddings": False,
 }
 
@@ -83,6 +86,14 @@ GRANITE_HYBRID = {
     "num_experts_per_tok": 2,
     "shared_intermediate_size": 24,
 }
+PROPORTIONAL = {
+    FULL: {
+        "rope_type": "proportional",
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 100000.0,
+    },
+    SLIDING: theta(5000.0),
+}
 GEMMA4 = {
     "num_hidden_layers": 6,
     "layer_types": [SLIDING, SLIDING, FULL] * 2,
@@ -94,14 +105,7 @@ GEMMA4 = {
     "vocab_size_per_layer_input": 128,
     "final_logit_softcapping": 3.0,
     "use_double_wide_mlp": True,
-    "rope_parameters": {
-        FULL: {
-            "rope_type": "proportional",
-            "partial_rotary_factor": 0.25,
-            "rope_theta": 100000.0,
-        },
-        SLIDING: theta(5000.0),
-    },
+    "rope_parameters": PROPORTIONAL,
 }
 
 # Name -> family and settings that differ from TINY_BASE. A name says what is tried.
@@ -201,14 +205,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": [SLIDING, SLIDING, FULL, SLIDING],
             "sliding_window": 24,
             "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+            **ROUTED,
             "num_experts": 8,
-            "num_experts_per_tok": 3,
-            "n_group": 4,
-            "topk_group": 2,
             "num_shared_experts": 2,
-            "norm_topk_prob": True,
-            "routed_scaling_factor": 1.7,
-            "moe_intermediate_size": 48,
             "rope_parameters": LLAMA3,
         },
     ),
@@ -419,12 +418,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 24,
             "v_head_dim": 16,
             "attention_value_scale": 0.7,
+            **ROUTED,
             "n_routed_experts": 8,
-            "num_experts_per_tok": 3,
-            "n_group": 4,
-            "topk_group": 2,
-            "routed_scaling_factor": 1.7,
-            "moe_intermediate_size": 48,
             "rope_parameters": {
                 FULL: theta(50000.0, partial_rotary_factor=0.5),
                 SLIDING: theta(5000.0, partial_rotary_factor=0.5),
@@ -947,29 +942,3 @@ def save_family(folder: Path, family: str, config: dict[str, Any]) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer(folder)
     return folder
-
-
-def save_gemma3_with_vision(folder: Path) -> tuple[Path, Any]:
-    """Gemma 3 as the hub has its larger sizes, and its class in transformers."""
-    import torch
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    tokens = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102}
-    config = Gemma3Config(
-        text_config=settings("gemma3_text")[1],
-        vision_config=vision,
-        mm_tokens_per_image=4,
-        **tokens,
-    )
-    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
-    tiny_tokenizer(folder)
-    return folder, Gemma3ForConditionalGeneration

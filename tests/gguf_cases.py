@@ -7,7 +7,15 @@ does not write.
 from typing import Any
 
 from family_cases import CASES as ALL
-from family_cases import FULL, LINEAR, LINEAR_ATTENTION, SLIDING, YARN, theta
+from family_cases import (
+    FULL,
+    LINEAR,
+    LINEAR_ATTENTION,
+    PROPORTIONAL,
+    SLIDING,
+    YARN,
+    theta,
+)
 
 SAME = [
     "cohere",
@@ -75,14 +83,7 @@ GEMMA4 = {
     "layer_types": [SLIDING, SLIDING, FULL] * 2,
     "sliding_window": 24,
     "global_head_dim": 32,
-    "rope_parameters": {
-        FULL: {
-            "rope_type": "proportional",
-            "partial_rotary_factor": 0.25,
-            "rope_theta": 100000.0,
-        },
-        SLIDING: theta(5000.0),
-    },
+    "rope_parameters": PROPORTIONAL,
 }
 GPT_OSS = {
     **LOCAL_EXPERTS,

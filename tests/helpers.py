@@ -1,9 +1,11 @@
 """What the tests share: assertions, tiny models and folders, the generate command."""
 
+import json
 import random
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -188,6 +190,22 @@ def tiny_base_folder(folder: Path, family: str = "qwen3", **config) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tiny_tokenizer(folder)
     return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def change_config(folder: Path, **changed: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(read_config(folder) | changed))
+
+
+def change_weights(folder: Path, change: Callable[[dict], Any]) -> None:
+    file = folder / "model.safetensors"
+    weights, metadata = mx.load(str(file), return_metadata=True)
+    mx.eval(weights)  # the file is about to be written
+    change(weights)
+    mx.save_safetensors(str(file), weights, metadata)
 
 
 def transformers_model(folder: Path, kind=None, **options):

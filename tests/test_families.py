@@ -12,7 +12,6 @@ from family_cases import (
     FULL,
     SLIDING,
     save_checkpoint,
-    save_gemma3_with_vision,
     settings,
 )
 from helpers import (
@@ -303,15 +302,6 @@ def test_a_window_beyond_that_of_the_base_is_refused(tmp_path):
     assert load(tmp_path / "new")[0].allmem.window == 48
     with pytest.raises(SettingError, match="window is 49.* 48 tokens"):
         load(tmp_path / "new", model_config={"window": 49})
-
-
-def test_gemma_3_with_a_vision_tower(tmp_path):
-    """The language model alone is converted."""
-    folder, kind = save_gemma3_with_vision(tmp_path / "base")
-    tokens = random_tokens(1, LENGTH, vocab=90)  # without the tokens of images
-    model = converted(folder, tmp_path / "new", window=256)
-    expected = transformers_logits(transformers_model(folder, kind), tokens)
-    assert_close("logits", feed(model, tokens, CUTS)[0], expected, TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

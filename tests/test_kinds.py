@@ -12,9 +12,9 @@ from processes import run
 from test_server import ask, message, serving
 from test_state import (
     TOKENS,
+    assert_a_fork_is_another,
     assert_goes_on,
     assert_same,
-    assert_same_words,
     endless,
     read,
     say,
@@ -76,12 +76,7 @@ def test_going_on_in_another_process_is_going_on(folder, tmp_path):
 
 
 def test_a_fork_is_another(loaded):
-    session = endless(*loaded)
-    read(session, TOKENS[:100])
-    before = session.state.fork()
-    expected = say(endless(*loaded, before.fork()), 10)
-    say(session, 20, TOKENS[100:150])
-    assert_same_words(say(endless(*loaded, before), 10), expected)
+    assert_a_fork_is_another(loaded, 100)
 
 
 def test_undo(loaded):

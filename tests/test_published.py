@@ -9,12 +9,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import torch
-from family_cases import CASES, save_checkpoint, save_gemma3_with_vision, settings
+from family_cases import CASES, save_checkpoint, settings
 from gguf_files import save_gguf
 from helpers import (
     assert_close,
     assert_refused,
     assert_same_arrays,
+    change_config,
+    change_weights,
     random_tokens,
     slow_beyond,
     tiny_base_folder,
@@ -27,6 +29,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from processes import run
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from wrapper_cases import WRAPPERS, save_wrapper
 
 from allmem_mlx import load
 from allmem_mlx.convert import convert
@@ -58,19 +61,6 @@ def model_folder(base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "model"
     convert(base, folder, **SIZES)
     return folder
-
-
-def change_weights(folder: Path, change) -> None:
-    file = folder / "model.safetensors"
-    weights = dict(mx.load(str(file)))
-    mx.eval(weights)  # the file is about to be written
-    change(weights)
-    mx.save_safetensors(str(file), weights, {"format": "pt"})
-
-
-def change_config(folder: Path, **changed) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
 
 
 def arrays(folder: Path) -> dict[str, mx.array]:
@@ -219,7 +209,8 @@ class TestExtras:
     )
     def test_a_vision_tower(self, tmp_path, prefix, capsys):
         """Under both names that transformers has used; its tower is named."""
-        folder, kind = save_gemma3_with_vision(tmp_path / "base")
+        folder = tmp_path / "base"
+        kind = save_wrapper(folder, WRAPPERS["gemma3"])
         tokens = random_tokens(1, 20, vocab=90)
         expected = transformers_logits(transformers_model(folder, kind), tokens)
 

@@ -15,7 +15,10 @@ from family_cases import YARN, complete, save_checkpoint, save_family, settings
 from helpers import (
     assert_close,
     assert_same_arrays,
+    change_config,
+    change_weights,
     random_tokens,
+    read_config,
     slow_beyond,
     transformers_logits,
     transformers_model,
@@ -35,22 +38,6 @@ SIZES = {"window": 224, "sinks": 4, "chunk": 64}
 
 def arrays(folder: Path) -> dict[str, mx.array]:
     return mx.load(str(folder / "model.safetensors"))
-
-
-def change_weights(folder: Path, change: Callable[[dict], Any]) -> None:
-    file = folder / "model.safetensors"
-    weights = dict(mx.load(str(file)))
-    mx.eval(weights)  # the file is about to be written
-    change(weights)
-    mx.save_safetensors(str(file), weights, {"format": "mlx"})
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
-
-
-def change_config(folder: Path, **changed: Any) -> None:
-    (folder / "config.json").write_text(json.dumps(read_config(folder) | changed))
 
 
 def publish(source: Path, folder: Path, kind: str | None = None) -> Path:

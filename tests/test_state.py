@@ -141,12 +141,16 @@ def assert_goes_on(folder, tmp_path, places, length, generated):
 
 
 def test_a_fork_is_another(tiny):
-    session = endless(*tiny)
-    read(session, TOKENS[:300])
+    assert_a_fork_is_another(tiny, 300)
+
+
+def assert_a_fork_is_another(loaded, length):
+    session = endless(*loaded)
+    read(session, TOKENS[:length])
     before = session.state.fork()
-    expected = say(endless(*tiny, before.fork()), 20)
-    say(session, 50, TOKENS[300:400])
-    assert_same_words(say(endless(*tiny, before), 20), expected)
+    expected = say(endless(*loaded, before.fork()), 20)
+    say(session, 50, TOKENS[length : length + 100])
+    assert_same_words(say(endless(*loaded, before), 20), expected)
 
 
 class TestGoingBack:

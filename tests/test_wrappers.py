@@ -13,8 +13,11 @@ import pytest
 from family_cases import save_checkpoint
 from helpers import (
     assert_close,
+    change_config,
+    change_weights,
     feed,
     random_tokens,
+    read_config,
     slow_beyond,
     transformers_logits,
     transformers_model,
@@ -34,22 +37,6 @@ from allmem_mlx.errors import AllMemError
 SIZES = {"window": 224, "sinks": 4, "chunk": 64}
 CUTS = [70, 1, 1, 128]
 LENGTH = sum(CUTS)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
-
-
-def change_config(folder: Path, **changed: Any) -> None:
-    (folder / "config.json").write_text(json.dumps(read_config(folder) | changed))
-
-
-def change_weights(folder: Path, change) -> None:
-    file = folder / "model.safetensors"
-    weights = dict(mx.load(str(file)))
-    mx.eval(weights)  # the file is about to be written
-    change(weights)
-    mx.save_safetensors(str(file), weights, {"format": "pt"})
 
 
 class Case:
