@@ -102,7 +102,7 @@ def recurrent_caches(cache: Sequence[Any]) -> list[ArraysCache]:
 
 def tokens_read(cache: Sequence[Any]) -> int:
     """The number of tokens that a state was read from."""
-    return attention_caches(cache)[0].offset
+    return next(x for _, x in parts(cache) if isinstance(x, HybridCache)).offset
 
 
 def has_memory(cache: Sequence[Any]) -> bool:

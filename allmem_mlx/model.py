@@ -250,7 +250,9 @@ class Model(nn.Module):
         dtype: mx.Dtype = next(
             x.dtype
             for name, x in parameters
-            if self.cast_predicate(name) and mx.issubdtype(x.dtype, mx.floating)
+            if self.cast_predicate(name)
+            and not is_memory(name)
+            and mx.issubdtype(x.dtype, mx.floating)
         )
         return dtype
 

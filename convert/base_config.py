@@ -12,6 +12,8 @@ from typing import Any
 from allmem_mlx.config import AllMemConfig
 from allmem_mlx.errors import AllMemError, reason
 from allmem_mlx.families import (
+    EXPERTS,
+    EXPERTS_OF_A_TOKEN,
     FAMILIES,
     SIZES,
     TEXT_MODELS,
@@ -29,31 +31,17 @@ from allmem_mlx.families import (
 HARMLESS = {
     "attention_dropout",
     "bos_token_id",
+    "chunk_size",
     "embd_pdrop",
     "embedding_dropout",
-    "eod_token_id",
     "eos_token_id",
+    "expand",
+    "full_attn_idxs",
     "hidden_dropout",
     "initializer_range",
     "input_jitter_noise",
-    "max_position_embeddings",
-    "max_window_layers",  # layer_types says it
-    "mtp_layer_types",
-    "mtp_mlp_layer_types",
-    "pad_token_id",
-    "pretraining_tp",
-    "resid_pdrop",
-    "residual_dropout",
-    "rope_parameters",  # carried over below
-    "layer_types",
-    "sliding_window",
-    "use_cache",
-    "use_sliding_window",
-    "_sliding_window_pattern",
-    "chunk_size",
-    "expand",
-    "full_attn_idxs",
     "interleave_moe_layer_step",
+    "layer_types",
     "layers_block_type",
     "linear_a_log_max",
     "linear_a_log_min",
@@ -63,21 +51,34 @@ HARMLESS = {
     "mamba_chunk_size",
     "mamba_expand",
     "mamba_ssm_cache_dtype",
+    "max_position_embeddings",
+    "max_window_layers",  # layer_types says it
     "moe_shared_expert_overlap",
+    "mtp_layer_types",
     "mtp_layers_block_type",
+    "mtp_mlp_layer_types",
     "no_rope_layer_interval",
     "num_logits_to_keep",
     "num_nextn_predict_layers",
     "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
     "rescale_prenorm_residual",
+    "resid_pdrop",
+    "residual_dropout",
+    "rope_parameters",  # carried over below
     "router_aux_loss_coef",
     "router_jitter_noise",
+    "sliding_window",
+    "_sliding_window_pattern",
     "time_step_floor",
     "time_step_max",
     "time_step_min",
     "use_associative_scan",
+    "use_cache",
     "use_mamba_kernels",
     "use_mambapy",
+    "use_sliding_window",
 }
 # Settings of a scaled rotary embedding that mlx-lm reads.
 ROPE = {
@@ -105,12 +106,10 @@ ROPE = {
         "short_factor",
     },
 }
-# The number of experts, and of those that a token chooses.
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
+# Those that it cannot do without, which are lists; of all others it is the factor.
+LISTS = {"longrope": ("short_factor", "long_factor")}
 # Layers without attention, of families that have recurrent ones.
 OTHER_LAYERS = ("linear_attention", "conv", "moe", "mlp")
-LISTS = {"longrope": ("short_factor", "long_factor")}
 # Of a model with towers, what its language model has in common with them.
 SHARED = (
     "bos_token_id",
@@ -263,8 +262,7 @@ def _rope(config: dict[str, Any], family: Family) -> dict[str, Any]:
     }
     if kind in ROPE:
         known = {name: rope[name] for name in ROPE[kind] if rope.get(name) is not None}
-        needed = LISTS.get(kind, ("factor",))
-        for name in needed:
+        for name in LISTS.get(kind, ("factor",)):
             if not isinstance(known.get(name), list if kind in LISTS else int | float):
                 raise AllMemError(f"{name} of a {kind} rotary embedding is missing")
         if not (known.get("mscale") and known.get("mscale_all_dim")):
@@ -293,15 +291,15 @@ def _layers(config: dict[str, Any], family: Family) -> dict[str, Any]:
     for kind in types:
         if kind not in ("full_attention", "sliding_attention", *others):
             raise AllMemError(f"a layer of type {kind!r} is not supported")
-    if "sliding_attention" not in types and (types or window is None):
+    if types and set(types) <= set(others):
+        raise AllMemError("a model without a layer of attention is not supported")
+    if window is None:  # nothing slides
+        named = {"sliding_attention": "full_attention"}
+        types = [named.get(kind, kind) for kind in types]
+    elif types and "sliding_attention" not in types:
         window = None
-    if len(set(types)) < 2:
-        if types and types[0] in others:
-            raise AllMemError("a model without a layer of attention is not supported")
-        types = None
-    elif window is None:
-        types = ["full_attention" if kind not in others else kind for kind in types]
-    return {"layer_types": types, "sliding_window": window}
+    differ = len(set(types)) > 1
+    return {"layer_types": types if differ else None, "sliding_window": window}
 
 
 def _check_experts(config: dict[str, Any]) -> None:
@@ -318,7 +316,7 @@ def _check_experts(config: dict[str, Any]) -> None:
         raise AllMemError(f"topk_group is {kept}, and n_group {groups}")
     candidates = experts // groups * kept
     among = f", those of {kept} groups (topk_group)" if kept < groups else ""
-    for name in CHOSEN:
+    for name in EXPERTS_OF_A_TOKEN:
         if (chosen := config.get(name)) is not None and not 0 < chosen <= candidates:
             raise AllMemError(
                 f"{name} is {chosen}; a token chooses among {candidates} experts{among}"

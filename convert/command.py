@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allmem_mlx.cli.flags import add_sizes, sizes
+from allmem_mlx.cli.flags import add_sizes, flag, sizes
 from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import VALUES
 from allmem_mlx.errors import SettingError
@@ -123,8 +123,7 @@ def export(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         used = name in ("hf_path", "export_torch", "debug")
         if not used and value != configure_parser().get_default(name):
-            flag = name.replace("_", "-")
-            raise SettingError(f"--export-torch does not go with --{flag}")
+            raise SettingError(f"--export-torch does not go with {flag(name)}")
     from .torch_export import export_torch
 
     export_torch(args.hf_path, args.export_torch)

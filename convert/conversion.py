@@ -94,18 +94,6 @@ class _FreshModel(Model):
         return weights | {name: x for name, x in parameters if is_memory(name)}
 
 
-def _dtype(model: Any) -> str:
-    """The type of the base's activations."""
-    casts = model.cast_predicate
-    parameters: Any = tree_flatten(model.parameters())
-    dtypes = (
-        x.dtype
-        for name, x in parameters
-        if casts(name) and not is_memory(name) and mx.issubdtype(x.dtype, mx.floating)
-    )
-    return str(next(dtypes)).removeprefix("mlx.core.")
-
-
 def _cast(model: Any, dtype: mx.Dtype, which: Callable[[str], bool]) -> None:
     """Casts the weights that may be cast; packed ones are integers."""
 
@@ -307,7 +295,7 @@ def _convert_folder(
 
     # Scales that are cast would be another quantisation.
     which = is_memory if quantised and dtype is None else lambda path: True
-    dtype = dtype or _dtype(model)
+    dtype = dtype or str(model.dtype).removeprefix("mlx.core.")
     _cast(model, getattr(mx, dtype), which)
     config["torch_dtype"] = dtype
     if quantization:

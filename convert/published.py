@@ -104,13 +104,15 @@ def has_own_head(folder: Path) -> bool:
         if both:
             loaded: Any = mx.load(str(file))
             arrays |= {x: loaded[names[x]] for x in both}
-    parts = _parts(arrays, HEAD)
-    return bool(parts and _parts(arrays, EMBEDDING)) and not all(
-        EMBEDDING + part in arrays
-        and mx.array_equal(
-            arrays[HEAD + part], arrays[EMBEDDING + part], equal_nan=True
-        )
-        for part in parts
+    parts = _parts(arrays, HEAD) if _parts(arrays, EMBEDDING) else []
+    return not all(_is_embedding(part, arrays) for part in parts)
+
+
+def _is_embedding(part: str, weights: Mapping[str, mx.array]) -> bool:
+    """Whether a part of the head equals that of the embedding."""
+    head, embedding = weights[HEAD + part], weights.get(EMBEDDING + part)
+    return embedding is not None and bool(
+        mx.array_equal(head, embedding, equal_nan=True)
     )
 
 
@@ -123,11 +125,11 @@ def without_head(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """
     weights = dict(weights)
     for part in _parts(weights, HEAD):
-        head, embedding = weights.pop(HEAD + part), weights.get(EMBEDDING + part)
-        if embedding is None or not mx.array_equal(head, embedding, equal_nan=True):
+        if not _is_embedding(part, weights):
             raise AllMemError(
                 f"{HEAD}{part} differs from the embedding, but config.json says that "
                 "they are one (tie_word_embeddings); set that to false if the model "
                 "has its own head, or delete the tensor"
             )
+        del weights[HEAD + part]
     return weights

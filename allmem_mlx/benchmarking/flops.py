@@ -17,15 +17,13 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from ..cache import attention_caches, recurrent_caches
 from ..config import AllMemConfig
-from ..families import attention_windows
+from ..families import EXPERTS_OF_A_TOKEN, attention_windows
 from ..model import Model, is_memory
 
 FLOAT32 = 4  # bytes
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 TABLES = (nn.Embedding, nn.QuantizedEmbedding)
-# What configurations call the number of experts that a token is given to.
-EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
 # What attentions call the number of their heads; it may differ from layer to layer.
 HEADS = ("n_heads", "num_attention_heads", "num_heads")
 # FLOPs of a token for each element of the matrices of a recurrent layer: a product with

@@ -235,11 +235,11 @@ def reading_command(model: str | None) -> str:
 
 def kinds_of_layers(model: Model) -> dict[str, int]:
     """How many layers there are of each kind, first those over window and sinks."""
-    windows = attention_windows(model.base_config)
+    windows, attentions = attention_windows(model.base_config), model.attentions
     kinds: Counter[str] = Counter()
     for i, layer in enumerate(model.layers):
         parts = []
-        if (attention := model.attentions.get(i)) is not None:
+        if (attention := attentions.get(i)) is not None:
             window = windows[i]
             kind = ATTENTION if window is None else f"sliding attention ({window:,})"
             parts.append(kind + " with another layer's keys" * attention.borrows)

@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import AllMemError
 from .family import SCALED, Family, Names
 from .layers import (
+    EXPERTS,
+    EXPERTS_OF_A_TOKEN,
     SIZES,
     attention_windows,
     check_sizes,
@@ -21,6 +23,8 @@ from .layers import (
 from .table import FAMILIES, REFUSED, TEXT_MODELS, WRAPPERS
 
 __all__ = [
+    "EXPERTS",
+    "EXPERTS_OF_A_TOKEN",
     "FAMILIES",
     "SCALED",
     "SIZES",

@@ -11,6 +11,9 @@ SIZES = {
     "num_attention_heads": 10**4,
     "vocab_size": 10**8,
 }
+# What configurations call the number of experts, and of those that a token is given to.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 
 
 def check_sizes(config: dict[str, Any]) -> None:

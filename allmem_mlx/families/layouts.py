@@ -75,19 +75,13 @@ def gpt_oss(weights: Weights, config: dict[str, Any]) -> Weights:
         if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             name, x = f"{name}.weight", x.swapaxes(-1, -2)
         elif name.endswith("_proj_bias"):
-            name, x = name.removesuffix("_bias") + ".bias", x[..., None]
+            name = name.removesuffix("_bias") + ".bias"
+        if ".gate_up_proj." in name:
+            plain[name.replace("gate_up_proj", "gate_proj")] = x[:, ::2]
+            plain[name.replace("gate_up_proj", "up_proj")] = x[:, 1::2]
         else:
             plain[name] = x
-            continue
-        if "gate_up_proj" in name:
-            for part, first in (("gate_proj", 0), ("up_proj", 1)):
-                plain[name.replace("gate_up_proj", part)] = x[:, first::2]
-        else:
-            plain[name] = x
-    biases = {name for name in plain if "experts" in name and name.endswith(".bias")}
-    return {
-        n: x[..., 0] if n in biases and x.ndim == 3 else x for n, x in plain.items()
-    }
+    return plain
 
 
 def olmo_hybrid(weights: Weights, config: dict[str, Any]) -> Weights:

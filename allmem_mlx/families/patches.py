@@ -134,24 +134,23 @@ class _Gemma3Body(nn.Module):
         return super().__call__(inputs, cache, h)  # type: ignore[misc]
 
 
+def _norm_by_groups(x: mx.array, weight: mx.array, groups: int, eps: float) -> mx.array:
+    """RMSNorm of each group of heads, ``[..., D]``."""
+    grouped = mx.unflatten(x, -1, (groups, -1))
+    return weight * mx.fast.rms_norm(grouped, None, eps).flatten(-2)
+
+
 class _FalconH1Norm(nn.Module):
-    def __call__(self, x: mx.array, gate: mx.array | None = None) -> mx.array:
-        if not self.norm_before_gate and gate is not None:
-            x = nn.silu(gate) * x
-        groups = mx.unflatten(x, -1, (self.n_groups, -1))
-        x = mx.fast.rms_norm(groups, None, self.variance_epsilon).flatten(-2)
-        x = self.weight * x
-        if self.norm_before_gate and gate is not None:
-            x = nn.silu(gate) * x
-        return x
+    def __call__(self, x: mx.array, gate: mx.array) -> mx.array:
+        sizes, gate = (self.n_groups, self.variance_epsilon), nn.silu(gate)
+        if self.norm_before_gate:
+            return gate * _norm_by_groups(x, self.weight, *sizes)
+        return _norm_by_groups(gate * x, self.weight, *sizes)
 
 
 class _GraniteHybridNorm(nn.Module):
-    def __call__(self, x: mx.array, gate: mx.array | None = None) -> mx.array:
-        if gate is not None:
-            x = nn.silu(gate) * x
-        groups = mx.unflatten(x, -1, (self.n_groups, -1))
-        return self.weight * mx.fast.rms_norm(groups, None, self.eps).flatten(-2)
+    def __call__(self, x: mx.array, gate: mx.array) -> mx.array:
+        return _norm_by_groups(nn.silu(gate) * x, self.weight, self.n_groups, self.eps)
 
 
 class _JambaMoE(nn.Module):

@@ -110,18 +110,15 @@ def _delta_net(make: Make) -> Recipe:
     return lambda layer, x: make(DeltaNet.of(layer.source), layer, x)
 
 
-def _mixed(sizes: DeltaNet, layer: Layer, x: Tensor) -> list[Weight]:
+def _mixed(name: str, shape: Callable[[Tensor], tuple[int, ...]]) -> Recipe:
     """Queries, keys and values, of which the latter are in another order."""
-    rows = [Rows(x, 0, sizes.qk_rows)]
-    rows += sizes.value_rows(x, sizes.qk_rows, sizes.value_size)
-    return [layer.weight("linear_attn.in_proj_qkv.weight", x.shape, rows)]
 
+    def make(sizes: DeltaNet, layer: Layer, x: Tensor) -> list[Weight]:
+        rows = [Rows(x, 0, sizes.qk_rows)]
+        rows += sizes.value_rows(x, sizes.qk_rows, sizes.value_size)
+        return [layer.weight(name, shape(x), rows)]
 
-def _taps(sizes: DeltaNet, layer: Layer, x: Tensor) -> list[Weight]:
-    rows = [Rows(x, 0, sizes.qk_rows)]
-    rows += sizes.value_rows(x, sizes.qk_rows, sizes.value_size)
-    shape = (x.rows, 1, x.columns)
-    return [layer.weight("linear_attn.conv1d.weight", shape, rows)]
+    return _delta_net(make)
 
 
 def _values(name: str, size: Callable[[DeltaNet], int]) -> Recipe:
@@ -185,13 +182,15 @@ LINEAR_ATTENTION: Names = {
     **POST_ATTENTION,
     **QK_NORMS,
     "ssm_norm": "linear_attn.norm",
-    "attn_qkv.weight": _delta_net(_mixed),
+    "attn_qkv.weight": _mixed("linear_attn.in_proj_qkv.weight", lambda x: x.shape),
     "attn_gate.weight": _values(
         "linear_attn.in_proj_z.weight", lambda sizes: sizes.value_size
     ),
     "ssm_alpha.weight": _values("linear_attn.in_proj_a.weight", lambda sizes: 1),
     "ssm_beta.weight": _values("linear_attn.in_proj_b.weight", lambda sizes: 1),
-    "ssm_conv1d.weight": _delta_net(_taps),
+    "ssm_conv1d.weight": _mixed(
+        "linear_attn.conv1d.weight", lambda x: (x.rows, 1, x.columns)
+    ),
     "ssm_a": _vector("linear_attn.A_log", logarithm),
     "ssm_dt.bias": _vector("linear_attn.dt_bias", lambda tensor, x: x),
     "ssm_out.weight": _delta_net(_out),

@@ -25,15 +25,26 @@ MXFP4 = {
         "lm_head",
     ],
 }
-EXPERTS: Names = {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_exps.weight": experts("mlp.experts.{}.gate_proj.weight"),
-    "ffn_up_exps.weight": experts("mlp.experts.{}.up_proj.weight"),
-    "ffn_gate_up_exps.weight": halves(
-        "mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"
-    ),
-    "ffn_down_exps.weight": experts("mlp.experts.{}.down_proj.weight"),
-}
+
+
+def single_experts(place: str, *matrices: str) -> Names:
+    """Tensors of experts that transformers has one by one, and of their router.
+
+    Args:
+        place (str): the mixture in the layer.
+        matrices (str): what an expert calls its gate, up and down projection.
+    """
+    gate, up, down = (f"{place}.experts.{{}}.{name}.weight" for name in matrices)
+    return {
+        "ffn_gate_inp": f"{place}.gate",
+        "ffn_gate_exps.weight": experts(gate),
+        "ffn_up_exps.weight": experts(up),
+        "ffn_gate_up_exps.weight": halves(gate, up),
+        "ffn_down_exps.weight": experts(down),
+    }
+
+
+EXPERTS = single_experts("mlp", "gate_proj", "up_proj", "down_proj")
 STACKED_EXPERTS: Names = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps.weight": joined("mlp.experts.gate_up_proj", "ffn_up_exps.weight"),
@@ -51,15 +62,7 @@ SHARED_EXPERTS: Names = {
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
-MIXTRAL: Names = {
-    "ffn_gate_inp": "block_sparse_moe.gate",
-    "ffn_gate_exps.weight": experts("block_sparse_moe.experts.{}.w1.weight"),
-    "ffn_up_exps.weight": experts("block_sparse_moe.experts.{}.w3.weight"),
-    "ffn_gate_up_exps.weight": halves(
-        "block_sparse_moe.experts.{}.w1.weight", "block_sparse_moe.experts.{}.w3.weight"
-    ),
-    "ffn_down_exps.weight": experts("block_sparse_moe.experts.{}.w2.weight"),
-}
+MIXTRAL = single_experts("block_sparse_moe", "w1", "w3", "w2")
 GRANITE: Names = {
     "ffn_gate_inp": "block_sparse_moe.router.layer",
     "ffn_gate_exps.weight": joined(

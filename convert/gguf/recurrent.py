@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from .architecture import Architecture, Names
-from .mixtures import GRANITE
-from .recipes import convolution, experts, flat, halves, negative_exponential
+from .mixtures import GRANITE, single_experts
+from .recipes import convolution, experts, flat, negative_exponential
 from .settings import FULL, SIGMOID, granite, rms, rms_epsilon, routing
 from .source import Source
 
@@ -45,14 +45,8 @@ SHORT_CONVOLUTION: Names = {
     "ffn_down": "feed_forward.w2",
 }
 LFM2_EXPERTS: Names = {
-    "ffn_gate_inp": "feed_forward.gate",
+    **single_experts("feed_forward", "w1", "w3", "w2"),
     "exp_probs_b.bias": "feed_forward.expert_bias",
-    "ffn_gate_exps.weight": experts("feed_forward.experts.{}.w1.weight"),
-    "ffn_up_exps.weight": experts("feed_forward.experts.{}.w3.weight"),
-    "ffn_gate_up_exps.weight": halves(
-        "feed_forward.experts.{}.w1.weight", "feed_forward.experts.{}.w3.weight"
-    ),
-    "ffn_down_exps.weight": experts("feed_forward.experts.{}.w2.weight"),
 }
 NEMOTRON_H: Names = {
     **mamba("mixer"),

@@ -79,10 +79,9 @@ def measure(
     hybrids = hybrid_layers(model)
     config = model.base_config
     kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    other, streams, inputs = _recorded(
-        base,
-        ["memory" in model.attentions.get(i, ()) for i in range(len(model.layers))],
-    )
+    attentions = model.attentions
+    remembers = ["memory" in attentions.get(i, ()) for i in range(len(model.layers))]
+    other, streams, inputs = _recorded(base, remembers)
     losses, embedded = [], []
     layer_inputs: list[list[np.ndarray]] = [[] for _ in hybrids]
     sizes = np.zeros(len(hybrids))
@@ -113,10 +112,8 @@ def measure(
     layers = []
     for hybrid, parts, size in zip(hybrids, layer_inputs, sizes, strict=True):
         value = _matrix(hybrid, "v_proj")
-        out, head_dim = (
-            _matrix(hybrid, "out_proj" if "out_proj" in hybrid else "o_proj"),
-            len(value) // kv_heads,
-        )
+        out = _matrix(hybrid, "out_proj" if "out_proj" in hybrid else "o_proj")
+        head_dim = len(value) // kv_heads
         base_layer = {"value": value, "out": out, "head_dim": head_dim, "size": size}
         layers.append(Layer.measured(np.concatenate(parts), *text, **base_layer))
     return layers, output
