@@ -71,6 +71,7 @@ def test_shallow_model(folder, tmp_path):
     whole, _ = load(folder)
     assert len(model.layers) == 1
     whole.model.layers = whole.model.layers[-1:]
+    whole.base_config["num_hidden_layers"] = 1
     tokens = mx.array(random_tokens(1, 400).numpy())
     assert mx.array_equal(model(tokens), whole(tokens))
     result = program("shallow_model", tmp_path / "b", "--model", folder, "--layers", 9)
