@@ -51,26 +51,29 @@ class HybridCache(LayerCache):
         return int(self.ring.offset)
 
     @property
-    def memory(self) -> list[mx.array]:
-        """The arrays of the memory, if the layer has one."""
+    def memory(self) -> list[mx.array | None]:
+        """The arrays of the memory, if the layer has one; ``None`` for those that are
+        not there now."""
         return self.caches[1].cache if len(self.caches) > 1 else []
 
     @memory.setter
-    def memory(self, arrays: list[mx.array]) -> None:
+    def memory(self, arrays: list[mx.array | None]) -> None:
         if len(self.caches) > 1:
             self.caches[1].cache = arrays
 
     @property
-    def arrays(self) -> list[mx.array]:
+    def arrays(self) -> list[mx.array | None]:
         """Keys, values and the memory."""
         return [self.ring.keys, self.ring.values, *self.memory]
 
     @arrays.setter
-    def arrays(self, arrays: list[mx.array]) -> None:
+    def arrays(self, arrays: list[mx.array | None]) -> None:
         self.ring.keys, self.ring.values, *self.memory = arrays
 
 
 LayerCache.__name__ = HybridCache.__name__ = "CacheList"
+
+OPEN = "open."  # in the name of an array that is there only while a chunk is open
 
 
 def adopt(cache: Sequence[Any]) -> None:
@@ -132,7 +135,8 @@ def named_arrays(cache: Sequence[Any], memory: Sequence[str]) -> dict[str, mx.ar
     """
     named: dict[str, mx.array] = {}
     for i, part in parts(cache):
-        named |= zip(_names(i, part, memory), _arrays(part), strict=True)
+        pairs = zip(_names(i, part, memory), _arrays(part), strict=True)
+        named |= {name: x for name, x in pairs if x is not None}
     return named
 
 
@@ -142,17 +146,20 @@ def set_arrays(
     """Gives a state the arrays of :func:`named_arrays`.
 
     Raises:
-        KeyError: if one is missing.
+        KeyError: if one is missing that is always there.
     """
     for i, part in parts(cache):
-        found = [arrays[name] for name in _names(i, part, memory)]
+        found = [
+            arrays.get(name) if OPEN in name else arrays[name]
+            for name in _names(i, part, memory)
+        ]
         if isinstance(part, HybridCache):
             part.arrays = found
         else:
             part.cache = found
 
 
-def _arrays(part: Any) -> list[mx.array]:
+def _arrays(part: Any) -> list[mx.array | None]:
     return part.arrays if isinstance(part, HybridCache) else part.cache
 
 

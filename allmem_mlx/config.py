@@ -8,6 +8,7 @@ from .errors import SettingError
 
 POSITIONS = ("bounded", "absolute")
 VALUES = ("hidden", "token")
+UPDATES = ("all", "down")
 BLOCK = 512  # tokens that go through a layer at once, at most, if a chunk is smaller
 
 
@@ -41,6 +42,9 @@ class AllMemConfig:
         values (str): what a value is made of: ``"hidden"``, the layer's input, as in
             the paper, or ``"token"``, the token's embedding, which a deep layer's
             input no longer holds.
+        updates (str): the fast weights that are trained while reading: ``"all"``, as in
+            the paper, or ``"down"``. Gate and up then stay what they were initially,
+            and are no part of the state.
         layers (list): which layers have a memory: indices, below 0 from the end, of
             those that do not slide in the base model; ``None`` for all, as in the
             paper.
@@ -62,6 +66,7 @@ class AllMemConfig:
     max_update_norm: float = 3.0
     output_eps: float = 1e-6
     values: str = "hidden"
+    updates: str = "all"
     layers: list[int] | None = None
 
     def __post_init__(self) -> None:
@@ -90,7 +95,8 @@ class AllMemConfig:
             raise SettingError(
                 f"chunk is {self.chunk}; it must be a multiple of fold, {self.fold}"
             )
-        for name, known in (("positions", POSITIONS), ("values", VALUES)):
+        choices = ("positions", POSITIONS), ("values", VALUES), ("updates", UPDATES)
+        for name, known in choices:
             if (value := getattr(self, name)) not in known:
                 raise SettingError(
                     f"{name} is {value!r}; it must be one of " + ", ".join(known)
@@ -150,6 +156,11 @@ class AllMemConfig:
                 f"{len(candidates)} that can have a memory in the base model"
             )
         return chosen
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The matrices of a memory network that are trained while reading."""
+        return ("down",) if self.updates == "down" else ("gate", "up", "down")
 
     @property
     def block(self) -> int:

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from . import state_file
 from .cache import (
+    OPEN,
     attention_caches,
     fork,
     has_memory,
@@ -28,18 +29,18 @@ from .errors import AllMemError
 from .memory.fast_weights import FastWeights
 from .model import Model
 
-VERSION = 2
+VERSION = 3
 RECENT = 64  # last tokens, kept in a file
 # The arrays of a MemoryState by their names in a file, in order.
 MEMORY = (
     "memory.tail",
     *(
         f"memory.{part}.{matrix}"
-        for part in ("weights", "scales", "momentum", "grads")
+        for part in ("weights", "scales", "momentum", f"{OPEN}grads")
         for matrix in FastWeights._fields
     ),
-    "memory.block",
-    "memory.decay",
+    f"memory.{OPEN}decay",
+    f"memory.{OPEN}block",
 )
 START = hashlib.sha256(state_file.FORMAT.encode()).hexdigest()
 
@@ -243,7 +244,7 @@ def load(path: str | Path, model: Model) -> State:
         model (Model): the model that has read what is in it.
 
     Raises:
-        AllMemError: if it is not a state file, is damaged, comes from a newer version
+        AllMemError: if it is not a state file, is damaged, comes from another version
             or belongs to another model or other settings.
     """
     metadata, dtype = describe(path), model.dtype
@@ -296,18 +297,15 @@ def describe(path: str | Path) -> dict[str, Any]:
         ``waiting``, ``recent``, ``notes`` and ``bytes``, the size of the file.
 
     Raises:
-        AllMemError: if it is not a state file, is damaged or from a newer version.
+        AllMemError: if it is not a state file, is damaged or from another version.
     """
     metadata, size = state_file.read_metadata(path, VERSION)
     texts = ("fingerprint", "dtype", "digest")
-    return {
-        "memory": True,  # version 1 does not say
-        **{
-            name: value if name in texts else json.loads(value)
-            for name, value in metadata.items()
-        },
-        "bytes": size,
+    told = {
+        name: value if name in texts else json.loads(value)
+        for name, value in metadata.items()
     }
+    return {**told, "bytes": size}
 
 
 def _is_window(name: str) -> bool:

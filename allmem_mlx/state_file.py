@@ -59,20 +59,21 @@ def read_metadata(path: str | Path, version: int) -> tuple[dict[str, str], int]:
 
     Args:
         path (str | Path): the file.
-        version (int): the newest version of the metadata that is understood.
+        version (int): the version of the format that is understood.
 
     Returns:
         tuple: the metadata without format and checksum; the size of the file in bytes.
 
     Raises:
-        AllMemError: if it is not a state file, is damaged or from a newer version.
+        AllMemError: if it is not a state file, is damaged or from another version.
     """
     with _opening(path) as file:
         metadata = _metadata(file)
-        if int(metadata["version"]) > version:
+        if int(metadata["version"]) != version:
             raise AllMemError(
-                f"{str(path)!r} has format version {metadata['version']}; this "
-                f"version of allmem_mlx reads up to {version}"
+                f"{str(path)!r} has format version {metadata['version']}; this version "
+                f"of allmem_mlx reads {version}: read the text again, or use the "
+                "version that saved it"
             )
         if _checksum(file)[1] != metadata.pop("checksum"):
             raise ValueError("the checksum is wrong")

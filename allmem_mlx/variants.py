@@ -105,11 +105,13 @@ def frozen_model(model: Model) -> Model:
 
 def matched_window(model: Model) -> int:
     """The window whose keys and values have the bytes of window and memory together:
-    the smallest one that has at least as many."""
+    the smallest one that has at least as many. A memory has the most just before the
+    end of a chunk."""
     cache = model.make_cache()
-    model(mx.array([[0]]), cache=cache)
+    # Nothing is evaluated: what is counted are sizes.
+    model(mx.zeros((1, max(1, model.allmem.chunk - 1)), mx.int32), cache=cache)
     layers = attention_caches(cache)
-    memory = sum(x.nbytes for layer in layers for x in layer.memory)
+    memory = sum(x.nbytes for layer in layers for x in layer.memory if x is not None)
     windows = attention_windows(model.base_config).values()
     rings = sum(
         layer.ring.nbytes

@@ -1,4 +1,5 @@
-// Adds the gradient of T tokens to G, at U = scale * W, and their m to decay_sum.
+// Adds the gradient of T tokens to G, at U = scale * W, and their m to decay_sum. At the
+// start of a chunk OPEN is false, and both are 0: nothing is loaded.
 //
 //   Hg = K Ug^T, Hi = K Uu^T, A = SiLU(Hg) * Hi, GA = -V Ud
 //   G_gate += (GA * Hi * SiLU'(Hg) * eta_gate)^T K
@@ -45,7 +46,7 @@ for (int i = thread_index; i < P; i += THREADS) {
   down_scales[i] = s_down[index * P + i];
 }
 const bool counts = threadgroup_position_in_grid.x == 0 && thread_index == 0;
-float total = counts ? decay_sum[index] : 0.0f;
+float total = OPEN && counts ? decay_sum[index] : 0.0f;
 float gate_squared, up_squared, down_squared;
 
 for (int start = 0; start < T; start += TOKENS) {
@@ -125,6 +126,7 @@ for (int start = 0; start < T; start += TOKENS) {
   }
 
   gate_squared = up_squared = down_squared = 0; // those of the last tile count
+  const bool adds = OPEN || start > 0;
   const device float* down_from = start == 0 ? g_down : down_out;
   for (int first = P - COLUMNS; first >= 0; first -= COLUMNS) {
     if (first < P - COLUMNS) { // the last columns are still there
@@ -133,8 +135,10 @@ for (int start = 0; start < T; start += TOKENS) {
     }
     for (int i = 0; i < COLUMNS; i += 8) {
       const int at = by_column + (first + i) * H;
-      simdgroup_float8x8 sum;
-      simdgroup_load(sum, down_from + at, H, ulong2(0, 0), true);
+      simdgroup_float8x8 sum = make_filled_simdgroup_matrix<float, 8>(0.0f);
+      if (adds) {
+        simdgroup_load(sum, down_from + at, H, ulong2(0, 0), true);
+      }
 #pragma clang loop unroll(full)
       for (int j = 0; j < TILES; j++) {
         simdgroup_float8x8 value;
@@ -153,9 +157,12 @@ for (int start = 0; start < T; start += TOKENS) {
         tile, keys + first * step, stride, step, valid, thread_index, THREADS);
     for (int i = 0; i < COLUMNS; i += 8) {
       const int at = by_unit + first + i;
-      simdgroup_float8x8 gate_sum, up_sum;
-      simdgroup_load(gate_sum, gate_from + at, P);
-      simdgroup_load(up_sum, up_from + at, P);
+      simdgroup_float8x8 gate_sum = make_filled_simdgroup_matrix<float, 8>(0.0f);
+      simdgroup_float8x8 up_sum = make_filled_simdgroup_matrix<float, 8>(0.0f);
+      if (adds) {
+        simdgroup_load(gate_sum, gate_from + at, P);
+        simdgroup_load(up_sum, up_from + at, P);
+      }
 #pragma clang loop unroll(full)
       for (int j = 0; j < TILES; j++) {
         simdgroup_float8x8 key;

@@ -1,9 +1,9 @@
 // Ends a chunk, mu being the mean of its m:
 //
-//   M = mu M - G min(1, max_norm / ||G||),  W = scale * W + M,  G = 0,  decay_sum = 0
+//   M' = mu M - G min(1, max_norm / ||G||),  W = scale * W + M',  M = bfloat16(M')
 //   scale[r] = norm[r] / (||W[r]|| + 1e-5)
 //
-//   gate, up [B, n, H, P]  down [B, n, P, H]  decay_sum [B, n]
+//   gate, up [B, n, H, P]  down [B, n, P, H], those of M in bfloat16  decay_sum [B, n]
 //   scales: s_gate, s_up [B, n, H]  s_down [B, n, P]; norms n_...: the same without B
 //   squares [B, n, 3, PARTS]: ||G||^2 in parts  limits: max_norm, number of tokens
 //
@@ -23,11 +23,12 @@ const int columns = which == 2 ? H : P;
 const int rows = H * P / columns;
 const int matrix = index * H * P;
 const device float* w = (which == 0 ? w_gate : which == 1 ? w_up : w_down) + matrix;
-const device float* m = (which == 0 ? m_gate : which == 1 ? m_up : m_down) + matrix;
+const device bfloat16_t* m =
+    (which == 0 ? m_gate : which == 1 ? m_up : m_down) + matrix;
 const device float* g = (which == 0 ? g_gate : which == 1 ? g_up : g_down) + matrix;
 device float* w_out = (which == 0 ? w_gate_out : which == 1 ? w_up_out : w_down_out) + matrix;
-device float* m_out = (which == 0 ? m_gate_out : which == 1 ? m_up_out : m_down_out) + matrix;
-device float* g_out = (which == 0 ? g_gate_out : which == 1 ? g_up_out : g_down_out) + matrix;
+device bfloat16_t* m_out =
+    (which == 0 ? m_gate_out : which == 1 ? m_up_out : m_down_out) + matrix;
 const device float* scales =
     (which == 0 ? s_gate : which == 1 ? s_up : s_down) + index * rows;
 device float* scales_out =
@@ -59,18 +60,14 @@ for (int i = 0; i < H / columns; i++) {
   scale = simd_broadcast(scale, 0);
   squared = 0;
   for (int at = row * columns + lane; at < (row + 1) * columns; at += 32) {
-    const float momentum = mu * m[at] - clip * g[at];
+    const float momentum = mu * float(m[at]) - clip * g[at];
     const float weight = scale * w[at] + momentum;
-    m_out[at] = momentum;
+    m_out[at] = static_cast<bfloat16_t>(momentum); // to nearest even
     w_out[at] = weight;
-    g_out[at] = 0;
     squared += weight * weight;
   }
   const float norm = metal::precise::sqrt(simd_sum(squared));
   if (lane == 0) {
     scales_out[row] = norms[row] / (norm + allmem::L2_EPS);
   }
-}
-if (part == 0 && which == 0 && lane == 0) {
-  decay_sum_out[index] = 0;
 }

@@ -85,10 +85,10 @@ def launch_counts(config: AllMemConfig, width: int) -> dict[str, int]:
     """Of the memory branch of a layer."""
     kernels.operations = lambda config, training, dtype=None: kernels.METAL
     memory = Memory(width, config)
-    state = memory.initial_state(1, mx.float32).arrays()
+    memory.eval()
     # One more joins the two branches of the layer, compiled into one.
     return {
-        when: launches(memory, state, token, tokens).total() + 1
+        when: launches(memory, mx.float32, token, tokens).total() + 1
         for when, token, tokens in (
             ("a token", 1, 1),
             ("the last token of a block of fold", config.fold - 1, 1),
@@ -112,37 +112,41 @@ def main() -> None:
         )
         for when, number in launch_counts(config, width).items():
             print(f"launches for a layer's memory, {when}: {number}")
-        print(f"{'':76}implied microseconds")
+        print(f"{'':82}implied microseconds")
         print(
-            f"{'kernel':14}{'tokens':>7}{'launched':>15}{'groups':>7}{'bytes':>10}"
+            f"{'kernel':20}{'tokens':>7}{'launched':>15}{'groups':>7}{'bytes':>10}"
             f"{'floor':>9}{'ratio':>6}{'again':>10}"
             + "".join(f"{chip:>9}" for chip in CHIPS)
         )
-        # How often a decoded token has a launch, and a block that is read.
+        # How often a decoded token has a launch, and a block that is read; and whether
+        # a fold has a G to add to.
+        chunks, several = BLOCK // chunk, fold < chunk
         rows = {
-            ("memory_inputs", 1): (1.0, 0),
-            ("memory_read", 1): (1.0, 0),
-            ("memory_fold", fold): (1 / fold, BLOCK // chunk if fold == chunk else 0),
-            ("memory_write", chunk): (1 / chunk, BLOCK // chunk),
-            ("memory_inputs", BLOCK): (0.0, 1),
-            ("memory_read", chunk): (0.0, BLOCK // chunk),
+            ("memory_inputs", 1, False): (1.0, 0),
+            ("memory_read", 1, False): (1.0, 0),
+            ("memory_fold", fold, False): (1 / chunk, 0 if several else chunks),
+            ("memory_write", chunk, False): (1 / chunk, chunks),
+            ("memory_inputs", BLOCK, False): (0.0, 1),
+            ("memory_read", chunk, False): (0.0, chunks),
         }
-        if fold != chunk:
-            rows["memory_fold", chunk] = (0.0, BLOCK // chunk)
+        if several:
+            rows["memory_fold", fold, True] = (1 / fold - 1 / chunk, 0)
+            rows["memory_fold", chunk, False] = (0.0, chunks)
         decoding, reading = 0.0, [0.0] * len(CHIPS)
-        for (kernel, tokens), (of_token, of_block) in rows.items():
-            it = cost(kernel, Case(1, *sizes, tokens, mx.bfloat16))
+        for (kernel, tokens, is_open), (of_token, of_block) in rows.items():
+            it = cost(kernel, Case(1, *sizes, tokens, mx.bfloat16, is_open))
+            kernel += ", G open" * is_open
             implied = [it.microseconds(chip) for chip in CHIPS.values()]
             decoding += of_token * it.once
             reading = [r + of_block * x for r, x in zip(reading, implied, strict=True)]
             every = f"1/{round(1 / of_token)} tokens" if of_token else "reading"
             print(
-                f"{kernel:14}{tokens:7}{every:>15}{it.threadgroups:7}{it.once:10}"
+                f"{kernel:20}{tokens:7}{every:>15}{it.threadgroups:7}{it.once:10}"
                 f"{it.floor:9}{it.once / it.floor:6.2f}{it.again:10}{times(implied)}"
             )
         print(f"decoding, a token: {decoding:.0f} bytes a layer", end="")
         print(f", {layers * decoding / 1e6:.1f} MB in all layers")
-        print(f"{f'reading {BLOCK} tokens, a layer':78}{times(reading)}")
+        print(f"{f'reading {BLOCK} tokens, a layer':84}{times(reading)}")
         print()
 
 

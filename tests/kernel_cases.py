@@ -23,7 +23,8 @@ WRITTEN = 100  # tokens of the chunk that a write ends
 
 @dataclass(frozen=True)
 class Case:
-    """B documents, n heads of width p, h hidden units, T tokens, the model's type."""
+    """B documents, n heads of width p, h hidden units, T tokens, the model's type; and
+    whether the chunk has a G already."""
 
     batch: int
     heads: int
@@ -31,11 +32,13 @@ class Case:
     hidden_dim: int
     tokens: int
     dtype: mx.Dtype = mx.float32
+    is_open: bool = True
 
     def __str__(self) -> str:
         return (
             f"B{self.batch}-n{self.heads}-p{self.head_dim}-h{self.hidden_dim}"
             f"-T{self.tokens}-{str(self.dtype).removeprefix('mlx.core.')}"
+            f"{'' if self.is_open else '-start'}"
         )
 
 
@@ -48,23 +51,25 @@ MODELS = {
     "Qwen3-0.6B": (8, 64, 128),
 }
 CASES = [
+    Case(1, *MODELS["default"], 64, mx.bfloat16, False),
     Case(1, *MODELS["default"], 64, mx.bfloat16),
-    Case(1, *MODELS["SmolLM2-135M"], 1),
+    Case(1, *MODELS["SmolLM2-135M"], 1, is_open=False),
     Case(1, *MODELS["SmolLM2-135M"], 64, mx.bfloat16),
     Case(1, *MODELS["Qwen3-0.6B"], 1, mx.bfloat16),
     Case(1, 1, 32, 32, 1),
+    Case(1, 1, 32, 32, 1, is_open=False),
     Case(3, 1, 32, 64, 7, mx.bfloat16),
-    Case(1, 2, 32, 96, 65),
+    Case(1, 2, 32, 96, 65, is_open=False),
     Case(1, 1, 32, 128, 8, mx.float16),
     Case(3, 2, 64, 64, 17, mx.float16),
-    Case(1, 2, 64, 128, 190),
+    Case(1, 2, 64, 128, 190, is_open=False),
     Case(1, 1, 64, 192, 9, mx.bfloat16),
     Case(1, 1, 64, 256, 3),
     Case(1, 1, 96, 96, 33, mx.bfloat16),
     Case(1, 2, 96, 192, 1),
     Case(1, 1, 96, 288, 70, mx.float16),
-    Case(1, 1, 96, 384, 4),
-    Case(3, 2, 128, 128, 85, mx.float16),
+    Case(1, 1, 96, 384, 4, is_open=False),
+    Case(3, 2, 128, 128, 85, mx.float16, False),
     Case(1, 1, 128, 256, 31),
     Case(1, 1, 128, 384, 1, mx.bfloat16),
     Case(1, 1, 128, 512, 40),
@@ -72,7 +77,8 @@ CASES = [
 
 # Relative root mean square error, by the type of what is compared.
 TOLERANCE = {mx.float32: 1e-5, mx.float16: 5e-3, mx.bfloat16: 5e-3}
-WRITE_TOLERANCE = 2e-6  # no sum of products
+# No sum of products; M lies now and then at the edge of two numbers in bfloat16.
+WRITE_TOLERANCE = {mx.float32: 2e-6, mx.bfloat16: 2e-4}
 
 
 def differences(name: str, actual: list, expected: list) -> list[str]:
@@ -85,7 +91,8 @@ def differences(name: str, actual: list, expected: list) -> list[str]:
         if a.dtype != e.dtype or a.shape != e.shape:
             found.append(f"{name}, array {i}: {a.dtype} {a.shape}, {e.dtype} {e.shape}")
             continue
-        tolerance = WRITE_TOLERANCE if name == "memory_write" else TOLERANCE[e.dtype]
+        tolerances = WRITE_TOLERANCE if name == "memory_write" else TOLERANCE
+        tolerance = tolerances[e.dtype]
         x, y = (np.array(array.astype(mx.float32), np.float64) for array in (a, e))
         finite = np.isfinite(y)
         size = np.linalg.norm(y[finite]) or 1.0
@@ -115,7 +122,9 @@ class Inputs:
             *(w + self._normal(case.batch, *w.shape, scale=0.1) for w in self.initial)
         )
         self.scales = fast_weights.row_scales(self.weights, self.norms)
-        self.momentum = FastWeights(*(self._normal(*s, scale=0.05) for s in batched))
+        self.momentum = FastWeights(
+            *(self._normal(*s, scale=0.05).astype(mx.bfloat16) for s in batched)
+        )
         self.grads = FastWeights(*(self._normal(*s, scale=0.1) for s in batched))
 
     def _normal(self, *shape: int, scale: float = 1.0) -> mx.array:
@@ -155,11 +164,12 @@ class Inputs:
     def memory_fold(self) -> dict:
         B, n, T, p = self._tokens()
         rows = [self._unit(B, n, T, p), self._normal(B, n, T, p, scale=0.5)]
+        is_open = self.case.is_open
         return {
             "weights": self.weights,
             "scales": self.scales,
-            "grads": self.grads,
-            "decay_sum": self._uniform(B, n),
+            "grads": self.grads if is_open else None,
+            "decay_sum": self._uniform(B, n) if is_open else None,
             "rows": mx.concatenate([*rows, self._uniform(B, n, T, 4)], axis=-1),
         }
 
@@ -332,6 +342,19 @@ EXTREMES: dict[str, dict[str, Callable[[dict], dict]]] = {
 }
 
 
+def state_after(memory: Memory, dtype: mx.Dtype, token: int) -> list[mx.array | None]:
+    """Arrays of the shapes of a memory's state that has read ``token`` tokens."""
+    c, state = memory.config, memory.initial_state(1, dtype)
+    if token % c.chunk >= c.fold:
+        zeros = (mx.zeros(w.shape) for w in state.weights)
+        decay_sum = mx.zeros((1, c.heads))
+        state = state._replace(grads=FastWeights(*zeros), decay_sum=decay_sum)
+    if token % c.fold:
+        pending = mx.zeros((1, c.heads, c.fold, 2 * c.head_dim + 4))
+        state = state._replace(pending=pending)
+    return state.arrays()
+
+
 # Operations that only look at their input in another way, and launch nothing.
 VIEWS = {
     "Broadcast",
@@ -344,26 +367,26 @@ VIEWS = {
 }
 
 
-def launches(
-    memory: Memory, state: list[mx.array], token: int, tokens: int = 1
-) -> Counter:
+def launches(memory: Memory, dtype: mx.Dtype, token: int, tokens: int = 1) -> Counter:
     """What MLX launches when a memory that has read ``token`` tokens reads ``tokens``.
 
     It is counted in the graph of the call. ``kernels.operations`` has to answer with
     the kernels.
     """
     graph: list[dict] = []
+    state = state_after(memory, dtype, token)
 
-    def step(u, *state):
+    def step(u):
         cache = ArraysCache(len(state))
         cache.cache = list(state)
-        return [memory(u, cache, token, embedded=u), *cache.cache]
+        after = memory(u, cache, token, embedded=u), *cache.cache
+        return [x for x in after if x is not None]
 
-    u = mx.zeros((1, tokens, memory.in_proj.weight.shape[1]), state[0].dtype)
+    u = mx.zeros((1, tokens, memory.in_proj.weight.shape[1]), dtype)
     mx.eval(u, state, memory.parameters())
     # What is contiguous is not copied to be so; no exported graph has the operation.
     with patch.object(mx, "contiguous", lambda x: x):
-        mx.export_function(graph.append, step, u, *state)
+        mx.export_function(graph.append, step, u)
     names = [node["name"] for node in graph if node["type"] == "primitive"]
     return Counter(name for name in names if name not in VIEWS)
 

@@ -114,10 +114,10 @@ def _parts(cache: Sequence[Any]) -> list[Any]:
 
 
 def _arrays(cache: list[Any]) -> list[mx.array]:
-    found: list[mx.array] = []
+    found: list[mx.array | None] = []
     for part in _parts(cache):
         found += part.cache if hasattr(part, "cache") else (part.keys, part.values)
-    return found
+    return [x for x in found if x is not None]
 
 
 def _fork(cache: Sequence[Any]) -> list[Any]:

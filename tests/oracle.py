@@ -34,15 +34,16 @@ class Tokens(NamedTuple):
 
 
 class MemoryState(NamedTuple):
-    """The memory after the last token, as a streaming layer keeps it."""
+    """The memory after the last token, as a streaming layer keeps it: ``None`` where
+    nothing of an open chunk is there."""
 
     conv_state: Tensor
     weights: Matrices
     scales: Matrices
     momentum: Matrices
-    grads: Matrices
-    pending: Tensor
-    decay_sum: Tensor
+    grads: Matrices | None
+    decay_sum: Tensor | None
+    pending: Tensor | None
 
 
 class LayerState(NamedTuple):
@@ -55,6 +56,11 @@ class LayerState(NamedTuple):
 
 def unit(x: Tensor) -> Tensor:
     return x / (x.norm(dim=-1, keepdim=True) + 1e-5)
+
+
+def kept(momentum: Tensor) -> Tensor:
+    """5: in bfloat16; the derivative of rounding is taken to be 1."""
+    return momentum + (momentum.bfloat16() - momentum).detach()
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -169,7 +175,7 @@ class Memory(nn.Module):
         mu = chunk.decay.mean(dim=-1)[..., None, None]
         momentum = tuple(mu * m - g for m, g in zip(momentum, grads, strict=True))
         weights = tuple(w + m for w, m in zip(unified, momentum, strict=True))
-        return read, weights, momentum
+        return read, weights, tuple(map(kept, momentum))
 
     def forward(
         self, u: Tensor, embedded: Tensor | None = None
@@ -189,19 +195,23 @@ class Memory(nn.Module):
 
         start = L // chunk * chunk
         folded = L // fold * fold
-        waiting = tokens.cut(folded, L)
-        pending = torch.cat(
-            [waiting.keys, waiting.values, waiting.rates, waiting.decay[..., None]],
-            dim=-1,
-        )
+        grads = decay_sum = pending = None
+        if folded > start:
+            added = tokens.cut(start, folded)
+            grads = self.gradient(self.normalize(weights), added)
+            decay_sum = added.decay.sum(dim=-1)
+        if L > folded:
+            left = tokens.cut(folded, L)
+            rows = [left.keys, left.values, left.rates, left.decay[..., None]]
+            pending = F.pad(torch.cat(rows, dim=-1), (0, 0, 0, fold - (L - folded)))
         return y, MemoryState(
             conv_state=conv_state,
             weights=weights,
             scales=self.scales(weights),
             momentum=momentum,
-            grads=self.gradient(self.normalize(weights), tokens.cut(start, folded)),
-            pending=F.pad(pending, (0, 0, 0, fold - pending.shape[2])),
-            decay_sum=tokens.cut(start, folded).decay.sum(dim=-1),
+            grads=grads,
+            decay_sum=decay_sum,
+            pending=pending,
         )
 
 

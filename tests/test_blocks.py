@@ -35,13 +35,14 @@ from allmem_mlx.cache import has_memory
 from allmem_mlx.config import BLOCK, AllMemConfig
 from allmem_mlx.convert import convert
 from allmem_mlx.distillation.mlx.student import set_view
-from allmem_mlx.distillation.recipe import Step
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.memory import kernels
 from allmem_mlx.model import Model
 from allmem_mlx.session import Session
 from allmem_mlx.state import State
 from allmem_mlx.variants import window_model
+
+pytestmark = pytest.mark.usefixtures("exact_momentum")
 
 TOLERANCE = 1e-5
 STATE_TOLERANCE = 1e-4  # see test_splits.py
@@ -354,7 +355,7 @@ def test_threads_read_with_one_model():
 def test_the_chunk_of_a_training_step_is_that_of_sliding_layers_too():
     model = sliding_model()
     tokens = random_tokens(1, 300)
-    set_view(model, Step(window=100, sinks=4, chunk=24, documents=[]))
+    set_view(model, window=100, sinks=4, chunk=24)
     assert {x.self_attn.config.chunk for x in model.layers} == {24}
     at_once, _ = feed(model, tokens, [300])
     one_by_one, _ = feed(model, tokens, [1] * 300)
@@ -371,7 +372,7 @@ def test_a_block_launches_much_less_than_its_chunks():
         block, chunk = (launches(model, size, memory) for size in (128, 16))
         return block / chunk
 
-    assert ratio(model, kernels.REFERENCE) < 0.6
+    assert ratio(model, kernels.REFERENCE) < 0.62
     assert ratio(model, kernels.METAL) < 0.4
     alone = window_model(model, model.allmem.window)
     assert ratio(alone, kernels.REFERENCE) < 0.3

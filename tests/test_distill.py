@@ -28,20 +28,21 @@ from allmem_mlx import load
 from allmem_mlx.config import VALUES, AllMemConfig
 from allmem_mlx.convert import convert
 from allmem_mlx.distillation import planted
-from allmem_mlx.distillation.documents import Document, open_sources
+from allmem_mlx.distillation.documents import Answer, Document
 from allmem_mlx.distillation.mlx import student
 from allmem_mlx.distillation.mlx.measure import initialize, measure
 from allmem_mlx.distillation.mlx.trainer import MLXTrainer, Settings
-from allmem_mlx.distillation.recipe import Recipe, Step, draw_step
+from allmem_mlx.distillation.recipe import Recipe, draw_batch
 from allmem_mlx.distillation.run import Run
+from allmem_mlx.distillation.sources import open_sources
 from allmem_mlx.distillation.torch import measure as torch_measure
-from allmem_mlx.distillation.torch.hybrid import View
-from allmem_mlx.distillation.torch.loss import document_loss as torch_loss
+from allmem_mlx.distillation.torch.hybrid import State, View
+from allmem_mlx.distillation.torch.loss import segment_losses as torch_losses
 from allmem_mlx.errors import AllMemError
 from allmem_mlx.evaluation import recall_tasks
 from allmem_mlx.variants import base_model
 
-STEP = Step(window=48, sinks=4, chunk=TINY_ALLMEM["chunk"], documents=[])
+WINDOW, SINKS, CHUNK = 48, 4, TINY_ALLMEM["chunk"]
 
 
 def both(family: str, **allmem):
@@ -58,52 +59,84 @@ def both(family: str, **allmem):
     return hybrid, model
 
 
-@pytest.mark.parametrize("grad_checkpoint", [False, True])
-@pytest.mark.parametrize("allmem", [{}, {"values": "token", "layers": [-1]}], ids=str)
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_loss_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint):
-    hybrid, model = both(family, **allmem)
-    tokens = np.asarray(random_tokens(1, 5 * STEP.chunk + 3))[0].tolist()
-    document = Document(tokens, answers=[range(100, 103), range(140, 142)])
-    view = View(STEP.window, STEP.sinks, STEP.chunk, memory=True)
-    expected = torch_loss(hybrid, document, view, 0.5)
-    expected.backward()
-    assert len(document.targets(STEP.window)) == len(tokens) - 1 - STEP.window
+class Losses:
+    """The losses of segments of one document, one after the other, and gradients."""
 
-    base = base_model(model)
+    def __init__(self, model, grad_checkpoint=False):
+        self.model, self.grad_checkpoint = model, grad_checkpoint
+        self.base, self.state = base_model(model), model.make_cache()
+
+    def __call__(self, segment, which=0):
+        seen = mx.array([segment.context + segment.tokens])
+        teacher = student.teacher_hidden(self.base, seen)[:, len(segment.context) :]
+        after = []
+
+        def losses(model):
+            given = model, self.base, segment, teacher, self.state, after
+            found = student.segment_losses(*given, self.grad_checkpoint)
+            return found[which], found
+
+        (_, found), grads = nn.value_and_grad(self.model, losses)(self.model)
+        self.after = student.with_arrays(after, found[-1])
+        return found, dict(tree_flatten(grads))
+
+    def go_on(self):
+        self.state = self.after
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize(
+    "allmem",
+    [{}, {"values": "token", "layers": [-1]}, {"updates": "down"}],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_losses_and_gradients_are_those_of_pytorch(family, allmem, grad_checkpoint):
+    """Of text and of answers, at the start of a document and later in it."""
+    hybrid, model = both(family, **allmem)
+    tokens = np.asarray(random_tokens(1, 10 * CHUNK))[0].tolist()
+    answers = [Answer(range(i, i + 3), 9) for i in (40, 5 * CHUNK + 30)]
+    document = Document(tokens, answers)
+    view, state = View(WINDOW, SINKS, CHUNK, memory=True), State()
     student.make_trainable(model)
-    student.set_view(model, STEP)
-    teacher = student.teacher_hidden(base, mx.array([tokens]))
-    loss, grads = nn.value_and_grad(model, student.document_loss)(
-        model, base, document, teacher, 0.5, grad_checkpoint
-    )
-    assert_close("loss", loss, expected.detach(), 1e-4)
-    grads = dict(tree_flatten(grads))
-    assert grads.keys() == hybrid.parameters().keys()
-    for name, x in hybrid.parameters().items():
-        assert_close(name, grads[name], x.grad, 1e-3)
+    student.set_view(model, WINDOW, SINKS, CHUNK)
+    actual = Losses(model, grad_checkpoint)
+    for start in (0, 5 * CHUNK):
+        segment = document.segment(start, 5 * CHUNK, 30)
+        assert len(segment.answers) == 1
+        expected, state = torch_losses(hybrid, [segment], view, state)
+        for which, loss in enumerate((expected.text, expected.answers)):
+            names = hybrid.parameters()
+            gradient = torch.autograd.grad(
+                loss, list(names.values()), retain_graph=True, materialize_grads=True
+            )
+            found, grads = actual(segment, which)
+            assert_close("loss", found[which], loss.detach(), 1e-4)
+            assert segment.found(found[2].tolist()) == expected.found
+            assert grads.keys() == names.keys()
+            for name, x in zip(names, gradient, strict=True):
+                assert_close(name, grads[name], x, 1e-3)
+        actual.go_on()
 
 
 def test_only_a_response_is_scored():
     model = tiny_model()
     tokens = np.asarray(random_tokens(1, 200))[0].tolist()
     base = base_model(model)
-    student.set_view(model, STEP)
+    student.set_view(model, WINDOW, SINKS, CHUNK)
     teacher = student.teacher_hidden(base, mx.array([tokens]))
 
-    def loss(response):
-        document = Document(tokens, response=response)
-        return student.document_loss(model, base, document, teacher, 0.0).item()
+    def loss(scored):
+        segment = Document(tokens, scored=scored).whole()
+        return Losses(model)(segment)[0][0].item()
 
-    hidden = student.read_hidden(model, mx.array([tokens]))[0]
+    hidden, _ = student.read_hidden(model, mx.array([tokens]), model.make_cache())
     each = [
-        student.forward_kl(base, hidden[i : i + 1], teacher[0, i : i + 1]).item()
+        student.forward_kl(base, hidden[0, i : i + 1], teacher[0, i : i + 1]).item()
         for i in range(199)
     ]
-    assert loss(None) == pytest.approx(np.mean(each[48:]), rel=1e-4)
-    assert loss(range(150, 170)) == pytest.approx(np.mean(each[149:169]), rel=1e-4)
-    # A response that begins inside the window counts from there on.
-    assert loss(range(20, 60)) == pytest.approx(np.mean(each[48:59]), rel=1e-4)
+    assert loss(None) == pytest.approx(np.mean(each), rel=1e-4)
+    assert loss([range(150, 170)]) == pytest.approx(np.mean(each[149:169]), rel=1e-4)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -130,20 +163,13 @@ def test_a_block_can_be_read_again(name, tmp_path):
     convert(tmp_path / "base", tmp_path / "new", chunk=64, heads=2, head_dim=16)
     model, _ = load(tmp_path / "new")
     activate_memory(model)
-    base, tokens = base_model(model), np.asarray(random_tokens(1, 160)).tolist()
+    segment = Document(np.asarray(random_tokens(1, 160))[0].tolist()).whole()
     student.make_trainable(model)
-    student.set_view(model, Step(32, 4, 32, []))
-    teacher = student.teacher_hidden(base, mx.array(tokens))
-    found = [
-        nn.value_and_grad(model, student.document_loss)(
-            model, base, Document(tokens[0]), teacher, 1.0, again
-        )
-        for again in (False, True)
-    ]
-    assert_close("loss", found[1][0], found[0][0], 1e-5)
-    grads = [dict(tree_flatten(grads)) for _, grads in found]
-    for key, x in grads[0].items():
-        assert_close(key, grads[1][key], x, 1e-4)
+    student.set_view(model, 32, 4, 32)
+    found = [Losses(model, again)(segment) for again in (False, True)]
+    assert_close("loss", found[1][0][0], found[0][0][0], 1e-5)
+    for key, x in found[0][1].items():
+        assert_close(key, found[1][1][key], x, 1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -165,17 +191,13 @@ def test_every_family_can_start(name, tmp_path):
         return
     initialize(model, *measure(model, base, texts), alpha=0.1, seed=0)
     student.make_trainable(model)
-    document, tokens = Document(texts[0]), mx.array(texts[:1])
-    window = min(32, model.allmem.window)
-    student.set_view(model, Step(window, 4, 64, []))
-    teacher = student.teacher_hidden(base, tokens)
-    loss, grads = nn.value_and_grad(model, student.document_loss)(
-        model, base, document, teacher, 1.0
-    )
-    logits = student.logits_of(base, teacher)
+    tokens = mx.array(texts[:1])
+    student.set_view(model, min(32, model.allmem.window), 4, 64)
+    logits = student.logits_of(base, student.teacher_hidden(base, tokens))
     assert_close("logits", logits, base(tokens), 1e-5)
-    assert loss.item() > 0
-    for key, x in tree_flatten(grads):
+    found, grads = Losses(model)(Document(texts[0]).whole())
+    assert found[0].item() > 0
+    for key, x in grads.items():
         assert mx.isfinite(x).all().item(), key
 
 
@@ -200,6 +222,8 @@ def settings_of(folders, out, **settings) -> dict:
         "lengths": "320",
         "windows": "64",
         "sinks": "4",
+        "segments": 2,
+        "context": 64,
         "batch_size": 2,
         "iters": 20,
         "save_every": 10,
@@ -234,13 +258,13 @@ def log_of(out) -> list[dict]:
 @pytest.mark.slow
 def test_the_loss_falls_and_the_result_is_an_adapter(folders, tmp_path):
     out = tmp_path / "adapters"
-    rates = {"rate": 0.03, "alpha_rate": 0.01, "gate_rate": 0.01}
+    rates = {"rate": 0.03, "alpha_rate": 0.02, "gate_rate": 0.02}
     result = run("allmem_mlx.distill", *flags(folders, out, **rates))
     assert result.returncode == 0, result.stderr
     assert b"Val NLL beyond the window: full attention" in result.stdout
     losses = [entry["loss"] for entry in log_of(out) if "loss" in entry]
     assert len(losses) == 20
-    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
 
     # mlx-lm's own adapters: its loader reads them, and its fuse makes a model folder.
     model, tokenizer = load(folders[0], adapter_path=str(out))
@@ -293,15 +317,17 @@ def test_conversations(folders, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(text)
     tokenizer = load(folders[0])[1]
     source, _ = open_sources(str(tmp_path), "", "valid", tokenizer, seed=0)
-    document = source.natural(1000, window=64)
-    response = tokenizer.decode(document.tokens[document.response.start :])
-    assert any(row["messages"][1]["content"] in response for row in rows)
-    assert document.response.stop == len(document.tokens)
-    with pytest.raises(AllMemError, match="anything to score beyond a window of 999"):
-        source.natural(1000, window=999)
+    document = source.natural(5000)
+    assert len(document.tokens) == 5000 and len(document.scored) > 3
+    responses = [row["messages"][1]["content"] for row in rows]
+    for at in document.scored[:-1]:
+        response = tokenizer.decode(document.tokens[at.start : at.stop])
+        assert any(x in response for x in responses)
+    with pytest.raises(AllMemError, match="nothing to score in 20 tokens"):
+        source.natural(20)
 
     out = tmp_path / "out"
-    settings = {"data": tmp_path, "stage2": 2, "iters": 1, "lengths": 600, "repeats": 0}
+    settings = {"data": tmp_path, "stage2": 2, "iters": 1, "lengths": 640, "repeats": 0}
     result = run("allmem_mlx.distill", *flags(folders, out, **settings))
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (out / "answers.jsonl").open()]
@@ -371,10 +397,10 @@ def test_what_is_planted_is_not_what_is_evaluated():
 def test_a_step_is_the_same_for_both(folders, tmp_path):
     from transformers import AutoTokenizer
 
-    recipe = Recipe(str(folders[1]), lengths="2000", windows="64", batch_size=8)
-    steps = []
+    recipe = Recipe(str(folders[1]), lengths="1024", windows="64", segments=2)
+    batches = []
     for tokenizer in (load(folders[0])[1], AutoTokenizer.from_pretrained(folders[0])):
         source, _ = open_sources(recipe.data, "", "valid", tokenizer, recipe.seed)
-        steps.append(draw_step(recipe, source, step=3))
-    assert steps[0] == steps[1]
-    assert any(document.answers for document in steps[0].documents)
+        batches.append(draw_batch(recipe, source, 3, 900))
+    assert batches[0] == batches[1]
+    assert any(document.answers for document in batches[0].documents)

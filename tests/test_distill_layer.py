@@ -9,8 +9,8 @@ from helpers import TINY_ALLMEM, TINY_BASE, assert_close
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from allmem_mlx.config import VALUES, AllMemConfig
-from allmem_mlx.distillation.torch.hybrid import TEACHER, Hybrid, View
+from allmem_mlx.config import UPDATES, VALUES, AllMemConfig
+from allmem_mlx.distillation.torch.hybrid import TEACHER, Hybrid, State, View
 from allmem_mlx.distillation.torch.loss import forward_kl, next_token_loss
 
 CHUNK = TINY_ALLMEM["chunk"]
@@ -81,6 +81,8 @@ def test_layer_agrees_with_the_oracle(family, allmem):
         actual, _ = hybrid.layers()[0](
             u,
             view,
+            State(),
+            None,
             embedded,
             position_embeddings=rotations,
             attention_mask=None,
@@ -95,7 +97,7 @@ def test_gradients_agree_with_the_oracle(values):
     layer, expected = hybrid.layers()[0], oracle_of(hybrid, "qwen3")
     shape = (2, LENGTH, TINY_BASE["hidden_size"])
     u, embedded = torch.randn(2, *shape, dtype=torch.float64)
-    layer.memory(u, embedded, chunk=CHUNK).square().sum().backward()
+    layer.memory(u, embedded, chunk=CHUNK)[0].square().sum().backward()
     expected.memory(u, embedded)[0].square().sum().backward()
     for name, x in layer.memory.named_parameters():
         grad = expected.memory.get_parameter(name).grad
@@ -166,21 +168,41 @@ def test_swapped_documents_read_the_memory_of_the_other():
     # The same second chunk everywhere: only what was written before it differs.
     u[:, CHUNK - 3 :] = other[:, CHUNK - 3 :] = 1.0
     with torch.no_grad():
-        swapped = memory(u, chunk=CHUNK, swap=True)
-        expected = memory(other, chunk=CHUNK)
+        swapped, _ = memory(u, chunk=CHUNK, swap=True)
+        expected, _ = memory(other, chunk=CHUNK)
     assert_close("read", swapped[:, CHUNK:], expected[:, CHUNK:], 1e-9)
 
 
 def test_checkpointing_changes_no_gradient():
-    grads = []
+    grads, tokens = [], random_tokens()
     for checkpointing in (False, True):
         hybrid = tiny_hybrid()
         if checkpointing:
             hybrid.checkpoint_activations()
-        hybrid.hidden(random_tokens(), STUDENT).square().sum().backward()
+        _, state = hybrid.read(tokens[:, : 2 * CHUNK], STUDENT, State())
+        hidden, _ = hybrid.read(tokens[:, 2 * CHUNK :], STUDENT, state)
+        hidden.square().sum().backward()
         grads.append({k: p.grad for k, p in hybrid.parameters().items()})
     for name, grad in grads[0].items():
         assert_close(name, grads[1][name], grad, 1e-9)
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_document_in_parts_is_the_whole(family, updates):
+    config = AllMemConfig(**TINY_ALLMEM, updates=updates)
+    hybrid = tiny_hybrid(family, config=config, **FAMILIES[family])
+    tokens, state, parts = random_tokens(), State(), []
+    with torch.no_grad():
+        whole = hybrid.hidden(tokens, STUDENT)
+        for part in tokens.split([CHUNK, 3 * CHUNK, LENGTH - 4 * CHUNK], dim=1):
+            hidden, state = hybrid.read(part, STUDENT, state)
+            parts.append(hidden)
+            again, _ = hybrid.read(tokens, STUDENT, state)
+            once_more, _ = hybrid.read(tokens, STUDENT, state)
+            assert torch.equal(again, once_more)  # a state stays as it is
+    assert state.tokens == LENGTH
+    assert_close("hidden", torch.cat(parts, dim=1), whole, 1e-9)
 
 
 def test_forward_kl_and_its_gradient():

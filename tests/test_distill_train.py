@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from test_distill_layer import CHUNK, random_tokens, tiny_hybrid
 from transformers import AutoTokenizer
 
-from allmem_mlx.distillation.documents import Collected, Document, Texts
+from allmem_mlx.distillation.documents import Answer, Document
 from allmem_mlx.distillation.initial import COMMON, whitening
-from allmem_mlx.distillation.recipe import Recipe, draw_document, draw_step
-from allmem_mlx.distillation.run import Run
-from allmem_mlx.distillation.torch.hybrid import View
-from allmem_mlx.distillation.torch.loss import document_loss
+from allmem_mlx.distillation.recipe import Recipe, draw_batch, draw_document
+from allmem_mlx.distillation.run import ENOUGH, Run
+from allmem_mlx.distillation.sources import Collected, Texts
+from allmem_mlx.distillation.torch.hybrid import State, View
+from allmem_mlx.distillation.torch.loss import segment_losses
 from allmem_mlx.distillation.torch.measure import initialize, measure
 from allmem_mlx.distillation.torch.trainer import Settings, TorchTrainer
 from allmem_mlx.errors import AllMemError, SettingError
@@ -47,9 +48,11 @@ def settings_of(folders, out, **settings) -> tuple[Settings, Recipe]:
     }
     recipe = {
         "data": str(texts),
-        "lengths": "1280",
+        "lengths": "640",
         "windows": "64",
         "sinks": "4",
+        "segments": 2,
+        "context": 64,
         "batch_size": 1,
         "iters": 4,
         "save_every": 2,
@@ -75,25 +78,72 @@ def texts(folders):
 
 
 def test_a_passage_comes_again(texts):
-    tokens = texts[0].repeat(1000).tokens
-    assert len(tokens) == 1000
-    start = next(i for i in range(200, 900) if tokens[i : i + 60] == tokens[:60])
-    assert start >= 250  # the passage itself, and what lies between
+    for seed in range(8):
+        texts[0].random.seed(seed)
+        tokens = texts[0].repeat(1000).tokens
+        assert len(tokens) == 1000
+        passages = [tuple(tokens[i : i + 30]) for i in range(971)]
+        apart = [j - passages.index(x) for j, x in enumerate(passages)]
+        assert max(apart) >= 125
 
 
-def test_an_answer_stands_in_the_first_half(texts):
+def test_a_question_comes_after_its_fact(texts):
     texts, tokenizer = texts
-    document = texts.facts(2000, count=4)
-    assert len(document.tokens) == 2000 and len(document.answers) == 4
-    for answer in document.answers:
-        value = tokenizer.decode(document.tokens[answer.start : answer.stop])
-        told = tokenizer.decode(document.tokens[:1100])
-        assert value.strip() in told
+    for distance in (100, 1500):
+        document = texts.facts(2000, distance, count=8)
+        assert len(document.tokens) == 2000 and len(document.answers) == 8
+        for at, apart in document.answers:
+            value = tokenizer.decode(document.tokens[at.start : at.stop]).strip()
+            told = tokenizer.decode(document.tokens[: at.start - apart])
+            assert value in told.strip(".: ").rsplit(".", 2)[-1] or value in told
+            assert 64 <= apart
+        farthest = max(apart for _, apart in document.answers)
+        assert farthest > 1000 if distance == 1500 else farthest < 700
 
 
-def test_too_little_text(texts):
-    with pytest.raises(AllMemError, match="too little text for 100000 tokens"):
-        texts[0].passage(100_000)
+def test_a_document_is_read_in_segments():
+    """Every position is scored once, but for answers, and every answer is."""
+    answers = [
+        Answer(range(7, 9), 5),
+        Answer(range(15, 17), 9),
+        Answer(range(16, 18), 1),
+    ]
+    scored = [range(2, 12), range(14, 40)]
+    document = Document(list(range(100, 135)), answers, scored)
+    segments = [document.segment(start, 8, 6) for start in range(0, 48, 8)]
+    assert [x.tokens for x in segments[:2]] == [[*range(100, 108)], [*range(108, 116)]]
+    assert [x.context for x in segments[:2]] == [[], [*range(102, 108)]]
+    assert [len(x.tokens) for x in segments] == [8, 8, 8, 8, 3, 0]
+    targets = [8 * i + at + 1 for i, x in enumerate(segments) for at in x.targets]
+    answered = {7, 8, 15, 16, 17}
+    expected = [i for i in range(2, 35) if i not in answered and i not in (12, 13)]
+    assert targets == expected
+    # Of the first two answers, a part lies in the next segment.
+    assert [x.answers for x in segments[:3]] == [[], [], []]
+    whole = document.whole()
+    assert whole.answer_places == [7, 8, 15, 16, 16, 17]
+    right = [True, True, True, False, True, True]
+    assert whole.found(right) == [(5, True), (9, False), (1, True)]
+
+
+def test_texts_of_all_kinds_are_equally_frequent(folders, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    for kind, count in (("one", 1), ("two", 9)):
+        (tmp_path / kind).mkdir()
+        for i in range(count):
+            (tmp_path / kind / f"{i}.txt").write_text(f"{kind}\n\n" + f"{kind} " * 2000)
+    texts = Texts(sorted(tmp_path.glob("*/*.txt")), tokenizer, seed=0)
+    assert texts.kinds == ["one", "two"]
+    words = [tokenizer.decode(texts.passage(50)).split()[1] for _ in range(100)]
+    assert 30 < words.count("one") < 70
+    assert "two" not in tokenizer.decode(texts.passage(5000, "one"))
+
+
+def test_too_little_text(folders, tmp_path, texts):
+    (tmp_path / "x.txt").write_text(BOOK[:300])
+    with pytest.raises(AllMemError, match="too little text for 5000 tokens"):
+        Texts([tmp_path / "x.txt"], texts[1], seed=0).passage(5000)
+    assert len(texts[0].passage(100_000)) == 100_000  # of several parts
 
 
 def test_whitening():
@@ -133,10 +183,12 @@ def test_alpha_moves_first_and_everything_after():
     with torch.no_grad():
         for layer in hybrid.layers():
             layer.alpha.zero_()
-    document = Document(random_tokens(1, 4 * CHUNK)[0].tolist(), [range(50, 52)])
+    tokens = random_tokens(1, 4 * CHUNK)[0].tolist()
+    segment = Document(tokens, [Answer(range(50, 52), 9)]).whole()
     view = View(window=16, sinks=2, chunk=CHUNK, memory=True)
     for moves in (("alpha",), tuple(hybrid.parameters())):
-        document_loss(hybrid, document, view, 1.0).backward()
+        losses, _ = segment_losses(hybrid, [segment], view, State())
+        (losses.text + losses.answers).backward()
         for name, x in hybrid.parameters().items():
             assert bool(x.grad.abs().max() > 0) == name.endswith(moves), name
             x.grad = None
@@ -152,12 +204,27 @@ def test_rates_rise_and_fall():
     assert scales[90] == 0.5 and 0 < scales[99] < 0.1
 
 
-def test_a_step_depends_on_seed_and_number_alone(folders, tmp_path, texts):
-    _, recipe = settings_of(folders, tmp_path, windows="32,64,96,128")
-    first = [draw_step(recipe, texts[0], step) for step in range(6)]
-    again = [draw_step(recipe, texts[0], step) for step in reversed(range(6))]
+def test_documents_depend_on_seed_number_and_distance_alone(folders, tmp_path, texts):
+    _, recipe = settings_of(folders, tmp_path, windows="32,64,96,128", facts=0.8)
+    numbers = range(6)
+    first = [draw_batch(recipe, texts[0], i, 300) for i in numbers]
+    again = [draw_batch(recipe, texts[0], i, 300) for i in reversed(numbers)]
     assert first == again[::-1]
-    assert len({step.window for step in first}) > 1
+    assert len({batch.window for batch in first}) > 1
+    assert first != [draw_batch(recipe, texts[0], i, 900) for i in numbers]
+
+
+def test_questions_become_harder(folders, tmp_path):
+    run = started(folders, tmp_path, distance=500, segments=2, promote=0.5)
+    for asked, right, distance in (
+        (ENOUGH - 1, ENOUGH - 1, 500),  # too few to tell
+        (ENOUGH, ENOUGH // 2, 500),
+        (ENOUGH, ENOUGH, 1000),
+        (ENOUGH, ENOUGH, 1280),  # the length of a document
+    ):
+        run.asked, run.right = asked, right
+        run._judge_distance()
+        assert run.distance == distance
 
 
 @pytest.mark.slow
@@ -187,7 +254,12 @@ def test_a_run_goes_on_exactly(folders, tmp_path):
 
 @pytest.mark.slow
 def test_processes_share_a_batch(folders, tmp_path):
-    settings = {"lengths": "160", "batch_size": 2, "iters": 1}
+    settings = {
+        "lengths": "192",
+        "batch_size": 2,
+        "iters": 2,
+        "facts": 0.8,
+    }
     started(folders, tmp_path / "one", **settings).train()
     model, recipe = settings_of(folders, tmp_path / "two", **settings)
     given = {**vars(model), **vars(recipe)}
@@ -254,7 +326,8 @@ def test_a_checkpoint_that_does_not_fit(folders, tmp_path):
     [
         ({"windows": "64,x"}, "windows"),
         ({"chunks": ""}, "chunks"),
-        ({"windows": "64,1280"}, "beyond a window"),
+        ({"windows": "64,1280", "segments": 1}, "beyond a window"),
+        ({"lengths": "1000"}, "multiple of every chunk, as of 64"),
         ({"repeats": 0.7, "facts": 0.7}, "shares"),
     ],
     ids=str,
@@ -278,20 +351,23 @@ def test_the_second_stage_trains_on_answers_of_the_student(folders, tmp_path):
     second = started(folders, tmp_path / "second", memory=memory, stage2=2)
     trained = load_file(tmp_path / "first" / "memory.safetensors")
     assert all(torch.equal(x, trained[k]) for k, x in parameters(second).items())
-    document = draw_step(second.recipe, second.source, 0).documents[0]
-    prompt = document.tokens[: document.response.start]
-    answer = second.trainer.answer(prompt, len(document.response))
-    assert document.tokens[len(prompt) :] == answer
+    document = draw_batch(second.recipe, second.source, 0, 0).documents[0]
+    assert document.scored
+    at = document.scored[0]
+    answer = second.trainer.answer(document.tokens[: at.start], len(at))
+    assert document.tokens[at.start : at.stop] == answer
     second.train_step()
 
 
 def test_the_second_stage_trains_on_nothing_else(folders, tmp_path, texts):
-    document = Document(list(range(100)), response=range(90, 100))
-    source = Collected([document], texts[1], seed=0)
+    document = Document(list(range(100)), scored=[range(90, 100)])
+    source = Collected([document], tmp_path, texts[1], seed=0)
     _, recipe = settings_of(folders, tmp_path, repeats=0.5, facts=0.5, stage2=1)
     source.random = random.Random(0)
     for _ in range(8):
-        assert draw_document(recipe, source, 80, 64) == document
+        drawn = draw_document(recipe, source, 180, 64)
+        assert drawn.tokens == [*range(100), *range(80)]
+        assert drawn.scored == [range(90, 100)]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ def test_through_the_chain_of_chunks(family):
     """Five chunks and a tail: every parameter's gradient is the PyTorch oracle's."""
     model = tiny_model(family)
     layer = model.layers[0].self_attn
+    layer.train()  # or the gradients of what is kept in bfloat16 would be too
     rng = np.random.default_rng(0)
     shape = (2, 171, TINY_BASE["hidden_size"])
     u, weight = rng.normal(size=(2, *shape)).astype(np.float32)

@@ -34,6 +34,7 @@ CASES = {
     "fold": Case(2, 2, 64, 128, 37),
     "write": Case(2, 2, 32, 64, 1),
 }
+START = Case(2, 2, 64, 128, 37, is_open=False)
 WIDE = Case(1, 2, 128, 128, 20)  # whose tiles are of 64 columns
 TILES = Case(1, 1, 32, 32, 170)  # of 32 tokens
 LONG = Case(1, 1, 32, 32, 2**16 + 70)
@@ -151,7 +152,6 @@ MUTANTS = [
         "if (lane < 32) {\n    scales_out",
         "check",
     ),
-    Mutant("all write the decay", "write", "part == 0 && which == 0 && ", "", "check"),
     # Wrong operand, stride, sign or place.
     Mutant("up is gate", "read", "up_rows + unit", "gate_rows + unit", "numbers"),
     Mutant("no residual", "read", "[e] += sums", "[e] = sums", "numbers"),
@@ -209,12 +209,38 @@ MUTANTS = [
     Mutant(
         "squares of up are gate's", "fold", "squared(up_s", "squared(gate_s", "numbers"
     ),
-    Mutant("G not cleared", "write", "g_out[at] = 0", "g_out[at] = g[at]", "numbers"),
+    Mutant("no G is added to", "fold", "OPEN || start", "start", "numbers"),
     Mutant(
-        "decay kept",
+        "what stands for G is added to",
+        "fold",
+        "OPEN || start > 0",
+        "true",
+        "numbers",
+        case=START,
+    ),
+    Mutant(
+        "what stands for the decay is added to",
+        "fold",
+        "OPEN && counts",
+        "counts",
+        "numbers",
+        case=START,
+    ),
+    Mutant(
+        "G of the first tile lost", "fold", "|| start > 0", "", "numbers", case=START
+    ),
+    Mutant(
+        "W with the rounded M",
         "write",
-        "_out[index] = 0",
-        "_out[index] = decay_sum[index]",
+        "+ momentum;",
+        "+ static_cast<bfloat16_t>(momentum);",
+        "numbers",
+    ),
+    Mutant(
+        "M cut off, not rounded",
+        "write",
+        "static_cast<bfloat16_t>(momentum)",
+        "as_type<bfloat16_t>(ushort(as_type<uint>(momentum) >> 16))",
         "numbers",
     ),
     Mutant("norms of the first head", "write", "head * rows", "0 * rows", "numbers"),
@@ -356,8 +382,8 @@ MUTANTS = [
     Mutant(
         "state as it comes",
         "fold",
-        "map(mx.contiguous, (*weights, *scales, *grads, decay_sum))",
-        "(*weights, *scales, *grads, decay_sum)",
+        "map(mx.contiguous, (*weights, *scales, *so_far))",
+        "(*weights, *scales, *so_far)",
         "check",
         file="kernels.py",
     ),

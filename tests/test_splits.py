@@ -23,6 +23,8 @@ from mlx_lm.generate import generate_step
 
 from allmem_mlx.model import Model
 
+pytestmark = pytest.mark.usefixtures("exact_momentum")
+
 LENGTH = 3_000
 TOLERANCE = 1e-5
 # Fast weights are a recurrence, and can multiply a difference in the last bits while

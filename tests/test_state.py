@@ -12,20 +12,16 @@ from helpers import (
     active_folder,
     assert_close,
     assert_same_arrays,
-    feed,
     random_tokens,
     slow_beyond,
-    tiny_args,
     tiny_model,
 )
-from mlx.utils import tree_flatten, tree_unflatten
-from processes import ROOT, run
+from processes import run
 from safetensors import safe_open
 
 from allmem_mlx import load
 from allmem_mlx import state as states
 from allmem_mlx.errors import AllMemError
-from allmem_mlx.model import Model
 from allmem_mlx.session import Session
 from allmem_mlx.snapshots import CHUNKS, TURNS
 
@@ -33,6 +29,7 @@ LENGTH, GENERATED = 700, 100
 SETTINGS = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
+    "several folds": {"dtype": "float32", "fold": 16},
     "quantised": {"dtype": "float32", "quantize": True, "q_group_size": 32},
 }
 TOKENS = random_tokens(1, LENGTH, vocab=120)[0].tolist()
@@ -40,14 +37,14 @@ TOKENS = random_tokens(1, LENGTH, vocab=120)[0].tolist()
 
 @pytest.fixture(scope="module", params=slow_beyond(1, SETTINGS))
 def folder(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp(request.param)
-    return active_folder(path, chunk=64, **SETTINGS[request.param])
+    path, settings = tmp_path_factory.mktemp(request.param), SETTINGS[request.param]
+    return active_folder(path, chunk=64, **settings)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = active_folder(tmp_path_factory.mktemp("tiny"), chunk=64)
-    return load(folder)
+    """With several folds in a chunk."""
+    return load(active_folder(tmp_path_factory.mktemp("tiny"), chunk=64, fold=16))
 
 
 def endless(model, tokenizer, state=None, **options) -> Session:
@@ -406,8 +403,8 @@ class TestRefused:
             return str(error.value)
 
         def changed(**settings):
-            folder = active_folder(tmp_path / "-".join(settings), **settings)
-            return load(folder)[0]
+            path = tmp_path / "-".join(settings)
+            return load(active_folder(path, **{"fold": 16, **settings}))[0]
 
         assert "window 48; the model has 32" in reason(changed(chunk=64, window=32))
         assert "chunk 64; the model has 128" in reason(changed(chunk=128))
@@ -426,9 +423,12 @@ class TestRefused:
         assert "directory" in reason(file=tmp_path)
         (tmp_path / "cut").write_bytes(path.read_bytes()[:-1])
         assert "damaged or incomplete" in reason(file=tmp_path / "cut")
-        newer = path.read_bytes().replace(b'"version":"2"', b'"version":"3"')
-        (tmp_path / "newer").write_bytes(newer)
-        assert "format version 3" in reason(file=tmp_path / "newer")
+        for version in ("1", "2", "4"):
+            own, other = (f'"version":"{x}"'.encode() for x in ("3", version))
+            (tmp_path / "other").write_bytes(path.read_bytes().replace(own, other))
+            said = reason(file=tmp_path / "other")
+            assert f"format version {version}; this version of" in said
+            assert "reads 3: read the text again" in said and "\n" not in said
 
     def test_new_weights_are_another_model(self, tiny):
         """The fingerprint is kept, but not for weights that were replaced since."""
@@ -439,43 +439,6 @@ class TestRefused:
         assert states.fingerprint(load_again) != before
         model.layers[0].self_attn.alpha = alpha
         assert states.fingerprint(model) == before
-
-
-class TestFirstVersion:
-    """Files that were written before a block of several chunks went through a layer at
-    once: of 109 tokens, of which 9 wait. A memory that is off had a state then."""
-
-    FILES = ROOT / "tests" / "data"
-
-    def model(self, alpha: float) -> Model:
-        """The one that wrote them: its weights are the same on every machine."""
-        args = tiny_args(head_dim=8, hidden_dim=16, chunk=16, window=40)
-        args.base.update(hidden_size=16, intermediate_size=16)
-        model = Model(args)
-
-        def numbers(name: str, x: mx.array) -> mx.array:
-            if name.endswith(".alpha"):
-                return mx.full(x.shape, alpha)
-            i = np.arange(x.size) + len(name)
-            return mx.array(
-                ((i * 7919 % 1009) / 1009 - 0.5).astype(np.float32).reshape(x.shape)
-            )
-
-        weights = tree_flatten(model.parameters())
-        model.update(tree_unflatten([(name, numbers(name, x)) for name, x in weights]))
-        model.eval()
-        return model
-
-    @pytest.mark.parametrize("name, alpha", [("trained", 0.5), ("fresh", 0.0)])
-    def test_it_opens_and_goes_on(self, name, alpha):
-        model, tokens = self.model(alpha), random_tokens(1, 300)
-        path = self.FILES / f"{name}-version-1.allmem"
-        assert states.describe(path)["memory"] and states.describe(path)["version"] == 1
-        state = states.load(path, model)
-        assert (state.read, state.waiting) == (100, tokens[0, 100:109].tolist())
-        logits, _ = feed(model, tokens[:, 100:], [200], state.cache)
-        expected, _ = feed(model, tokens, [300])
-        assert_close("logits", logits, expected[:, 100:], 1e-5)
 
 
 def test_a_state_without_a_memory_says_so(tmp_path):

@@ -31,8 +31,8 @@ from allmem_mlx.config import AllMemConfig
 from allmem_mlx.convert import convert, torch_names
 from allmem_mlx.convert.torch_export import export_torch
 from allmem_mlx.distillation.documents import Document
-from allmem_mlx.distillation.torch.hybrid import Hybrid, View
-from allmem_mlx.distillation.torch.loss import document_loss
+from allmem_mlx.distillation.torch.hybrid import Hybrid, State, View
+from allmem_mlx.distillation.torch.loss import segment_losses
 from allmem_mlx.errors import AllMemError, SettingError
 
 CONFIG = AllMemConfig(**TINY_ALLMEM)
@@ -50,7 +50,9 @@ def trained(request, tmp_path_factory):
     parameters = hybrid.parameters().values()
     optimizer = torch.optim.Adam(parameters, lr=3e-2, eps=1e-10)
     for tokens in torch.randint(0, 128, (5, 160)).tolist():
-        document_loss(hybrid, Document(tokens), VIEW, 0.0).backward()
+        segment = Document(tokens).whole()
+        losses, _ = segment_losses(hybrid, [segment], VIEW, State())
+        losses.text.backward()
         optimizer.step()
         optimizer.zero_grad()
     return folder, hybrid

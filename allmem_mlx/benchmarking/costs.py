@@ -213,7 +213,8 @@ def describe(rows: list[dict[str, Any]]) -> str:
     head = ["tokens", FULL, WINDOW, ALLMEM, "channel", "mixers", "all"]
     head += ["full, MB", "window, MB", "AllMem, MB", "state"]
     lines = [
-        "Reading: GFLOPs of the token mixers and of the channel mixers; state in MB",
+        "Reading: GFLOPs of the token mixers and of the channel mixers; state in MB, "
+        "at most",
         table(head, reading),
         f"The memory's share of AllMem's reading: {share:.1f} % of the FLOPs",
         "",

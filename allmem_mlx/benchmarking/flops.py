@@ -20,7 +20,7 @@ from ..config import AllMemConfig
 from ..families import EXPERTS_OF_A_TOKEN, attention_windows
 from ..model import Model, is_memory
 
-FLOAT32 = 4  # bytes
+FLOAT32, BFLOAT16 = 4, 2  # bytes
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 TABLES = (nn.Embedding, nn.QuantizedEmbedding)
@@ -348,13 +348,20 @@ def ring_bytes(sizes: Sizes) -> int:
 
 
 def memory_bytes(sizes: Sizes) -> int:
-    """Bytes of the memory's state: W, M and G, and the tokens of an open fold; see
+    """Bytes of the memory's state at most, just before the end of a chunk: W and M; G,
+    if a chunk has several folds; the tokens of an open fold, if it has several. See
     :class:`memory.MemoryState`."""
     c = sizes.config
     n, p, h = c.heads, c.head_dim, c.hidden_dim
-    float32 = 3 * (3 * n * p * h) + n * (2 * h + p) + n * c.fold * (2 * p + 4) + n
+    matrices = 3 * n * p * h
+    float32 = matrices + n * (2 * h + p)
+    if c.fold < c.chunk:
+        float32 += matrices + n
+    if c.fold > 1:
+        float32 += n * c.fold * (2 * p + 4)
     conv = (c.conv_kernel - 1) * 3 * n * p
-    return sizes.memory_layers * (float32 * FLOAT32 + conv * sizes.itemsize)
+    layer = float32 * FLOAT32 + matrices * BFLOAT16 + conv * sizes.itemsize
+    return sizes.memory_layers * layer
 
 
 def decoding(
@@ -395,9 +402,10 @@ def decoding_bytes(
     """Bytes moved by the token after ``length`` others: each weight and each element of
     the state once where it is read, and once where it is written; see :func:`reading`.
 
-    A token reads W, and of the memory's weights all but W0, and moves the state of the
-    convolution. Every ``fold`` tokens, G and the open fold are read and written; every
-    ``chunk`` tokens M and W0 are read, and W, M and G written.
+    A token reads W, and of the memory's weights all but W0, writes its row, and moves
+    the state of the convolution. Every ``fold`` tokens the open fold is read and begun
+    anew. A fold also reads G, but for the first of a chunk, and writes it, but for the
+    last; in place of that, M is read and written, half as large, and W written.
     """
     c = sizes.config
     recurrent = 2 * sizes.recurrent_state
@@ -409,9 +417,8 @@ def decoding_bytes(
     W = sizes.fast_weights
     each = W + rows
     fold = 2 * W + 2 * rows * c.fold
-    write = 5 * W  # W0 and M read; W, M and G written: W and G were there
     conv = 2 * (c.conv_kernel - 1) * 3 * c.heads * c.head_dim * sizes.memory_layers
-    numbers = each + fold / c.fold + write / c.chunk
+    numbers = each + fold / c.fold
     return Traffic(
         weights=sizes.weights,
         attention=attention,

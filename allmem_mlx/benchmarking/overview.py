@@ -176,9 +176,10 @@ class Overview:
         memory = flops.memory_bytes(self.sizes)
         total = amount(self.state + memory)
         if self.memory == TRAINED:
-            text = f"{total} at any length, {amount(memory)} of it the memory's"
+            text = f"at most {total} at any length, {amount(memory)} of it the memory's"
         else:
-            text = f"{amount(self.state)} at any length, {total} with a trained memory"
+            state = amount(self.state)
+            text = f"{state} at any length, at most {total} with a trained memory"
         growth = amount(self.sizes.kv_of_a_token)
         return f"{text}; full attention adds {growth} a token"
 

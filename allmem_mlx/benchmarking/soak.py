@@ -142,7 +142,7 @@ def _measure(
         for old, new in writes:
             lengths = row_norms(new.weights)
             rows += [x / n for x, n in zip(lengths, initial, strict=True)]
-            momenta += new.momentum
+            momenta += [m.astype(mx.float32) for m in new.momentum]
             updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
     stream = mx.abs(recording.stream.astype(mx.float32)).max()
     momentum, update = _largest(_norms(momenta)), _largest(_norms(updates))

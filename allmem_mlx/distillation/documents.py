@@ -1,25 +1,68 @@
-"""Documents to train on and to judge by.
+"""Documents to train on and to judge by, and the segments in which they are read.
 
-- ``natural``: a piece of a text file, or an example of a JSONL file.
+- ``natural``: text as it stands.
 - ``repeat``: a passage, other text, the passage again: after a few words of it every
   further word can be recalled.
-- ``facts``: statements planted in a text, and questions about them after it.
+- ``facts``: statements planted in a text, and a question about each later on.
 """
 
-import json
+import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..chat_template import PARAGRAPH, Template
-from ..errors import AllMemError, reason
-from .planted import draw_facts
+from ..errors import AllMemError
+from .planted import Fact, draw_facts
 
-TRIES = 100  # draws until a text is long enough
+FACT = 96  # tokens of a text for each fact that is planted, at least
+NEAREST = 64  # tokens between a fact and its question, at least
+
+
+class Answer(NamedTuple):
+    """The answer to a planted question.
+
+    Args:
+        at (range): its positions.
+        distance (int): tokens between the fact and the answer.
+    """
+
+    at: range
+    distance: int
+
+
+class Segment(NamedTuple):
+    """A part of a document that is trained on at once.
+
+    Args:
+        context (list): token ids before it, which only the teacher reads with it.
+        tokens (list): token ids.
+        targets (list): its positions whose next token is scored.
+        answers (list): the answers that lie in it whole; positions in it.
+    """
+
+    context: list[int]
+    tokens: list[int]
+    targets: list[int]
+    answers: list[Answer]
+
+    @property
+    def answer_places(self) -> list[int]:
+        """The positions of all answers, one answer after the other."""
+        return [i for answer in self.answers for i in answer.at]
+
+    def found(self, right: Sequence[bool]) -> list[tuple[int, bool]]:
+        """For each answer the distance of its fact, and whether it is right.
+
+        Args:
+            right (Sequence[bool]): whether the token at each of
+                :attr:`answer_places` is.
+        """
+        rest = iter(right)
+        return [(x.distance, all([next(rest) for _ in x.at])) for x in self.answers]
 
 
 @dataclass(frozen=True)
@@ -28,39 +71,50 @@ class Document:
 
     Args:
         tokens (list): token ids.
-        answers (list): for each planted question, the positions of its answer.
-        response (range): the positions that are scored; all if ``None``.
+        answers (list): the answers to its planted questions.
+        scored (list): the positions that are scored; all if ``None``.
     """
 
     tokens: list[int]
-    answers: list[range] = field(default_factory=list)
-    response: range | None = None
+    answers: list[Answer] = field(default_factory=list)
+    scored: list[range] | None = None
 
-    def targets(self, window: int) -> list[int]:
-        """Positions beyond a window whose next token is scored."""
-        scored = self.response or range(len(self.tokens))
-        return [i for i in range(window, len(self.tokens) - 1) if i + 1 in scored]
+    def segment(self, start: int, length: int, context: int) -> Segment:
+        """A part of it; an empty one beyond its end.
 
-    def answer_targets(self) -> list[int]:
-        """Positions whose next token belongs to the answer of a planted question."""
-        return [i - 1 for answer in self.answers for i in answer]
-
-    def loss(
-        self, divergence: Callable[[list[int]], Any], window: int, answer_weight: float
-    ) -> Any:
-        """The mean over the positions beyond the window, plus the weighted mean over
-        those that answer a planted question.
+        Answers are no targets: what comes before them does not tell a teacher that
+        sees only a part of the document what they are.
 
         Args:
-            divergence (Callable): sum over a list of positions, of any back end.
-            window (int): W.
-            answer_weight (float): see :class:`Recipe`.
+            start (int): its first token.
+            length (int): tokens, at most.
+            context (int): tokens before it, at most.
         """
-        targets, answers = self.targets(window), self.answer_targets()
-        loss = divergence(targets) / len(targets)
-        if answers:
-            loss = loss + answer_weight * divergence(answers) / len(answers)
-        return loss
+        tokens = self.tokens[start : start + length]
+        end = start + len(tokens)
+        answered = {i for answer in self.answers for i in answer.at}
+        targets = [
+            i - start
+            for i in range(start, min(end, len(self.tokens) - 1))
+            if i + 1 not in answered and self._is_scored(i + 1)
+        ]
+        answers = [
+            Answer(range(at.start - start, at.stop - start), distance)
+            for at, distance in self.answers
+            if start < at.start and at.stop <= end
+        ]
+        before = self.tokens[max(0, start - context) : start] if tokens else []
+        return Segment(before, tokens, targets, answers)
+
+    def whole(self) -> Segment:
+        """All of it at once."""
+        return self.segment(0, len(self.tokens), 0)
+
+    def _is_scored(self, i: int) -> bool:
+        if self.scored is None:
+            return True
+        place = bisect(self.scored, i, key=lambda part: part.start)
+        return place > 0 and i in self.scored[place - 1]
 
 
 class Source(ABC):
@@ -76,16 +130,25 @@ class Source(ABC):
         chat = getattr(tokenizer, "chat_template", None) is not None
         self.template = (Template.of_chat if chat else Template.plain)(tokenizer)
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of text."""
+        return [""]
+
     @abstractmethod
-    def passage(self, length: int) -> list[int]:
+    def passage(self, length: int, kind: str = "") -> list[int]:
         """A text of ``length`` tokens.
+
+        Args:
+            length (int): tokens.
+            kind (str): one of :attr:`kinds`; any if empty.
 
         Raises:
             AllMemError: if there is too little.
         """
 
-    def natural(self, length: int, window: int) -> Document:
-        """A document as it stands, with something to score beyond the window."""
+    def natural(self, length: int) -> Document:
+        """A document as it stands."""
         return Document(self.passage(length))
 
     def tokens(self, text: str) -> list[int]:
@@ -93,207 +156,88 @@ class Source(ABC):
 
     def repeat(self, length: int) -> Document:
         """A passage, other text, the passage again, and more text."""
-        size = self.random.randrange(length // 8, length * 2 // 5)
-        passage, between = self.passage(size), self.passage(length)
-        gap = self.random.randrange(
-            length // 8, max(length // 8 + 1, length - 2 * size + 1)
-        )
-        tokens = passage + between[:gap] + passage + between[gap:]
+        draw = self.random
+        size = draw.randrange(length // 32, length * 2 // 5)
+        gap = draw.randrange(length // 8, max(length // 8 + 1, length - 2 * size + 1))
+        passage, rest = self.passage(size), self.passage(length)
+        start = draw.randrange(max(1, length - 2 * size - gap + 1))
+        middle = start + gap
+        tokens = rest[:start] + passage + rest[start:middle] + passage + rest[middle:]
         return Document(tokens[:length])
 
     def facts(
-        self, length: int, count: int | None = None, held_out: bool = False
+        self,
+        length: int,
+        distance: int,
+        count: int | None = None,
+        held_out: bool = False,
     ) -> Document:
-        """Facts in the first half of a text, and questions after it: as a conversation,
-        or as further sentences. Fewer than ``count`` if they would fill the text."""
+        """Facts in a text, and after each a question: as a part of a conversation, or
+        as a further sentence.
+
+        Args:
+            length (int): tokens of the document.
+            distance (int): tokens between a fact and its question, at most; its
+                logarithm is drawn evenly.
+            count (int): number of facts, fewer if they would fill the text.
+            held_out (bool): facts that are not trained on.
+
+        Raises:
+            AllMemError: if the text is too short for a single one.
+        """
         draw = self.random
-        count = count or draw.randrange(4, max(5, min(24, length // 96)))
+        count = min(count or draw.randrange(4, 65), max(1, length // FACT))
         facts = draw_facts(count, draw, held_out)
-        statements = [self.tokens(" " + fact.statement) for fact in facts]
         conversation = draw.random() < 0.5 and self.template.following is not None
-        start, questions = [], []
-        for fact in draw.sample(facts, count):
-            if conversation:
-                before = fact.question + self.template.closing + fact.beginning
-                after = "." + (self.template.following or "")
-            else:
-                before, after = "\n" + fact.beginning, "."
-            parts = before, " " + fact.value, after
-            questions.append([self.tokens(part) for part in parts])
+        start: list[int] = []
         if conversation:
             start = self.template.start + self.tokens(self.template.opening)
-            questions[0][0] = self.tokens(PARAGRAPH) + questions[0][0]
-        end = sum(len(part) for parts in questions for part in parts)
-        size = length - len(start) - end - sum(map(len, statements))
+        planted = [
+            (self.tokens(" " + fact.statement), *self._question(fact, conversation))
+            for fact in facts
+        ]
+        size = length - len(start) - sum(len(x) for fact in planted for x in fact)
         if size < length // 4 and count > 1:
-            return self.facts(length, count // 2, held_out)
-        if size < 2:
+            return self.facts(length, distance, count // 2, held_out)
+        if size <= NEAREST:
             raise AllMemError(f"a planted fact does not fit into {length} tokens")
-        body = self.passage(size)
-        # Statements are in the first half, so that the questions are far away.
-        places = sorted(draw.randrange(len(body) // 2) for _ in statements)
+        farthest = min(distance, size - 1)
+        places: list[tuple[int, int, list[list[int]]]] = []  # where, which, what
+        for i, (statement, *question) in enumerate(planted):
+            logarithm = draw.uniform(math.log(NEAREST), math.log(farthest + 1))
+            apart = min(farthest, int(math.exp(logarithm)))
+            place = draw.randrange(size - apart)
+            places += [(place, i, [statement]), (place + apart, i, question)]
+        return self._assembled(start, self.passage(size), sorted(places))
+
+    def _question(self, fact: Fact, conversation: bool) -> list[list[int]]:
+        """What comes before an answer, the answer, and what comes after it."""
+        before, after = "\n" + fact.beginning, ".\n"
+        if conversation:
+            before = PARAGRAPH + fact.question + self.template.closing + fact.beginning
+            after = "." + (self.template.following or "")
+        return [self.tokens(part) for part in (before, " " + fact.value, after)]
+
+    def _assembled(
+        self,
+        start: list[int],
+        body: list[int],
+        places: list[tuple[int, int, list[list[int]]]],
+    ) -> Document:
+        """A text with statements, and questions of three parts, at their places."""
         tokens, last = list(start), 0
-        for place, statement in zip(places, statements, strict=True):
-            tokens += body[last:place] + statement
-            last = place
-        tokens += body[last:]
+        stated: dict[int, int] = {}
         answers = []
-        for question, answer, rest in questions:
-            tokens += question
-            answers.append(range(len(tokens), len(tokens) + len(answer)))
-            tokens += answer + rest
-        return Document(tokens, answers)
-
-
-class Texts(Source):
-    """Draws from text files.
-
-    Args:
-        files (Sequence[Path]): UTF-8.
-    """
-
-    def __init__(self, files: Sequence[Path], tokenizer: Any, seed: int):
-        super().__init__(tokenizer, seed)
-        self.files = list(files)
-
-    def passage(self, length: int) -> list[int]:
-        """A part of a random file, from the beginning of a paragraph."""
-        for _ in range(TRIES):
-            path = self.random.choice(self.files)
-            characters = 8 * length  # of which a token has 4 to 5
-            size = path.stat().st_size
-            start = self.random.randrange(max(1, size - characters))
-            with path.open("rb") as file:
-                file.seek(start)
-                text = file.read(characters).decode("utf-8", "ignore")
-            tokens = self.tokens(text[text.find("\n\n") + 2 :])
-            if len(tokens) >= length:
-                return tokens[:length]
-        raise AllMemError(
-            f"{path.parent}: too little text for {length} tokens; add texts, or train "
-            "on shorter ones with --lengths"
-        )
-
-
-class Examples(Source):
-    """Draws from a JSONL file as mlx-lm trains on: ``text``, ``messages``, or
-    ``prompt`` and ``completion``. Of a conversation only the last response is scored.
-
-    Args:
-        file (Path): the file.
-
-    Raises:
-        AllMemError: if it is another kind of file.
-    """
-
-    def __init__(self, file: Path, tokenizer: Any, seed: int):
-        from mlx_lm.tuner.datasets import create_dataset
-
-        super().__init__(tokenizer, seed)
-        self.file = file
-        try:
-            lines = file.read_text("utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-            text = "text" in rows[0] and "messages" not in rows[0]
-            options = SimpleNamespace(mask_prompt=not text)
-            self.dataset = create_dataset(rows, tokenizer, options)
-            self._process(0)
-        except (OSError, ValueError, TypeError, LookupError) as error:
-            raise AllMemError(
-                f"{file} is not a data set of mlx-lm: {reason(error)}"
-            ) from None
-
-    def _process(self, i: int) -> tuple[list[int], int]:
-        try:
-            tokens, offset = self.dataset.process(self.dataset[i])
-        except (TypeError, LookupError, ValueError) as error:
-            raise AllMemError(
-                f"{self.file}: example {i + 1} is not like the first: {reason(error)}"
-            ) from None
-        return list(tokens), offset
-
-    def _draw(self) -> tuple[list[int], int]:
-        return self._process(self.random.randrange(len(self.dataset)))
-
-    def passage(self, length: int) -> list[int]:
-        """Examples one after another, from the middle of the first."""
-        tokens: list[int] = []
-        for _ in range(TRIES):
-            example, _ = self._draw()
-            start = 0 if tokens else self.random.randrange(len(example))
-            tokens += example[start:]
-            if len(tokens) >= length:
-                return tokens[:length]
-        raise AllMemError(
-            f"{self.file}: too little text for {length} tokens; add text, or train on "
-            "shorter ones with --lengths"
-        )
-
-    def natural(self, length: int, window: int) -> Document:
-        """An example, cut to the length."""
-        for _ in range(TRIES):
-            tokens, offset = self._draw()
-            tokens = tokens[:length]
-            document = Document(tokens, response=range(offset, len(tokens)))
-            if document.targets(window):
-                return document
-        raise AllMemError(
-            f"{self.file}: no example in {TRIES} has anything to score beyond a window "
-            f"of {window}"
-        )
-
-
-class Collected(Source):
-    """Draws from the student's answers.
-
-    Args:
-        documents (Sequence[Document]): of ``stage2.py``.
-    """
-
-    def __init__(self, documents: Sequence[Document], tokenizer: Any, seed: int):
-        super().__init__(tokenizer, seed)
-        self.documents = list(documents)
-
-    def passage(self, length: int) -> list[int]:
-        raise AllMemError("only collected answers can be drawn in the second stage")
-
-    def natural(self, length: int, window: int) -> Document:
-        beyond = [d for d in self.documents if d.targets(window)]
-        if not beyond:
-            raise AllMemError(f"no answer lies beyond a window of {window}")
-        return self.random.choice(beyond)
-
-
-def _prefixes(setting: str) -> tuple[str, ...]:
-    """Beginnings of names, separated by commas."""
-    return tuple(x for x in setting.split(",") if x)
-
-
-def open_sources(
-    data: str, held_out: str, validation: str, tokenizer: Any, seed: int
-) -> tuple[Source, Source]:
-    """The documents to train on, and those to judge by.
-
-    Args:
-        data (str): folder with ``train.jsonl`` and ``valid.jsonl``, or text files.
-        held_out, validation (str): see :class:`Recipe`.
-        tokenizer: the model's.
-        seed (int): of the random draws.
-
-    Raises:
-        AllMemError: if there are none.
-    """
-    folder = Path(data)
-    if (folder / "train.jsonl").is_file():
-        train, valid = folder / "train.jsonl", folder / "valid.jsonl"
-        return Examples(train, tokenizer, seed), Examples(valid, tokenizer, seed + 1)
-    judged, held_back = _prefixes(validation), _prefixes(validation + "," + held_out)
-    files = sorted(folder.glob("*.txt"))
-    training = [f for f in files if not f.name.startswith(held_back)]
-    validating = [f for f in files if f.name.startswith(judged)]
-    for purpose, texts in (("train", training), ("validation", validating)):
-        if not texts:
-            raise AllMemError(
-                f"{data}: no text file (*.txt) for {purpose}, and no train.jsonl"
-            )
-    return Texts(training, tokenizer, seed), Texts(validating, tokenizer, seed + 1)
+        for place, i, parts in places:
+            tokens += body[last:place]
+            last = place
+            if len(parts) == 1:
+                tokens += parts[0]
+                stated[i] = len(tokens)
+                continue
+            before, answer, after = parts
+            tokens += before
+            at = range(len(tokens), len(tokens) + len(answer))
+            answers.append(Answer(at, at.start - stated[i]))
+            tokens += answer + after
+        return Document(tokens + body[last:], answers)

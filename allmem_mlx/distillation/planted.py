@@ -1,4 +1,4 @@
-"""Facts that are stated once, with questions much later.
+"""Facts that are stated in one of several ways, with questions much later.
 
 None of the names, places and phrases of :mod:`allmem_mlx.evaluation.recall_tasks` is
 here.
@@ -80,23 +80,33 @@ HELD_OUT = (
     ("port where the {thing} was lost", "place"),
     ("secret word of {name}", "word"),
 )
+FORMS = (
+    "The {phrase} is {value}.",
+    "The {phrase} was {value}.",
+    "{value} is the {phrase}.",
+    "It was well known that the {phrase} was {value}.",
+    "As for the {phrase}, it is {value}.",
+    "The {phrase}: {value}.",
+)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """``The {phrase} is {value}.``
+    """A statement, and a question about it.
 
     Args:
         phrase (str): the subject of the statement.
         value (str): the answer to the question.
+        form (str): one of :data:`FORMS`.
     """
 
     phrase: str
     value: str
+    form: str = FORMS[0]
 
     @property
     def statement(self) -> str:
-        return f"The {self.phrase} is {self.value}."
+        return self.form.format(phrase=self.phrase, value=self.value)
 
     @property
     def question(self) -> str:
@@ -104,7 +114,7 @@ class Fact:
 
     @property
     def beginning(self) -> str:
-        """The statement up to the value."""
+        """The response up to the value."""
         return f"The {self.phrase} is"
 
 
@@ -115,9 +125,9 @@ def _value(kind: str, draw: random.Random) -> str:
         return draw.choice(PLACES)
     if kind == "word":
         return draw.choice(WORDS)
-    if draw.random() < 0.5:
-        return draw.choice(NAMES)
-    return "".join(draw.choices(SYLLABLES, k=draw.randrange(2, 4))).capitalize()
+    first = draw.choice(NAMES)
+    made_up = "".join(draw.choices(SYLLABLES, k=draw.randrange(2, 4))).capitalize()
+    return draw.choice((first, made_up, f"{first} {made_up}"))
 
 
 def draw_facts(count: int, draw: random.Random, held_out: bool = False) -> list[Fact]:
@@ -136,5 +146,6 @@ def draw_facts(count: int, draw: random.Random, held_out: bool = False) -> list[
             person=draw.choice(PEOPLE),
             thing=draw.choice(THINGS),
         )
-        facts[phrase] = Fact(phrase, _value(kind, draw))
+        form = FORMS[0] if draw.random() < 0.5 else draw.choice(FORMS)
+        facts[phrase] = Fact(phrase, _value(kind, draw), form)
     return list(facts.values())

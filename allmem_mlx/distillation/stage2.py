@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import replacing
-from .documents import Collected, Document, Source
+from .documents import Document, Source
 from .recipe import Recipe
+from .sources import Collected
 
 FILE = "answers.jsonl"
 ANSWER = 64  # maximum tokens of an answer
@@ -23,7 +24,7 @@ def read_answers(file: Path) -> list[Document]:
     for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
         if line.endswith("\n"):
             tokens, first = json.loads(line)
-            documents.append(Document(tokens, response=range(first, len(tokens))))
+            documents.append(Document(tokens, scored=[range(first, len(tokens))]))
     return documents
 
 
@@ -31,11 +32,11 @@ def draw_prompt(recipe: Recipe, source: Source, number: int) -> list[int]:
     """Draws a document and a question; they depend on the seed and the number alone."""
     draw = source.random = random.Random(f"{recipe.seed} stage 2 {number}")
     length = draw.choice(recipe.numbers("lengths"))
-    document = source.natural(length, max(recipe.numbers("windows")))
-    if document.response is None:  # it is no conversation
-        document = source.facts(length)
-        return document.tokens[: document.answers[-1].start]
-    return document.tokens[: document.response.start]
+    document = source.natural(length)
+    if not document.scored:  # it is no conversation
+        document = source.facts(length, length)
+        return document.tokens[: document.answers[-1].at.start]
+    return document.tokens[: document.scored[-1].start]
 
 
 def collect(
@@ -54,7 +55,7 @@ def collect(
     """
     file = folder / FILE
     known = read_answers(file)
-    lines = [json.dumps([d.tokens, d.response.start]) for d in known if d.response]
+    lines = [json.dumps([d.tokens, d.scored[0].start]) for d in known if d.scored]
     with replacing(file) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines))
     with file.open("a") as out:
@@ -67,4 +68,5 @@ def collect(
 
 def collected(recipe: Recipe, source: Source, folder: Path) -> Source:
     """A source of the collected answers."""
-    return Collected(read_answers(folder / FILE), source.tokenizer, recipe.seed)
+    file = folder / FILE
+    return Collected(read_answers(file), file, source.tokenizer, recipe.seed)

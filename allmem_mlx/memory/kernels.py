@@ -225,11 +225,13 @@ def memory_fold(
     *,
     weights: FastWeights,
     scales: FastWeights,
-    grads: FastWeights,
-    decay_sum: mx.array,
+    grads: FastWeights | None,
+    decay_sum: mx.array | None,
     rows: mx.array,
 ) -> tuple[FastWeights, mx.array, mx.array]:
     B, n, h, p = weights.gate.shape
+    # At the start of a chunk nothing is loaded from what stands for G and the sum.
+    so_far: Any = (*weights, weights.gate) if grads is None else (*grads, decay_sum)
     kernel = _kernel(
         "memory_fold",
         (*_names("w"), *_names("s"), *_names("g"), "decay_sum", "rows"),
@@ -237,10 +239,16 @@ def memory_fold(
         strided=True,
     )
     units = units_of_fold(h)
-    whole = map(mx.contiguous, (*weights, *scales, *grads, decay_sum))
+    whole = map(mx.contiguous, (*weights, *scales, *so_far))
     *new, decay_sum, squares = kernel(
         inputs=[*whole, rows],
-        template=[("P", p), ("H", h), ("UNITS", units), ("TOKENS", FOLD_TOKENS)],
+        template=[
+            ("P", p),
+            ("H", h),
+            ("UNITS", units),
+            ("TOKENS", FOLD_TOKENS),
+            ("OPEN", grads is not None),
+        ],
         grid=(4 * h, B * n, 1),
         threadgroup=(4 * units, 1, 1),
         output_shapes=[*(w.shape for w in weights), (B, n), (B, n, 3, h // 8)],
@@ -260,7 +268,7 @@ def memory_write(
     tokens: int,
     norms: FastWeights,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights, mx.array]:
+) -> tuple[FastWeights, FastWeights, FastWeights]:
     B, n, h, p = weights.gate.shape
     kernel = _kernel(
         "memory_write",
@@ -274,19 +282,20 @@ def memory_write(
             *_names("n"),
             "limits",
         ),
-        (*(name for kind in "wsmg" for name in _names(kind, "_out")), "decay_sum_out"),
+        tuple(name for kind in "wsm" for name in _names(kind, "_out")),
     )
-    state = (*weights, *scales, *momentum, *grads)
+    state = (*weights, *scales, *momentum)
+    limits = _constant(max_norm, tokens)
     outputs = kernel(
-        inputs=[*state, squares, decay_sum, *norms, _constant(max_norm, tokens)],
+        inputs=[*state, *grads, squares, decay_sum, *norms, limits],
         template=[("P", p), ("H", h), ("PARTS", squares.shape[-1])],
         grid=(32 * p, 3 * n, B),
         threadgroup=(256, 1, 1),
-        output_shapes=[x.shape for x in (*state, decay_sum)],
-        output_dtypes=[mx.float32] * 13,
+        output_shapes=[x.shape for x in state],
+        output_dtypes=[*[mx.float32] * 6, *[mx.bfloat16] * 3],
     )
-    new = [FastWeights(*outputs[i : i + 3]) for i in range(0, 12, 3)]
-    return new[0], new[1], new[2], new[3], outputs[12]
+    new = [FastWeights(*outputs[i : i + 3]) for i in range(0, 9, 3)]
+    return new[0], new[1], new[2]
 
 
 METAL = Operations(memory_inputs, memory_read, memory_fold, memory_write)

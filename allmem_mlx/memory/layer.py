@@ -27,28 +27,30 @@ from .ops import RMS_EPS
 class MemoryState(NamedTuple):
     """The state of one layer's memory between calls, for a batch of B documents.
 
-    Everything but ``conv_state`` is float32. The arrays stand in this order in the
-    ``ArraysCache`` of the layer. A token is ``pending`` until ``fold`` of them are.
+    The arrays stand in this order in the ``ArraysCache`` of the layer. A token is
+    ``pending`` until ``fold`` of them are; then it is in G, until the chunk ends and G
+    is written. What belongs to an open chunk is ``None`` where there is nothing of it.
 
     Args:
         conv_state: the last ``conv_kernel - 1`` inputs of the convolution,
             ``[B, k-1, 3np]``.
-        weights: W, the fast weights.
-        scales: the factors of the rows of W in U, ``[B, n, rows, 1]``.
-        momentum: M.
-        grads: G, the open chunk's gradient so far.
-        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``;
-            rows not yet filled are zero.
-        decay_sum: the sum of m over the tokens in G, ``[B, n]``.
+        weights: W, the fast weights, in float32.
+        scales: the factors of the rows of W in U, ``[B, n, rows, 1]``, in float32.
+        momentum: M, in bfloat16. In training the same numbers are in float32, so that
+            their gradients are not rounded.
+        grads: G, the open chunk's gradient so far, in float32.
+        decay_sum: the sum of m over the tokens in G, ``[B, n]``, in float32.
+        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``, in
+            float32; rows not yet filled are zero.
     """
 
     conv_state: mx.array
     weights: FastWeights
     scales: FastWeights
     momentum: FastWeights
-    grads: FastWeights
-    pending: mx.array
-    decay_sum: mx.array
+    grads: FastWeights | None = None
+    decay_sum: mx.array | None = None
+    pending: mx.array | None = None
 
     @classmethod
     def size(cls) -> int:
@@ -56,27 +58,24 @@ class MemoryState(NamedTuple):
         return 3 + 4 * len(FastWeights._fields)
 
     @classmethod
-    def from_arrays(cls, arrays: list[mx.array]) -> "MemoryState":
-        conv_state, *matrices, pending, decay_sum = arrays
-        weights, scales, momentum, grads = (
-            FastWeights(*matrices[i : i + 3]) for i in range(0, 12, 3)
+    def from_arrays(cls, arrays: list[Any]) -> "MemoryState":
+        conv_state, *matrices, decay_sum, pending = arrays
+        weights, scales, momentum = (
+            FastWeights(*matrices[i : i + 3]) for i in range(0, 9, 3)
         )
-        return cls(conv_state, weights, scales, momentum, grads, pending, decay_sum)
+        grads = None if decay_sum is None else FastWeights(*matrices[9:])
+        return cls(conv_state, weights, scales, momentum, grads, decay_sum, pending)
 
-    def arrays(self) -> list[mx.array]:
+    def arrays(self) -> list[mx.array | None]:
         return [
             self.conv_state,
             *self.weights,
             *self.scales,
             *self.momentum,
-            *self.grads,
-            self.pending,
+            *(self.grads or (None,) * len(FastWeights._fields)),
             self.decay_sum,
+            self.pending,
         ]
-
-
-def _zeros_like(weights: FastWeights) -> FastWeights:
-    return FastWeights(*(mx.zeros_like(w) for w in weights))
 
 
 class Projection(nn.Linear):
@@ -175,14 +174,12 @@ class Memory(nn.Module):
             )
 
         weights = of_batch(self.initial_weights)
+        kept = mx.float32 if self.training else mx.bfloat16
         return MemoryState(
             conv_state=mx.zeros((batch, c.conv_kernel - 1, 3 * n * p), dtype),
             weights=weights,
             scales=of_batch(scales),
-            momentum=_zeros_like(weights),
-            grads=_zeros_like(weights),
-            pending=mx.zeros((batch, n, c.fold, 2 * p + 4)),
-            decay_sum=mx.zeros((batch, n)),
+            momentum=FastWeights(*(mx.zeros(w.shape, kept) for w in weights)),
         )
 
     @property
@@ -275,14 +272,17 @@ class Memory(nn.Module):
         """
         c = self.config
         T, waiting = rows.shape[2], token % c.fold
-        if waiting + T < c.fold:
-            pending = state.pending[...]  # the old state stays as it was
-            pending[:, :, waiting : waiting + T] = rows
-            return state._replace(pending=pending)
-
-        if waiting:
+        if state.pending is not None:
+            if waiting + T < c.fold:
+                pending = state.pending[...]  # the old state stays as it was
+                pending[:, :, waiting : waiting + T] = rows
+                return state._replace(pending=pending)
             rows = mx.concatenate([state.pending[:, :, :waiting], rows], axis=2)
         full = rows.shape[2] // c.fold * c.fold
+        left = self._pending(rows[:, :, full:])
+        if not full:
+            return state._replace(pending=left)
+
         grads, decay_sum, squares = ops.memory_fold(
             weights=state.weights,
             scales=state.scales,
@@ -290,29 +290,24 @@ class Memory(nn.Module):
             decay_sum=state.decay_sum,
             rows=rows[:, :, :full],
         )
-        state = state._replace(grads=grads, decay_sum=decay_sum)
-        left = rows[:, :, full:]
-        if waiting or left.shape[2]:  # else no token waited, and none does
-            padding = [(0, 0), (0, 0), (0, c.fold - left.shape[2]), (0, 0)]
-            state = state._replace(pending=mx.pad(left, padding))
         if (token + T) % c.chunk:
-            return state
+            return state._replace(grads=grads, decay_sum=decay_sum, pending=left)
 
-        weights, scales, momentum, grads, decay_sum = ops.memory_write(
+        written = ops.memory_write(
             weights=state.weights,
             scales=state.scales,
             momentum=state.momentum,
-            grads=state.grads,
+            grads=grads,
             squares=squares,
-            decay_sum=state.decay_sum,
+            decay_sum=decay_sum,
             tokens=c.chunk,
             norms=self.initial_norms,
             max_norm=c.max_update_norm,
         )
-        return state._replace(
-            weights=weights,
-            scales=scales,
-            momentum=momentum,
-            grads=grads,
-            decay_sum=decay_sum,
-        )
+        return MemoryState(state.conv_state, *written)
+
+    def _pending(self, rows: mx.array) -> mx.array | None:
+        """The rows of the tokens that wait, as a state has them."""
+        T = rows.shape[2]
+        padding = [(0, 0), (0, 0), (0, self.config.fold - T), (0, 0)]
+        return mx.pad(rows, padding) if T else None

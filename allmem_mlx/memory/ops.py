@@ -119,8 +119,8 @@ def memory_fold(
     *,
     weights: FastWeights,
     scales: FastWeights,
-    grads: FastWeights,
-    decay_sum: mx.array,
+    grads: FastWeights | None,
+    decay_sum: mx.array | None,
     rows: mx.array,
 ) -> tuple[FastWeights, mx.array, mx.array]:
     """Adds the gradient of T tokens to G, and their m to the sum of m.
@@ -128,8 +128,8 @@ def memory_fold(
     Args:
         weights (FastWeights): W.
         scales (FastWeights): those of its rows in U, :func:`.row_scales`.
-        grads (FastWeights): G, the open chunk's gradient so far.
-        decay_sum (mx.array): the open chunk's sum of m so far, ``[B, n]``.
+        grads (FastWeights): G, the chunk's gradient so far; ``None`` at its start.
+        decay_sum (mx.array): the chunk's sum of m so far, ``[B, n]``, or ``None``.
         rows (mx.array): ``[B, n, T, 2p + 4]``.
 
     Returns:
@@ -140,9 +140,11 @@ def memory_fold(
     keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
     unified = fast_weights.normalize(weights, scales)
     added = fast_weights.gradient(unified, keys, values, rates)
-    grads = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
-    squares = fast_weights.squared_norms(grads)[..., None]
-    return grads, decay_sum + decays.sum((-2, -1)), squares
+    decays = decays.sum((-2, -1))
+    if grads is not None and decay_sum is not None:
+        added = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
+        decays = decay_sum + decays
+    return added, decays, fast_weights.squared_norms(added)[..., None]
 
 
 def memory_write(
@@ -156,13 +158,14 @@ def memory_write(
     tokens: int,
     norms: FastWeights,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights, FastWeights, FastWeights, mx.array]:
-    """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``, ``G <- 0``.
+) -> tuple[FastWeights, FastWeights, FastWeights]:
+    """Ends a chunk: ``M' = mu M - clip(G)``, ``W <- U + M'``, ``M <- bfloat16(M')``.
 
     Args:
         weights (FastWeights): W.
         scales (FastWeights): those of its rows in U.
-        momentum (FastWeights): M of the chunk before.
+        momentum (FastWeights): M of the chunk before, in bfloat16, or in float32 in
+            training.
         grads (FastWeights): G of the whole chunk.
         squares (mx.array): of G, as the last :func:`memory_fold` left them.
         decay_sum (mx.array): the chunk's sum of m, ``[B, n]``; mu is their mean.
@@ -172,12 +175,22 @@ def memory_write(
         max_norm (float): Theta.
 
     Returns:
-        tuple: the new W, its scales, M, G and the sum of m.
+        tuple: the new W, its scales, and M in the type that it had.
     """
     unified = fast_weights.normalize(weights, scales)
-    weights, momentum = fast_weights.write(
-        unified, momentum, grads, squares.sum(-1), decay_sum / tokens, max_norm
+    before = FastWeights(*(m.astype(mx.float32) for m in momentum))
+    weights, after = fast_weights.write(
+        unified, before, grads, squares.sum(-1), decay_sum / tokens, max_norm
     )
-    grads = FastWeights(*(mx.zeros_like(g) for g in grads))
     scales = fast_weights.row_scales(weights, norms)
-    return weights, scales, momentum, grads, mx.zeros_like(decay_sum)
+    kept = (_rounded(m, like.dtype) for m, like in zip(after, momentum, strict=True))
+    return weights, scales, FastWeights(*kept)
+
+
+def _rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    """``bfloat16(x)``, to nearest even. In float32, for training, its derivative is
+    1."""
+    rounded = x.astype(mx.bfloat16)
+    if dtype == mx.bfloat16:
+        return rounded
+    return x + mx.stop_gradient(rounded.astype(mx.float32) - x)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.distillation.documents import open_sources
 from allmem_mlx.distillation.initial import CALIBRATION, input_scale
+from allmem_mlx.distillation.sources import open_sources
 from allmem_mlx.distillation.torch.hybrid import TEACHER, Hybrid, load_base
 from allmem_mlx.distillation.torch.judge import VIEW, token_losses
 

@@ -1,79 +1,148 @@
-"""How well an untrained memory tells apart the values that it wrote.
+"""How long a memory can say back what it wrote.
 
-    python examples/experiments/readback.py --model FOLDER BOOK
+    python examples/experiments/readback.py --model FOLDER BOOK [--memory RUN]
 
 Every layer's memory reads a book. Then it is read with the keys of earlier chunks. The
 result of a key counts if the nearest value of its chunk is the key's. Chance is one
-over the length of a chunk.
+over the length of a chunk. Surprising tokens, the ones that facts are made of, are
+counted alone beside all.
 """
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from allmem_mlx.cli.run import ArgumentParser, run
-from allmem_mlx.config import AllMemConfig
-from allmem_mlx.distillation.documents import Texts
+from allmem_mlx.config import UPDATES, VALUES, AllMemConfig
 from allmem_mlx.distillation.initial import CALIBRATION
+from allmem_mlx.distillation.recipe import whole_numbers
+from allmem_mlx.distillation.sources import Texts
 from allmem_mlx.distillation.torch.fast_weights import (
     FastWeights,
     Tokens,
-    norm,
     read,
     states,
 )
-from allmem_mlx.distillation.torch.hybrid import Hybrid, load_base
+from allmem_mlx.distillation.torch.hybrid import Hybrid, View, load_base
+from allmem_mlx.distillation.torch.judge import token_losses
 from allmem_mlx.distillation.torch.measure import initialize, measure
-from allmem_mlx.distillation.torch.memory import unit
+from allmem_mlx.distillation.torch.memory import Memory, unit
+from allmem_mlx.distillation.torch.trainer import trained_config
+
+VIEW = View(window=256, sinks=16)  # of the attention, for documents of any length
+SURPRISING = 0.1  # share of the tokens that are counted alone
+AROUND = 16  # chunks that are counted together
 
 
-def nearest(weights: FastWeights, part: Tokens) -> float:
-    """The share of a chunk's keys for which the key's value is the nearest."""
+def nearest(weights: FastWeights, part: Tokens) -> Tensor:
+    """Whether a key's value is the nearest to what it reads, ``[n, L]``."""
     recalled = read(weights, part.keys) - part.keys
     closest = (unit(recalled) @ unit(part.values).mT).argmax(-1)
-    return (closest == torch.arange(part.keys.shape[1])).float().mean().item()
+    return closest == torch.arange(part.keys.shape[1])
+
+
+def most(surprise: Tensor, share: float) -> Tensor:
+    """The most surprising tokens, ``[L]``."""
+    return surprise >= surprise.quantile(1 - share)
+
+
+def sharpened(rates: Tensor, power: float) -> Tensor:
+    """``c eta^power``; the highest tenth keeps its mean, ``[n, L, 3]``."""
+    most = rates >= rates.quantile(1 - SURPRISING, dim=1, keepdim=True)
+    mean_of_most = (rates * most).sum(1, keepdim=True)
+    rates = rates**power
+    return rates * (mean_of_most / (rates * most).sum(1, keepdim=True))
+
+
+def prepared(args: Any) -> tuple[Hybrid, Texts]:
+    """A hybrid with a memory that is trained, or at its start; and the book."""
+    model, tokenizer = load_base(args.model, args.dtype)
+    texts = Texts([args.book], tokenizer, args.seed)
+    if args.memory:
+        config = trained_config(args.memory)
+    else:
+        config = AllMemConfig(
+            heads=args.heads,
+            head_dim=args.head_dim,
+            hidden_dim=args.hidden_dim,
+            learning_rate=args.learning_rate,
+            max_update_norm=args.max_update_norm,
+            values=args.values,
+            updates=args.updates,
+            layers=whole_numbers("--layers", args.layers) if args.layers else None,
+        )
+    hybrid = Hybrid(model, config)
+    if args.memory:
+        parameters = hybrid.parameters()
+        for name, x in load_file(args.memory / "memory.safetensors").items():
+            parameters[name].copy_(x)
+    elif args.start == "whitened":
+        count, length = CALIBRATION
+        passages = [texts.passage(length) for _ in range(count)]
+        measured = measure(hybrid, torch.tensor(passages))
+        initialize(hybrid, *measured, alpha=0.1, seed=args.seed)
+    return hybrid, texts
+
+
+def found(
+    memory: Memory, tokens: Tokens, chunk: int, counted: Tensor, config: AllMemConfig
+) -> Iterator[tuple[int, float, float]]:
+    """For tokens of some ages the age, and the shares of all and of the counted ones
+    that are found."""
+    chunks, parts = tokens.chunks(chunk), counted.split(chunk)
+    limits = config.max_update_norm, config.written
+    *_, (last, _) = states(memory.initial_weights(1), chunks, *limits)
+    lag = 1
+    while (lag + AROUND) * chunk <= len(counted):
+        near = range(lag, lag + min(lag, AROUND))  # of about this age
+        right = torch.cat([nearest(last, chunks[-i]).float() for i in near], dim=1)
+        seen = torch.cat([parts[-i] for i in near])
+        yield lag * chunk, right.mean().item(), right[:, seen].mean().item()
+        lag *= 2
 
 
 @torch.no_grad()
 def command(args: Any) -> None:
     torch.manual_seed(args.seed)
-    config = AllMemConfig(
-        heads=args.heads,
-        head_dim=args.head_dim,
-        hidden_dim=args.hidden_dim,
-        chunk=args.chunk,
-        learning_rate=args.learning_rate,
-        max_update_norm=args.max_update_norm,
-    )
-    model, tokenizer = load_base(args.model, "float32")
-    hybrid = Hybrid(model, config)
-    texts = Texts([args.book], tokenizer, args.seed)
-    if args.start == "whitened":
-        count, length = CALIBRATION
-        passages = [texts.passage(length) for _ in range(count)]
-        measured = measure(hybrid, torch.tensor(passages))
-        initialize(hybrid, *measured, alpha=0.1, seed=args.seed)
-
+    hybrid, texts = prepared(args)
+    config = hybrid.config
     document = torch.tensor([texts.passage(args.length)])
-    lags = [2**i for i in range(20) if 2**i * args.chunk <= args.length]
-    rows, cosines, updates = [], [], []
-    for layer, stream in hybrid.residual_streams(document):
-        memory = layer.self_attn.memory
-        tokens, _ = memory.tokens(layer.input_layernorm(stream))
-        chunks = tokens.chunks(args.chunk)
-        initial = memory.initial_weights(1)
-        _, *written = states(initial, chunks, args.max_update_norm)
-        updates += [norm(m.down, (-2, -1)).mean().item() for _, m in written]
-        last, _ = written[-1]
-        rows.append([nearest(last, chunks[-lag]) for lag in lags])
+    surprise = torch.cat([torch.zeros(1), token_losses(hybrid, document, VIEW)[0]])
+    counted = most(surprise, SURPRISING)
+    embedded = hybrid.embedded(document)
+    layers, cosines = [], []
+    for layer, stream in hybrid.residual_streams(document, VIEW):
+        memory, u = layer.self_attn.memory, layer.input_layernorm(stream)
+        tokens, _, _ = memory.tokens(u, embedded)
+        layers.append((memory, tokens))
         keys = tokens.keys.mean(1)  # of unit vectors: its square is their mean cosine
         cosines.append(keys.square().sum(-1).mean().item())
     print(f"mean cosine of two keys: {mean(cosines):.3f}")
-    print(f"mean update of down: {mean(updates):.2f}")
-    for lag, share in zip(lags, map(mean, zip(*rows, strict=True)), strict=True):
-        print(f"{lag * args.chunk:6d} tokens ago: {share:.3f}")
+    print(
+        "chunk  share  power   ago    all  surprising; best layer:    all  surprising"
+    )
+    chunks = whole_numbers("--chunks", args.chunks)
+    for chunk, share, power in product(chunks, args.shares, args.powers):
+        written = most(surprise, share)
+        rows: dict[int, list[tuple[float, float]]] = {}
+        for memory, tokens in layers:
+            rates = sharpened(tokens.rates, power) * written[:, None]
+            tokens = tokens._replace(rates=rates)
+            for ago, *shares in found(memory, tokens, chunk, counted, config):
+                rows.setdefault(ago, []).append(tuple(shares))
+        for ago, of_layers in rows.items():
+            every, seen = zip(*of_layers, strict=True)
+            print(
+                f"{chunk:5d}  {share:5.2f}  {power:5.2f}  {ago:5d}  {mean(every):.3f}  "
+                f"{mean(seen):10.3f}  {max(every):17.3f}  {max(seen):10.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
@@ -81,13 +150,20 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("book", type=Path, help="Text file, UTF-8")
     add("--model", required=True, help="Folder of the base model")
+    add("--memory", type=Path, help="Folder of a run; default: an untrained memory")
+    add("--shares", type=float, nargs="+", default=[1.0], help="Tokens written")
+    add("--powers", type=float, nargs="+", default=[1.0], help="Of learning rates")
     add("--start", default="whitened", choices=("whitened", "random"))
     add("--length", type=int, default=4096)
     add("--heads", type=int, default=3)
     add("--head-dim", type=int, default=64)
     add("--hidden-dim", type=int, default=128)
-    add("--chunk", type=int, default=64)
+    add("--chunks", default="64")
     add("--learning-rate", type=float, default=0.02)
     add("--max-update-norm", type=float, default=3.0)
+    add("--values", default="hidden", choices=VALUES)
+    add("--updates", default="all", choices=UPDATES)
+    add("--layers", help="Those that have a memory, separated by commas")
+    add("--dtype", default="float32", help="Of the base")
     add("--seed", type=int, default=0)
     run(parser, command)

@@ -5,7 +5,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..optimizer import BETAS, EPS, ScaledAdam
+from ..optimizer import BETAS, EPS, LOSSES, ScaledAdam
 from ..recipe import Recipe
 
 Arrays = dict[str, mx.array]
@@ -28,30 +28,35 @@ class Optimizer(ScaledAdam):
     ):
         arrays = {name: np.array(x) for name, x in parameters.items()}
         super().__init__(arrays, recipe, scales, mx.array)
-        self.adam = optim.Adam(1.0, list(BETAS), eps=EPS, bias_correction=True)
-        self.adam.init(_flat(parameters))
+        self.adams = {}
+        for loss in LOSSES:
+            adam = optim.Adam(1.0, list(BETAS), eps=EPS, bias_correction=True)
+            adam.init(_flat(parameters))
+            self.adams[loss] = adam
 
-    def step(self, parameters: Arrays, grads: Arrays, rate: float) -> Arrays:
+    def step(self, loss: str, parameters: Arrays, grads: Arrays, rate: float) -> Arrays:
         """The parameters after a step.
 
         Args:
+            loss (str): one of :data:`LOSSES`.
             parameters (dict): before the step.
             grads (dict): their gradients.
             rate (float): learning rate, relative to the peak.
         """
         grads = {name: self.scaled_gradient(name, x) for name, x in grads.items()}
-        moved = self.adam.apply_gradients(_flat(grads), _flat(parameters))
+        moved = self.adams[loss].apply_gradients(_flat(grads), _flat(parameters))
 
         def move(name: str, x: mx.array) -> mx.array:
-            peak = self.recipe.peak(name)
+            peak = self.factor(loss) * self.recipe.peak(name)
             return self.scaled_move(name, peak * (moved[_key(name)] - x))
 
         return {name: x + rate * move(name, x) for name, x in parameters.items()}
 
     def state(self) -> Arrays:
         """The state of a checkpoint."""
+        moments = {loss: adam.state for loss, adam in self.adams.items()}
         return {
-            **{f"adam:{k}": x for k, x in dict(tree_flatten(self.adam.state)).items()},
+            **{f"adam:{k}": x for k, x in dict(tree_flatten(moments)).items()},
             **{f"size:{k}": x for k, x in self.sizes.items()},
             **{f"scale:{k}": x for k, x in self.scales.items()},
         }
@@ -62,5 +67,7 @@ class Optimizer(ScaledAdam):
         for name, x in state.items():
             kind, _, name = name.partition(":")
             kinds[kind][name] = x
-        self.adam.state = tree_unflatten(list(kinds["adam"].items()))
+        moments = tree_unflatten(list(kinds["adam"].items()))
+        for loss, adam in self.adams.items():
+            adam.state = moments[loss]
         self.sizes, self.scales = kinds["size"], kinds["scale"]

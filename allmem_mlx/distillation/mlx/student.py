@@ -12,12 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from ...cache import fork, named_arrays, set_arrays
+from ...cache import fork, named_arrays, set_arrays, tokens_read
 from ...errors import AllMemError
 from ...model import Model
 from ...state import MEMORY
-from ..documents import Document
-from ..recipe import Step
+from ..documents import Segment
 
 POSITIONS = 128  # whose logits exist at once
 
@@ -45,12 +44,11 @@ def make_trainable(model: Model) -> None:
     model.train()
 
 
-def set_view(model: Model, step: Step) -> None:
-    """Gives all layers the chunk of a step, and the global layers its window and
-    sinks."""
-    fold = math.gcd(step.chunk, model.allmem.fold)
-    grid: dict[str, Any] = {"chunk": step.chunk, "fold": fold}
-    config = replace(model.allmem, window=step.window, sinks=step.sinks, **grid)
+def set_view(model: Model, window: int, sinks: int, chunk: int) -> None:
+    """Gives all layers a chunk, and the global layers a window and sinks."""
+    fold = math.gcd(chunk, model.allmem.fold)
+    grid: dict[str, Any] = {"chunk": chunk, "fold": fold}
+    config = replace(model.allmem, window=window, sinks=sinks, **grid)
     model.allmem = config
     of_window = model.global_layers
     for i, attention in model.attentions.items():
@@ -98,28 +96,32 @@ def forward_kl(base: nn.Module, student: mx.array, teacher: mx.array) -> mx.arra
 
 
 def read_hidden(
-    model: Model, tokens: mx.array, grad_checkpoint: bool = False
-) -> mx.array:
-    """The student's last hidden states ``[1, L, D]``, block by block.
+    model: Model, tokens: mx.array, cache: list[Any], grad_checkpoint: bool = False
+) -> tuple[mx.array, list[Any]]:
+    """Reads tokens block by block.
 
     Args:
         model (Model): the student.
-        tokens (mx.array): ``[1, L]``, from the start of a document.
+        tokens (mx.array): ``[1, L]``.
+        cache (list): the state before them, which stays as it is.
         grad_checkpoint (bool): recompute a block in the backward pass, from the state
             before it.
+
+    Returns:
+        tuple: the last hidden states ``[1, L, D]``, and the state after them.
     """
-    cache, start = model.make_cache(), 0
+    cache, read, start = fork(cache), tokens_read(cache), 0
     hidden = []
-    for size in model.allmem.cuts(0, tokens.shape[1]):
+    for size in model.allmem.cuts(read, tokens.shape[1]):
         block = tokens[:, start : start + size]
-        if start and grad_checkpoint:
+        if read + start and grad_checkpoint:
             x, cache = _checkpointed(model, block, cache)
         else:
             with model.reading(block, cache):
                 x = model.model(block, cache=cache)
         hidden.append(x)
         start += size
-    return mx.concatenate(hidden, axis=1)
+    return mx.concatenate(hidden, axis=1), cache
 
 
 def _checkpointed(
@@ -129,7 +131,7 @@ def _checkpointed(
 
     def read(parameters: Any, arrays: Any) -> tuple[mx.array, dict[str, mx.array]]:
         model.update(parameters)
-        cache = _with_arrays(before, arrays)
+        cache = with_arrays(before, arrays)
         with model.reading(block, cache):
             hidden = model.model(block, cache=cache)
         after[:] = cache  # for its counters; the arrays are returned
@@ -137,10 +139,11 @@ def _checkpointed(
 
     given = model.trainable_parameters(), named_arrays(before, MEMORY)
     hidden, arrays = mx.checkpoint(read)(*given)
-    return hidden, _with_arrays(after, arrays)
+    return hidden, with_arrays(after, arrays)
 
 
-def _with_arrays(cache: list[Any], arrays: dict[str, mx.array]) -> list[Any]:
+def with_arrays(cache: list[Any], arrays: dict[str, mx.array]) -> list[Any]:
+    """The state with other arrays."""
     cache = fork(cache)
     set_arrays(cache, arrays, MEMORY)
     return cache
@@ -151,28 +154,44 @@ def teacher_hidden(base: nn.Module, tokens: mx.array) -> mx.array:
     return mx.stop_gradient(base.model(tokens, None))
 
 
-def document_loss(
+def segment_losses(
     model: Model,
     base: nn.Module,
-    document: Document,
+    segment: Segment,
     teacher: mx.array,
-    answer_weight: float,
+    cache: list[Any],
+    after: list[Any],
     grad_checkpoint: bool = False,
-) -> mx.array:
-    """:meth:`Document.loss` of the forward KL to the teacher.
+) -> tuple[mx.array, mx.array, mx.array, dict[str, mx.array]]:
+    """The student's losses in a segment of a document.
 
     Args:
         model (Model): the student.
         base (nn.Module): the teacher; :func:`base_model` of it.
-        document (Document): a document.
-        teacher (mx.array): :func:`teacher_hidden` of its tokens.
-        answer_weight (float): see :class:`Recipe`.
+        segment (Segment): the segment.
+        teacher (mx.array): the teacher's last hidden states of its tokens,
+            ``[1, L, D]``.
+        cache (list): the student's state before it.
+        after (list): becomes the state after it; while a gradient is taken, without
+            its arrays, which are returned.
         grad_checkpoint (bool): see :func:`read_hidden`.
+
+    Returns:
+        tuple: the mean divergence from the teacher over the targets, in nats; the mean
+        ``-log p`` of the answers' tokens; which of these tokens are the likeliest; and
+        the arrays of the state after the segment.
     """
-    student = read_hidden(model, mx.array([document.tokens]), grad_checkpoint)
-
-    def divergence(positions: list[int]) -> mx.array:
-        at = mx.array(positions)
-        return forward_kl(base, student[0, at], teacher[0, at])
-
-    return document.loss(divergence, model.allmem.window, answer_weight)
+    tokens = mx.array([segment.tokens])
+    student, after[:] = read_hidden(model, tokens, cache, grad_checkpoint)
+    text = answers = mx.array(0.0)
+    right = mx.array([], mx.bool_)
+    if segment.targets:
+        at = mx.array(segment.targets)
+        text = forward_kl(base, student[0, at], teacher[0, at]) / at.size
+    if segment.answers:
+        at = mx.array(segment.answer_places)
+        logits = logits_of(base, student[:, at - 1])[0].astype(mx.float32)
+        expected = tokens[0, at]
+        answers = nn.losses.cross_entropy(logits, expected, reduction="mean")
+        right = logits.argmax(-1) == expected
+    return text, answers, right, named_arrays(after, MEMORY)

@@ -17,15 +17,18 @@ from ...evaluation.systems import Reader, System, systems
 from ...families import largest_window, reach
 from ...files import replacing
 from ...loading import load
+from ...model import Model
 from ...variants import base_model
 from ...weight_files import safetensors_header
-from ..documents import open_sources
+from ..documents import Segment
 from ..initial import CALIBRATION, input_scales
+from ..optimizer import LOSSES
 from ..recipe import Recipe, Step
 from ..run import StepResult
+from ..sources import open_sources
 from . import student
 from .measure import initialize, measure
-from .optimizer import Optimizer
+from .optimizer import Arrays, Optimizer
 
 JUDGED = 2  # validation documents
 
@@ -88,6 +91,7 @@ class MLXTrainer:
         )
         self.base = base_model(self.model)
         self.fresh = self.model.memory_is_off
+        self.states: list[Any] = []
         student.make_trainable(self.model)
 
     def parameters(self) -> dict[str, mx.array]:
@@ -107,33 +111,66 @@ class MLXTrainer:
         return {}
 
     def train_step(self, step: Step, rate: float) -> StepResult:
-        student.set_view(self.model, step)
-        loss_and_grad = nn.value_and_grad(self.model, student.document_loss)
-        total, scored, share = 0.0, 0, 1 / len(step.documents)
-        grads: dict[str, mx.array] = {}
-        for document in step.documents:
-            tokens = mx.array([document.tokens])
-            teacher = student.teacher_hidden(self.base, tokens)
-            mx.eval(teacher)
-            loss, grad = loss_and_grad(
-                self.model,
-                self.base,
-                document,
-                teacher,
-                self.recipe.answer_weight,
-                self.recipe.grad_checkpoint,
-            )
-            for name, x in dict(tree_flatten(grad)).items():
-                grads[name] = grads.get(name, mx.array(0.0)) + share * x
-            mx.eval(loss, grads)
+        student.set_view(self.model, step.window, step.sinks, step.chunk)
+        if not step.goes_on:
+            self.states = [self.model.make_cache() for _ in step.segments]
+        total, scored, share = 0.0, 0, 1 / len(step.segments)
+        found: list[tuple[int, bool]] = []
+        sums: dict[str, Arrays] = {loss: {} for loss in LOSSES}
+        for i, segment in enumerate(step.segments):
+            if not segment.tokens:
+                continue
+            gradients, text, right = self._gradients(i, segment)
+            for loss, grads in gradients.items():
+                of_loss = sums[loss]
+                for name, x in grads.items():
+                    of_loss[name] = of_loss.get(name, mx.array(0.0)) + share * x
+            mx.eval(sums)
             mx.clear_cache()
-            total += share * loss.item()
-            scored += len(document.targets(step.window))
-        grads, norm = optim.clip_grad_norm(grads, self.recipe.clip)
-        moved = self.optimizer.step(self.parameters(), grads, rate)
+            total += share * text
+            scored += len(segment.targets)
+            found += segment.found(right)
+        norms = {}
+        moved = self.parameters()
+        for loss, grads in sums.items():
+            if grads:
+                grads, norms[loss] = optim.clip_grad_norm(grads, self.recipe.clip)
+                moved = self.optimizer.step(loss, moved, grads, rate)
         mx.eval(moved, self.optimizer.state())
         self.model.load_weights(list(moved.items()), strict=False)
-        return StepResult(total, scored, norm.item())
+        return StepResult(total, scored, norms["text"].item(), found)
+
+    def _gradients(
+        self, document: int, segment: Segment
+    ) -> tuple[dict[str, Arrays], float, list[bool]]:
+        """The gradients of the losses in a segment; the loss of its text; and whether
+        each token of an answer is right. The document's state becomes that after it."""
+        seen = segment.context + segment.tokens
+        teacher = student.teacher_hidden(self.base, mx.array([seen]))
+        teacher = teacher[:, len(segment.context) :]
+        mx.eval(teacher)
+        after: list[Any] = []
+        gradients: dict[str, Arrays] = {}
+        for loss in LOSSES if segment.answers else LOSSES[:1]:
+
+            def losses(model: Model, first: str = loss) -> Any:
+                text, answers, *rest = student.segment_losses(
+                    model,
+                    self.base,
+                    segment,
+                    teacher,
+                    self.states[document],
+                    after,
+                    self.recipe.grad_checkpoint,
+                )
+                return (text if first == "text" else answers), text, *rest
+
+            values, grads = nn.value_and_grad(self.model, losses)(self.model)
+            gradients[loss] = dict(tree_flatten(grads))
+            mx.eval(values, grads)
+        _, text, right, arrays = values
+        self.states[document] = student.with_arrays(after, arrays)
+        return gradients, text.item(), right.tolist()
 
     def judge(self) -> dict[str, Any]:
         self._evaluating()
@@ -166,7 +203,7 @@ class MLXTrainer:
         self.model.eval()
         numbers = self.recipe.numbers
         window, sinks = max(numbers("windows")), max(numbers("sinks"))
-        student.set_view(self.model, Step(window, sinks, min(numbers("chunks")), []))
+        student.set_view(self.model, window, sinks, min(numbers("chunks")))
 
     def save(self, progress: dict[str, Any]) -> None:
         memory = self.parameters()

@@ -16,7 +16,7 @@ except ImportError:
     sys.exit("this needs PyTorch: pip install 'allmem-mlx[torch]'")
 
 from ...cli.run import ArgumentParser, run
-from ..recipe import Recipe, add_settings, settings_of
+from ..recipe import Recipe, add_minutes, add_settings, settings_of
 from ..run import Run
 from .trainer import Settings, TorchTrainer
 
@@ -25,6 +25,7 @@ def setup_arg_parser() -> ArgumentParser:
     prog = "python -m allmem_mlx.distillation.torch"
     parser = ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     add_settings(parser, Settings, Recipe)
+    add_minutes(parser)
     return parser
 
 
@@ -33,7 +34,7 @@ def distill(args: Any) -> None:
         # The first process evaluates and collects answers while the others wait.
         distributed.init_process_group(timeout=timedelta(days=1))
     trainer = TorchTrainer(settings_of(args, Settings), settings_of(args, Recipe))
-    Run(trainer).train()
+    Run(trainer).train(args.minutes)
     if trainer.leads:
         print(f"Saved the memory to {trainer.folder}; convert it with --torch-path")
 

@@ -6,7 +6,7 @@ differentiates once, not twice. N counts the heads of all documents, document by
 document; L tokens, head width p, hidden width h.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ class FastWeights(NamedTuple):
     gate: Tensor
     up: Tensor
     down: Tensor
+
+
+State = tuple[FastWeights, dict[str, Tensor]]  # W, and M of what is written
 
 
 class Tokens(NamedTuple):
@@ -52,28 +55,28 @@ def read(weights: FastWeights, queries: Tensor) -> Tensor:
     return hidden @ weights.down.mT + queries
 
 
-def normalize(weights: FastWeights, norms: FastWeights) -> FastWeights:
-    """U: the weights with the row norms N of the initial ones."""
-    return FastWeights(
-        *(w * (n / (norm(w, -1) + EPS)) for w, n in zip(weights, norms, strict=True))
-    )
+def normalize(weights: Tensor, norms: Tensor) -> Tensor:
+    """U: a matrix with the row norms N of the initial one."""
+    return weights * (norms / (norm(weights, -1) + EPS))
 
 
-def gradient(weights: FastWeights, tokens: Tokens) -> FastWeights:
-    """The gradient of ``-sum_t <f(k_t), v_t>``, with each token's learning rates."""
+def gradient(
+    weights: FastWeights, tokens: Tokens, written: Sequence[str]
+) -> dict[str, Tensor]:
+    """The gradient of ``-sum_t <f(k_t), v_t>`` for the matrices that are written, with
+    each token's learning rates."""
     keys, values = tokens.keys, tokens.values
     gate, up = keys @ weights.gate.mT, keys @ weights.up.mT
     sigmoid = gate.sigmoid()
     silu = gate * sigmoid
-    d_hidden = -(values @ weights.down)
-    d_gate = d_hidden * up * (sigmoid + silu * (1 - sigmoid))
-    d_up = d_hidden * silu
     rate_gate, rate_up, rate_down = tokens.rates.split(1, dim=-1)
-    return FastWeights(
-        gate=d_gate.mT @ (rate_gate * keys),
-        up=d_up.mT @ (rate_up * keys),
-        down=-values.mT @ (rate_down * silu * up),
-    )
+    grads = {"down": -values.mT @ (rate_down * silu * up)}
+    if "gate" in written:
+        d_hidden = -(values @ weights.down)
+        d_gate = d_hidden * up * (sigmoid + silu * (1 - sigmoid))
+        grads["gate"] = d_gate.mT @ (rate_gate * keys)
+        grads["up"] = (d_hidden * silu).mT @ (rate_up * keys)
+    return grads
 
 
 def clip(grad: Tensor, max_norm: float) -> Tensor:
@@ -81,27 +84,48 @@ def clip(grad: Tensor, max_norm: float) -> Tensor:
     return grad * (max_norm / norm(grad, (-2, -1))).clamp(max=1)
 
 
+def stored(momentum: Tensor) -> Tensor:
+    """The momentum as a state keeps it, in bfloat16; its gradient goes straight
+    through."""
+    return momentum + (momentum.bfloat16().to(momentum.dtype) - momentum).detach()
+
+
 def states(
-    initial: FastWeights, chunks: list[Tokens], max_norm: float
-) -> Iterator[tuple[FastWeights, FastWeights]]:
+    initial: FastWeights,
+    chunks: list[Tokens],
+    max_norm: float,
+    written: Sequence[str],
+    state: State | None = None,
+) -> Iterator[State]:
     """Yields W and M before each chunk and after the last.
 
-    A chunk is written as ``M <- mu M - clip(G)``, ``W <- U + M``.
+    A chunk is written as ``M' = mu M - clip(G)``, ``W <- U + M'``,
+    ``M <- bfloat16(M')``.
 
     Args:
         initial (FastWeights): W0.
         chunks (list): the tokens of each chunk.
         max_norm (float): Theta.
+        written (Sequence[str]): the matrices that change.
+        state (State): W and M before the first; W0 and 0 if ``None``.
     """
-    norms = FastWeights(*(norm(w, -1) for w in initial))
-    weights, momentum = initial, FastWeights(*map(torch.zeros_like, initial))
+    norms = {x: norm(getattr(initial, x), -1) for x in written}
+    zero = {x: torch.zeros_like(getattr(initial, x)) for x in written}
+    weights, momentum = state or (initial, zero)
     yield weights, momentum
+    lengths = {x: n.detach() for x, n in norms.items()} if state else norms
     for chunk in chunks:
-        unified = normalize(weights, norms)
+        unified = weights._replace(
+            **{x: normalize(getattr(weights, x), lengths[x]) for x in written}
+        )
+        lengths = norms
         decay = chunk.decay.mean(dim=1)[:, None, None]
-        steps = zip(momentum, gradient(unified, chunk), strict=True)
-        momentum = FastWeights(*(decay * m - clip(g, max_norm) for m, g in steps))
-        weights = FastWeights(*(u + m for u, m in zip(unified, momentum, strict=True)))
+        grads = gradient(unified, chunk, written)
+        moves = {x: decay * momentum[x] - clip(grads[x], max_norm) for x in written}
+        weights = unified._replace(
+            **{x: getattr(unified, x) + move for x, move in moves.items()}
+        )
+        momentum = {x: stored(move) for x, move in moves.items()}
         yield weights, momentum
 
 
@@ -111,28 +135,36 @@ def run(
     *,
     chunk: int,
     max_norm: float,
+    written: Sequence[str],
+    state: State | None = None,
     write: bool = True,
     shift: int = 0,
-) -> Tensor:
-    """Reads a document: each chunk with the weights after the chunks before it.
+) -> tuple[Tensor, State]:
+    """Reads tokens: each chunk with the weights after the chunks before it.
 
     Args:
         initial (FastWeights): W0.
-        tokens (Tokens): the document.
+        tokens (Tokens): what is read.
         chunk (int): c, tokens between two updates.
         max_norm (float): Theta.
+        written (Sequence[str]): the matrices that change.
+        state (State): W and M before the tokens; those of the start if ``None``.
         write (bool): ``False`` never updates the weights.
         shift (int): head i reads the weights of head ``i - shift``. With the number of
             heads, each document reads the memory of the one before it.
 
     Returns:
-        Tensor: the output of the queries, ``[N, L, p]``.
+        tuple: the output of the queries, ``[N, L, p]``, and W and M after the tokens,
+        without a gradient.
     """
+    chunks, outputs = tokens.chunks(chunk), []
+    before = states(initial, chunks, max_norm, written, state)
     if not write:
-        return read(initial, tokens.queries)
-    outputs, chunks = [], tokens.chunks(chunk)
-    # No chunk reads the weights after the last one: they are not computed.
-    for part, (w, _) in zip(chunks, states(initial, chunks, max_norm), strict=False):
+        weights, momentum = next(before)
+        return read(weights, tokens.queries), (weights, momentum)
+    for part, (w, _) in zip(chunks, before, strict=False):
         seen = FastWeights(*(x.roll(shift, 0) for x in w)) if shift else w
         outputs.append(read(seen, part.queries))
-    return torch.cat(outputs, dim=1)
+    with torch.no_grad():
+        weights, momentum = next(before)
+    return torch.cat(outputs, dim=1), (weights, momentum)

@@ -2,10 +2,10 @@
 
 Each attention layer becomes window + sinks + alpha * memory; the base model's weights
 stay frozen. The same model is also the teacher: the :class:`View` of a forward pass
-tells its layers what to compute.
+tells its layers what to compute, and its :class:`State` what was read before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ...config import AllMemConfig
 from ...errors import AllMemError, reason
-from .memory import Memory
+from .memory import Memory, MemoryState
 
 FAMILIES = ("llama", "qwen3", "gemma3_text")
 FULL = 1 << 40  # a window that no document fills
@@ -68,8 +68,26 @@ class View:
 TEACHER = View()
 
 
+@dataclass
+class State:
+    """What documents of one length leave when they are read, for what follows them.
+
+    Args:
+        tokens (int): number of tokens read.
+        past (dict): for each layer the keys and values of the last tokens and of the
+            sinks, ``[B, n_kv, tokens, d]``, turned by their place in the document.
+        memory (dict): for each hybrid layer the state of its memory.
+
+    Nothing in it has a gradient.
+    """
+
+    tokens: int = 0
+    past: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    memory: dict[int, MemoryState] = field(default_factory=dict)
+
+
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """RoPE by ``angles [d/2]``; channel i turns with channel i + d/2."""
+    """RoPE by ``angles [..., d/2]``; channel i turns with channel i + d/2."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -91,13 +109,14 @@ def window_attention(
     Positions are bounded as in :class:`AllMemConfig`: RoPE is relative, so only the
     sinks have to be turned, to stay just before the window.
     """
-    view = kwargs["view"]
+    view, before, after = kwargs["view"], kwargs["before"], kwargs["after"]
+    window, sinks = view.window, view.sinks
     if sliding := kwargs.get("sliding_window"):  # a local layer beside global ones
-        view = View(window=sliding, chunk=sliding)
+        window, sinks = sliding, 0
     B, heads, L, d = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    if view.window >= L:
+    if window >= L and after is None:
         out = F.scaled_dot_product_attention(
             query,
             key.repeat_interleave(group, 1),
@@ -107,29 +126,45 @@ def window_attention(
         )
         return out.transpose(1, 2), None
 
-    window, sinks, chunk = view.window, view.sinks, view.chunk
-    queries = query.unflatten(1, (kv_heads, group))
-    token = torch.arange(L, device=query.device)
-    outputs = []
-    for start in range(0, L, chunk):
-        end = min(start + chunk, L)
-        first = start - window + 1
-        q = queries[:, :, :, start:end].flatten(2, 3)  # [B, n_kv, group c, d]
-        if first <= sinks:
-            k, v, seen = key[:, :, :end], value[:, :, :end], token[:end]
-        else:
-            shift = max(0, start - (window + sinks))
-            turned = rotate(key[:, :, :sinks], shift * module.frequencies)
-            k = torch.cat([turned, key[:, :, first:end]], dim=2)
-            v = torch.cat([value[:, :, :sinks], value[:, :, first:end]], dim=2)
-            seen = torch.cat([token[:sinks], token[first:end]])
-        i = token[start:end, None]
-        mask = (seen <= i) & ((i - seen < window) | (seen < sinks))
-        o = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask.repeat(group, 1), scale=scaling
-        )
-        outputs.append(o.unflatten(2, (group, end - start)).flatten(1, 2))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    # Every block of one chunk sees the sinks, and the window before its last token.
+    start, chunk = before.tokens, min(view.chunk, L)
+    blocks, device = -(-L // chunk), query.device
+    tail = blocks * chunk - L
+    if start:
+        *past, first_keys, first_values = before.past[module.layer_idx]
+    else:
+        past = [x.new_zeros(B, kv_heads, window, d) for x in (key, value)]
+        first_keys, first_values = key[:, :, :sinks], value[:, :, :sinks]
+    keys, values = (
+        torch.cat([x, y], dim=2) for x, y in zip(past, (key, value), strict=True)
+    )
+    if after is not None:
+        kept = keys[:, :, -window:], values[:, :, -window:], first_keys, first_values
+        after.past[module.layer_idx] = tuple(x.detach() for x in kept)
+
+    def in_blocks(x: Tensor) -> Tensor:  # [B, n, T, d] -> [B blocks, n, window + c, d]
+        parts = F.pad(x, (0, 0, 0, tail)).unfold(2, window + chunk, chunk)
+        return parts.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    starts = start + chunk * torch.arange(blocks, device=device)
+    turns = (starts - (window + sinks)).clamp(min=0)
+    angles = turns[:, None, None, None] * module.frequencies
+    turned = rotate(first_keys[:, None], angles).flatten(0, 1)
+    again = first_values[:, None].expand(-1, blocks, -1, -1, -1).flatten(0, 1)
+    k = torch.cat([turned, in_blocks(keys)], dim=2)
+    v = torch.cat([again, in_blocks(values)], dim=2)
+    q = F.pad(query, (0, 0, 0, tail)).unflatten(1, (kv_heads, group))
+    q = q.unflatten(3, (blocks, chunk)).permute(0, 3, 1, 2, 4, 5)
+    q = q.reshape(B * blocks, kv_heads, group * chunk, d)
+
+    i = starts[:, None, None] + torch.arange(chunk, device=device)[:, None]
+    j = starts[:, None, None] + torch.arange(-window, chunk, device=device)
+    sink = torch.arange(first_keys.shape[2], device=device).expand(blocks, 1, -1)
+    near = (j <= i) & (i - j < window) & (j >= sinks)
+    mask = torch.cat([sink <= i, near], dim=-1).repeat(B, group, 1)[:, None]
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    o = o.view(B, blocks, kv_heads, group, chunk, d).permute(0, 1, 4, 2, 3, 5)
+    return o.reshape(B, blocks * chunk, heads, d)[:, :L], None
 
 
 AttentionInterface.register("allmem", window_attention)
@@ -147,23 +182,39 @@ class HybridAttention(nn.Module):
 
     def __init__(self, base: Any, dims: int, config: AllMemConfig):
         super().__init__()
+        self.layer: int = base.layer_idx
         self.base: Any = base
         self.memory = Memory(dims, config)
         self.alpha = nn.Parameter(torch.zeros(dims))
 
     def forward(
-        self, hidden_states: Tensor, view: View, embedded: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        view: View,
+        before: State,
+        after: State | None,
+        embedded: Any = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        attended, _ = self.base(hidden_states=hidden_states, view=view, **kwargs)
+        attended, _ = self.base(
+            hidden_states=hidden_states,
+            view=view,
+            before=before,
+            after=after,
+            **kwargs,
+        )
         if not view.memory:
             return attended, None
-        recalled = self.memory(
+        recalled, memory = self.memory(
             hidden_states,
             embedded,
+            state=before.memory.get(self.layer),
             chunk=view.chunk,
             write=view.write,
             swap=view.swap,
         )
+        if after is not None:
+            after.memory[self.layer] = memory
         return attended + self.alpha.to(recalled.dtype) * recalled, None
 
 
@@ -196,21 +247,54 @@ class Hybrid:
         for i in config.memory_layers(candidates):
             layers[i].self_attn = HybridAttention(layers[i].self_attn, dims, config)
 
-    def _read(self, tokens: Tensor, view: View, **options: Any) -> Any:
-        embedded = self.embedded(tokens)
+    def _forward(
+        self,
+        tokens: Tensor,
+        view: View,
+        before: State | None = None,
+        after: State | None = None,
+        **options: Any,
+    ) -> Any:
+        before = before or State()
+        end = before.tokens + tokens.shape[1]
+        places = torch.arange(before.tokens, end, device=tokens.device)
+        if after is not None:
+            after.tokens = end
         return self.model.model(
-            input_ids=tokens, use_cache=False, view=view, embedded=embedded, **options
+            input_ids=tokens,
+            position_ids=places[None],
+            use_cache=False,
+            view=view,
+            before=before,
+            after=after,
+            embedded=self.embedded(tokens),
+            **options,
         )
 
     def hidden(self, tokens: Tensor, view: View) -> Tensor:
-        """The last hidden states, ``[B, L, D]``."""
-        return self._read(tokens, view).last_hidden_state
+        """The last hidden states of whole documents, ``[B, L, D]``."""
+        return self._forward(tokens, view).last_hidden_state
+
+    def read(self, tokens: Tensor, view: View, state: State) -> tuple[Tensor, State]:
+        """Reads a part of documents.
+
+        Args:
+            tokens (Tensor): token ids, ``[B, L]``.
+            view (View): what the layers compute.
+            state (State): what was read before, in whole chunks.
+
+        Returns:
+            tuple: the last hidden states, ``[B, L, D]``, and the state after them.
+        """
+        after = State()
+        return self._forward(tokens, view, state, after).last_hidden_state, after
 
     @torch.no_grad()
-    def residual_streams(self, tokens: Tensor) -> list[tuple[Any, Tensor]]:
-        """The decoder layers with a memory, and their inputs ``[B, L, D]`` where all
-        attention is full."""
-        inputs = self._read(tokens, TEACHER, output_hidden_states=True).hidden_states
+    def residual_streams(
+        self, tokens: Tensor, view: View = TEACHER
+    ) -> list[tuple[Any, Tensor]]:
+        """The decoder layers with a memory, and their inputs ``[B, L, D]``."""
+        inputs = self._forward(tokens, view, output_hidden_states=True).hidden_states
         layers = zip(self.model.model.layers, inputs, strict=False)
         return [x for x in layers if isinstance(x[0].self_attn, HybridAttention)]
 

@@ -15,8 +15,9 @@ from .hybrid import TEACHER, Hybrid, View
 from .loss import next_token_loss
 
 VIEW = View(window=128, sinks=16, chunk=64)
-BOOKS = 4, 1536  # documents of natural text, and their tokens
-RECALLS = 2, 1024  # the same with facts, and with a repeated passage
+TEXTS = 4, 1536  # documents of natural text, or twice as many as kinds; their tokens
+RECALLS = 2, 2048  # the same with facts, and with a repeated passage
+FACTS = 16  # in a document
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def answered(hybrid: Hybrid, document: Document, view: View) -> int:
     tokens = torch.tensor([document.tokens], device=hybrid.device)
     hidden = hybrid.hidden(tokens, view)[0]
     correct = 0
-    for answer in document.answers:
+    for answer, _ in document.answers:
         logits = hidden[answer.start - 1 : answer.stop - 1] @ hybrid.head.T
         correct += torch.equal(logits.argmax(-1), tokens[0, answer.start : answer.stop])
     return correct
@@ -51,11 +52,18 @@ class Judge:
 
     def __init__(self, hybrid: Hybrid, source: Source):
         self.hybrid = hybrid
-        count, length = BOOKS
-        self.books = [Document(source.passage(length)) for _ in range(count)]
+        count, length = TEXTS
+        if len(source.kinds) > 1:
+            count = 2
+        self.texts = {
+            kind or "texts": [
+                Document(source.passage(length, kind)) for _ in range(count)
+            ]
+            for kind in source.kinds
+        }
         count, length = RECALLS
         self.facts = [
-            source.facts(length, count=8, held_out=True) for _ in range(count)
+            source.facts(length, length, FACTS, held_out=True) for _ in range(count)
         ]
         self.repeats = [source.repeat(length) for _ in range(count)]
 
@@ -70,18 +78,21 @@ class Judge:
         return {
             "memory": self.scores(view),
             "never written": self.scores(replace(view, write=False)),
-            "of another document": {"books": self._loss(self.books, other)},
+            "of another document": self._texts(other),
         }
 
     def scores(self, view: View) -> dict[str, float]:
-        """Nats per token beyond the window in books and repeated passages, and the
-        share of facts that greedy decoding finds."""
+        """Nats per token beyond the window in texts of each kind and in repeated
+        passages, and the share of facts that greedy decoding finds."""
         correct = sum(answered(self.hybrid, d, view) for d in self.facts)
         return {
-            "books": self._loss(self.books, view),
+            **self._texts(view),
             "repeats": self._loss(self.repeats, view),
             "facts": round(correct / sum(len(d.answers) for d in self.facts), 4),
         }
+
+    def _texts(self, view: View) -> dict[str, float]:
+        return {kind: self._loss(x, view) for kind, x in self.texts.items()}
 
     def _loss(self, documents: list[Document], view: View) -> float:
         tokens = torch.tensor([d.tokens for d in documents])

@@ -1,12 +1,14 @@
 """Forward KL and next-token loss, over a few positions at a time: the logits of a whole
 document never exist at once."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..documents import Document
-from .hybrid import TEACHER, Hybrid, View
+from ..documents import Segment
+from .hybrid import TEACHER, Hybrid, State, View
 
 POSITIONS = 128
 
@@ -45,19 +47,65 @@ def forward_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
     return _ForwardKL.apply(student, teacher, head)
 
 
-def document_loss(
-    hybrid: Hybrid, document: Document, view: View, answer_weight: float
-) -> Tensor:
-    """:meth:`Document.loss` of the forward KL to the model's own full attention."""
-    tokens = torch.tensor([document.tokens], device=hybrid.device)
+def padded(rows: list[list[int]], device: torch.device, left: bool = False) -> Tensor:
+    """Token ids as ``[B, L]``; shorter rows are filled up, at the end or the start."""
+    length = max(map(len, rows))
+    empty = [[0] * (length - len(row)) for row in rows]
+    pairs = zip(empty, rows, strict=True)
+    whole = [blank + row if left else row + blank for blank, row in pairs]
+    return torch.tensor(whole, dtype=torch.long, device=device)
+
+
+class Losses(NamedTuple):
+    """The losses of segments, each the mean over them.
+
+    Args:
+        text (Tensor): mean divergence from the teacher over the targets, in nats.
+        answers (Tensor): mean ``-log p`` of the answers' tokens; ``None`` if there are
+            none.
+        found (list): see :meth:`Segment.found`.
+    """
+
+    text: Tensor
+    answers: Tensor | None
+    found: list[tuple[int, bool]]
+
+
+def segment_losses(
+    hybrid: Hybrid, segments: list[Segment], view: View, state: State
+) -> tuple[Losses, State]:
+    """The student's losses in segments of documents that are read together.
+
+    Args:
+        hybrid (Hybrid): student and teacher.
+        segments (list): of one length, but for those at the end of a document.
+        view (View): what the student computes.
+        state (State): what it has read before.
+
+    Returns:
+        tuple: the losses, and what it has read then.
+    """
+    device, head, share = hybrid.device, hybrid.head, 1 / len(segments)
+    tokens = padded([x.tokens for x in segments], device)
+    contexts = {len(x.context) for x in segments if x.tokens}
+    assert len(contexts) == 1, "documents that are read together begin together"
+    before = padded([x.context for x in segments], device, left=True)
     with torch.no_grad():
-        teacher = hybrid.hidden(tokens, TEACHER)[0]
-    student = hybrid.hidden(tokens, view)[0]
-
-    def divergence(positions: list[int]) -> Tensor:
-        return forward_kl(student[positions], teacher[positions], hybrid.head)
-
-    return document.loss(divergence, view.window, answer_weight)
+        seen = torch.cat([before, tokens], dim=1)
+        teacher = hybrid.hidden(seen, TEACHER)[:, before.shape[1] :]
+    student, after = hybrid.read(tokens, view, state)
+    text = answers = 0 * student.float().sum()  # with a gradient, whatever follows
+    found: list[tuple[int, bool]] = []
+    for row, segment in enumerate(segments):
+        s, t, at = student[row], teacher[row], segment.targets
+        if at:
+            text = text + share * forward_kl(s[at], t[at], head) / len(at)
+        if places := segment.answer_places:
+            logits = F.linear(s[[i - 1 for i in places]], head).float()
+            expected = tokens[row, places]
+            answers = answers + share * F.cross_entropy(logits, expected)
+            found += segment.found((logits.argmax(-1) == expected).tolist())
+    return Losses(text, answers if found else None, found), after
 
 
 @torch.no_grad()

@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config import AllMemConfig
-from .fast_weights import FastWeights, Tokens, norm, run
+from .fast_weights import FastWeights, State, Tokens, norm, run
 
 L2_EPS = 1e-5
+
+# W and M, and q, k and v of the last tokens.
+MemoryState = tuple[State, Tensor]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -68,11 +71,26 @@ class Memory(nn.Module):
             qkv = torch.cat([qkv, project(embedded, self.value_proj.weight)], dim=-1)
         return qkv, rates
 
-    def tokens(self, u: Tensor, embedded: Any = None) -> tuple[Tokens, Tensor]:
-        """The memory's inputs for each token, and the output gate ``[B, L, n, 1]``."""
+    def tokens(
+        self, u: Tensor, embedded: Any = None, before: Tensor | None = None
+    ) -> tuple[Tokens, Tensor, Tensor]:
+        """The memory's inputs for each token.
+
+        Args:
+            u (Tensor): the layer's normed input, ``[B, L, D]``.
+            embedded (Tensor): the normed embeddings of the tokens.
+            before (Tensor): q, k and v of the ``taps - 1`` tokens before; 0 if
+                ``None``.
+
+        Returns:
+            tuple: the inputs, the output gate ``[B, L, n, 1]``, and q, k and v of the
+            last ``taps - 1`` tokens.
+        """
         n, taps = self.config.heads, self.config.conv_kernel
         qkv, rates = self._projected(u, embedded)
-        padded = F.pad(qkv, (0, 0, taps - 1, 0))
+        if before is None:
+            before = qkv.new_zeros(len(qkv), taps - 1, qkv.shape[-1])
+        padded = torch.cat([before, qkv], dim=1)
         L = u.shape[1]
         taps_of = self.conv_weight.unbind(dim=1)
         shifted = [w * padded[:, i : i + L] for i, w in enumerate(taps_of)]
@@ -90,7 +108,7 @@ class Memory(nn.Module):
             rates=F.softplus(heads(eta) + offset),
             decay=heads(decay).sigmoid()[..., 0],
         )
-        return tokens, gate.sigmoid()[..., None]
+        return tokens, gate.sigmoid()[..., None], padded[:, L:]
 
     def forward(
         self,
@@ -98,29 +116,35 @@ class Memory(nn.Module):
         embedded: Tensor | None = None,
         *,
         chunk: int,
+        state: MemoryState | None = None,
         write: bool = True,
         swap: bool = False,
-    ) -> Tensor:
+    ) -> tuple[Tensor, MemoryState]:
         """
         Args:
             u (Tensor): the layer's normed input, ``[B, L, D]``.
             embedded (Tensor): the normed embeddings of the tokens, ``[B, L, D]``, if
                 values are made of them.
             chunk (int): c.
+            state (MemoryState): after the tokens before; the start if ``None``.
             write, swap (bool): the controls of :class:`View`.
 
         Returns:
-            Tensor: y, ``[B, L, D]``.
+            tuple: y, ``[B, L, D]``, and the state after the tokens, without a gradient.
         """
         B, n = u.shape[0], self.config.heads
-        tokens, gate = self.tokens(u, embedded)
-        values = run(
+        written, before = state or (None, None)
+        tokens, gate, last = self.tokens(u, embedded, before)
+        values, written = run(
             self.initial_weights(B),
             tokens,
             chunk=chunk,
             max_norm=self.config.max_update_norm,
+            written=self.config.written,
+            state=written,
             write=write,
             shift=n if swap else 0,
         )
         y = gate * self.o_norm(values).unflatten(0, (B, n)).transpose(1, 2)
-        return F.linear(y.flatten(2).to(u.dtype), self.o_proj.weight.to(u.dtype))
+        y = F.linear(y.flatten(2).to(u.dtype), self.o_proj.weight.to(u.dtype))
+        return y, (written, last.detach())

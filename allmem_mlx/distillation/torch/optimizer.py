@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..optimizer import BETAS, EPS, ScaledAdam
+from ..optimizer import BETAS, EPS, LOSSES, ScaledAdam
 from ..recipe import Recipe
 
 
@@ -25,37 +25,44 @@ class Optimizer(ScaledAdam):
         super().__init__(
             arrays, recipe, scales, lambda x: torch.as_tensor(x, device=device)
         )
-        groups = [
-            {"params": [x], "peak": recipe.peak(name)} for name, x in parameters.items()
-        ]
-        self.adam = torch.optim.Adam(groups, betas=BETAS, eps=EPS)
+        self.adams = {}
+        for loss in LOSSES:
+            groups = [
+                {"params": [x], "peak": self.factor(loss) * recipe.peak(name)}
+                for name, x in parameters.items()
+            ]
+            self.adams[loss] = torch.optim.Adam(groups, betas=BETAS, eps=EPS)
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Moves all parameters along their gradients.
+    def step(self, loss: str, grads: dict[str, Tensor], rate: float) -> None:
+        """Moves all parameters along the gradients of a loss.
 
         Args:
+            loss (str): one of :data:`LOSSES`.
+            grads (dict): gradients by name.
             rate (float): learning rate, relative to the peak.
         """
+        adam = self.adams[loss]
         before = {name: x.clone() for name, x in self.parameters.items()}
         for name, x in self.parameters.items():
-            x.grad = self.scaled_gradient(name, x.grad)
-        for group in self.adam.param_groups:
+            x.grad = self.scaled_gradient(name, grads[name])
+        for group in adam.param_groups:
             group["lr"] = rate * group["peak"]
-        self.adam.step()
-        self.adam.zero_grad()
+        adam.step()
+        adam.zero_grad()
         for name, x in self.parameters.items():
             x.copy_(before[name] + self.scaled_move(name, x - before[name]))
 
     def state(self) -> dict[str, Any]:
         """The state of a checkpoint."""
         return {
-            "adam": self.adam.state_dict(),
+            "adam": {loss: adam.state_dict() for loss, adam in self.adams.items()},
             "sizes": self.sizes,
             "scales": self.scales,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores a state."""
-        self.adam.load_state_dict(state["adam"])
+        for loss, adam in self.adams.items():
+            adam.load_state_dict(state["adam"][loss])
         self.sizes, self.scales = state["sizes"], state["scales"]

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from ...config import AllMemConfig
 from ...errors import AllMemError, SettingError
 from ...files import read_json, replacing
-from ..documents import open_sources
 from ..initial import CALIBRATION, input_scales
 from ..recipe import Recipe, Step, whole_numbers
 from ..run import StepResult
-from .hybrid import Hybrid, View, load_base
+from ..sources import open_sources
+from .hybrid import Hybrid, State, View, load_base
 from .judge import Judge
-from .loss import document_loss
+from .loss import segment_losses
 from .measure import initialize, measure
 from .optimizer import Optimizer
 
@@ -40,6 +40,8 @@ class Settings:
         learning_rate, max_update_norm (float): eta and Theta before training.
         output_eps (float): see ``AllMemConfig``; 0 for that of ``memory``, or 1e-6.
         values (str): the source of values, see ``AllMemConfig``.
+        updates (str): what is trained while reading, see ``AllMemConfig``; empty for
+            that of ``memory``, or all.
         layers (str): those that have a memory, separated by commas, see
             ``AllMemConfig``; empty for those of ``memory``, or all.
         dtype (str): of the frozen base. The memory is float32.
@@ -55,6 +57,7 @@ class Settings:
     max_update_norm: float = 3.0
     output_eps: float = 0.0
     values: str = "hidden"
+    updates: str = ""
     layers: str = ""
     dtype: str = "bfloat16"
 
@@ -64,10 +67,11 @@ class Settings:
         sizes: dict[str, Any] = {name: getattr(self, name) for name in SIZES}
         if self.memory:
             trained = trained_config(Path(self.memory))
-            names = [*SIZES, "output_eps", "layers"]
+            names = [*SIZES, "output_eps", "updates", "layers"]
             sizes = {name: getattr(trained, name) for name in names}
-        if self.output_eps:
-            sizes["output_eps"] = self.output_eps
+        for name in ("output_eps", "updates"):
+            if value := getattr(self, name):
+                sizes[name] = value
         if self.layers:
             sizes["layers"] = whole_numbers("layers", self.layers)
         return AllMemConfig(
@@ -129,6 +133,7 @@ class TorchTrainer:
         self.hybrid.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.parameters = self.hybrid.parameters()
         self._judge = Judge(self.hybrid, validation)
+        self.state = State()
         if recipe.grad_checkpoint:
             self.hybrid.checkpoint_activations()
 
@@ -169,21 +174,57 @@ class TorchTrainer:
             self.parameters[name].copy_(x)
 
     def train_step(self, step: Step, rate: float) -> StepResult:
+        if not step.goes_on:
+            self.state = State()
         view = View(step.window, step.sinks, step.chunk, memory=True)
-        share = 1 / len(step.documents)
-        totals = torch.zeros(2)  # loss, scored tokens
-        for document in step.documents[self.rank :: self.processes]:
-            loss = document_loss(self.hybrid, document, view, self.recipe.answer_weight)
-            (share * loss).backward()
-            scored = len(document.targets(step.window))
-            totals += torch.tensor([share * loss.item(), scored])
-        parameters = self.parameters.values()
+        own = step.segments[self.rank :: self.processes]
+        losses, self.state = segment_losses(self.hybrid, own, view, self.state)
+        scored = sum(len(x.targets) for x in own)
+        everyone = self._gathered((losses.text.item(), scored, losses.found))
+        loss = sum(x for x, _, _ in everyone) / self.processes
+        found = [x for _, _, own_found in everyone for x in own_found]
+        grads, norm = self._gradient(losses.text, keep=losses.answers is not None)
+        answered = self._gradient(losses.answers)[0] if found else None
+        self.optimizer.step("text", grads, rate)
+        if answered:
+            self.optimizer.step("answers", answered, rate)
+        return StepResult(loss, sum(x for _, x, _ in everyone), norm, found)
+
+    def _gathered(self, x: Any) -> list[Any]:
+        """The value of every process."""
+        if self.processes == 1:
+            return [x]
+        gathered = [None] * self.processes
+        distributed.all_gather_object(gathered, x)
+        return gathered
+
+    def _gradient(
+        self, loss: Tensor | None, keep: bool = False
+    ) -> tuple[dict[str, Tensor], float]:
+        """The gradient of the mean loss of all processes, clipped, and its norm.
+
+        Args:
+            loss (Tensor): of this process; ``None`` for 0.
+            keep (bool): whether another gradient of the same graph will be taken.
+        """
+        parameters = list(self.parameters.values())
+        grads = [torch.zeros_like(x) for x in parameters]
+        if loss is not None:
+            grads = list(
+                torch.autograd.grad(
+                    loss / self.processes,
+                    parameters,
+                    retain_graph=keep,
+                    materialize_grads=True,
+                )
+            )
         if self.processes > 1:
-            for x in [*(x.grad for x in parameters), totals]:
+            for x in grads:
                 distributed.all_reduce(x)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip).item()
-        self.optimizer.step(rate)
-        return StepResult(totals[0].item(), int(totals[1]), norm)
+        norm = nn.utils.get_total_norm(grads)
+        factor = (self.recipe.clip / (norm + 1e-6)).clamp(max=1)
+        names = zip(self.parameters, grads, strict=True)
+        return {name: factor * x for name, x in names}, norm.item()
 
     def judge(self) -> dict[str, Any]:
         return self._judge.memory()
