@@ -34,7 +34,8 @@ SHORT = {
     "allmem_mlx generate": "-m 4",
     "allmem_mlx summarise": "-m 4",
     "allmem_mlx benchmark": "-p 64 96 -g 4 -n 1",
-    "allmem_mlx distill": "--iters 1 --batch-size 1 --lengths 160 --windows 64",
+    "allmem_mlx distill": "--iters 1 --batch-size 1 --segments 1 --lengths 160 "
+    "--windows 64",
     "--layers": "--layers 0 -1",
     "--text BOOKS --json": "--tokens 300",
     "FUSED --text": "--tokens 300",

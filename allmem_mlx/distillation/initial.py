@@ -17,7 +17,9 @@ embedding (``values`` of :class:`AllMemConfig`), it is exactly the token, in eve
 with a memory; otherwise it is predicted from the layer's input by linear regression.
 
 Tokens that surprised the model are written more strongly than those it expected: there
-is room for few tokens of a long document.
+is room for few tokens of a long document. A third of the heads last: they write next to
+nothing else, and everything more weakly, so that less is lost of what was written long
+ago.
 """
 
 from collections.abc import Iterable
@@ -38,6 +40,10 @@ RATE = 0.005  # size of the random projections to rates, decays and gates
 # of that of down: the features that a value was written with have to stay as they are.
 STEADY = -5.0
 SURPRISE = 0.7  # growth of log(learning rate) with the surprise, per deviation
+LASTING = 1 / 3  # share of the heads that last, the last ones
+# Their eta is a softplus at 0.4 + 2.6 z, z being the surprise in deviations, and their
+# values are smaller than those of the others by a tenth of the initial eta.
+LASTING_SURPRISE, LASTING_OFFSET, LASTING_SIZE = 2.6, 0.4, 0.1
 # The random fast weights of a gate are SHARPNESS (g - THRESHOLD), where g is standard
 # normal over keys. The threshold comes from the component that all keys share.
 SHARPNESS = 8.0
@@ -292,6 +298,42 @@ def _before_silu(y: float) -> float:
     return x
 
 
+def _surprise(layer: Layer) -> np.ndarray:
+    """The prediction of a token's surprise from the layer's input, ``[D]``; it deviates
+    from its mean by 1."""
+    surprise = _regress(layer.moment, layer.surprise)
+    mean = surprise @ layer.mean
+    return surprise / np.sqrt(surprise @ layer.moment @ surprise - mean**2)
+
+
+def make_lasting(
+    config: AllMemConfig,
+    layer: Layer,
+    rates: np.ndarray,
+    rate_bias: np.ndarray,
+    value: np.ndarray,
+) -> None:
+    """Makes the last heads of a memory last.
+
+    Args:
+        config (AllMemConfig): the memory's sizes.
+        layer (Layer): the layer's measurements.
+        rates (np.ndarray): the projection to rates, decays and gates, ``[5n, D]``,
+            changed in place.
+        rate_bias (np.ndarray): ``[5n]``, changed in place.
+        value (np.ndarray): the projection to values, ``[np, D]``, changed in place.
+    """
+    n, p = config.heads, config.head_dim
+    first = n - round(LASTING * n)
+    surprise = LASTING_SURPRISE * _surprise(layer)
+    initial = np.log(np.expm1(config.learning_rate))  # is added before the softplus
+    rows = slice(3 * first, 3 * n)
+    rates[rows] = surprise
+    rate_bias[rows] = LASTING_OFFSET - surprise @ layer.mean - initial
+    rate_bias[rows].reshape(-1, 3)[:, :2] += STEADY
+    value[first * p :] *= LASTING_SIZE * config.learning_rate
+
+
 def _parameters(
     config: AllMemConfig,
     layer: Layer,
@@ -303,18 +345,17 @@ def _parameters(
     key = _keys(layer, n, p)
     gate, up = rng.normal(size=(2, n, h, p)) / np.sqrt(1 - COMMON**2)
     gate[..., -1], up[..., -1] = -THRESHOLD / COMMON, 0
-    surprise = _regress(layer.moment, layer.surprise)
-    mean = surprise @ layer.mean
-    surprise *= SURPRISE / np.sqrt(surprise @ layer.moment @ surprise - mean**2)
+    surprise = _surprise(layer)
     rates = rng.normal(scale=RATE, size=(5 * n, len(layer.moment)))
-    rates[: 3 * n] = surprise
+    rates[: 3 * n] = SURPRISE * surprise
     rate_bias = np.zeros(5 * n)
-    rate_bias[: 3 * n] = -surprise @ layer.mean
+    rate_bias[: 3 * n] = -SURPRISE * surprise @ layer.mean
     rate_bias[: 3 * n].reshape(n, 3)[:, :2] += STEADY
     conv = np.zeros((3, n * p, config.conv_kernel))
     conv[:, :, -1] = 1
     conv[1] = np.roll(conv[1], -1, axis=-1)  # keys: the token before
     value = VALUE * p**-0.5 * interleave(value, n)
+    make_lasting(config, layer, rates, rate_bias, value)
     if config.values == "token":
         projections = {
             "memory.in_proj.weight": np.concatenate([key, key, rates]),

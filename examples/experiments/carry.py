@@ -21,16 +21,17 @@ from allmem_mlx.distillation.sources import Texts, open_sources
 from allmem_mlx.distillation.torch.hybrid import load_base
 
 LARGEST = "60MB"
-PARTS = 20  # files of a kind; each is a part of one text, or of several
+PARTS, PART = 20, 4096  # files of a kind, at most; tokens of one, at least
 
 
 def pack(source: Texts, folder: Path, name: str, tokens: int) -> None:
     """Writes so many token ids of all kinds."""
-    size = tokens // len(source.kinds) // PARTS
+    of_kind = tokens // len(source.kinds)
+    parts = min(PARTS, max(1, of_kind // PART))
     for kind in source.kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
-        for i in range(PARTS):
-            ids = np.array(source.passage(size, kind))
+        for i in range(parts):
+            ids = np.array(source.passage(of_kind // parts, kind))
             small = np.uint16 if ids.max() < 2**16 else np.uint32
             np.save(folder / kind / f"{name}-{i:02}.npy", ids.astype(small))
 

@@ -92,18 +92,18 @@ def prepared(args: Any) -> tuple[Hybrid, Texts]:
 
 def found(
     memory: Memory, tokens: Tokens, chunk: int, counted: Tensor, config: AllMemConfig
-) -> Iterator[tuple[int, float, float]]:
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """For tokens of some ages the age, and the shares of all and of the counted ones
-    that are found."""
+    that each head finds, ``[n]``."""
     chunks, parts = tokens.chunks(chunk), counted.split(chunk)
     limits = config.max_update_norm, config.written
     *_, (last, _) = states(memory.initial_weights(1), chunks, *limits)
     lag = 1
-    while (lag + AROUND) * chunk <= len(counted):
+    while (lag + min(lag, AROUND)) * chunk <= len(counted):
         near = range(lag, lag + min(lag, AROUND))  # of about this age
         right = torch.cat([nearest(last, chunks[-i]).float() for i in near], dim=1)
         seen = torch.cat([parts[-i] for i in near])
-        yield lag * chunk, right.mean().item(), right[:, seen].mean().item()
+        yield lag * chunk, right.mean(1), right[:, seen].mean(1)
         lag *= 2
 
 
@@ -124,23 +124,22 @@ def command(args: Any) -> None:
         keys = tokens.keys.mean(1)  # of unit vectors: its square is their mean cosine
         cosines.append(keys.square().sum(-1).mean().item())
     print(f"mean cosine of two keys: {mean(cosines):.3f}")
-    print(
-        "chunk  share  power   ago    all  surprising; best layer:    all  surprising"
-    )
+    print("chunk  share  power   ago    all  surprising; best head:    all  surprising")
     chunks = whole_numbers("--chunks", args.chunks)
     for chunk, share, power in product(chunks, args.shares, args.powers):
         written = most(surprise, share)
-        rows: dict[int, list[tuple[float, float]]] = {}
+        rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for memory, tokens in layers:
             rates = sharpened(tokens.rates, power) * written[:, None]
             tokens = tokens._replace(rates=rates)
             for ago, *shares in found(memory, tokens, chunk, counted, config):
-                rows.setdefault(ago, []).append(tuple(shares))
+                rows.setdefault(ago, []).append((shares[0], shares[1]))
         for ago, of_layers in rows.items():
-            every, seen = zip(*of_layers, strict=True)
+            every, seen = map(torch.cat, zip(*of_layers, strict=True))
             print(
-                f"{chunk:5d}  {share:5.2f}  {power:5.2f}  {ago:5d}  {mean(every):.3f}  "
-                f"{mean(seen):10.3f}  {max(every):17.3f}  {max(seen):10.3f}",
+                f"{chunk:5d}  {share:5.2f}  {power:5.2f}  {ago:5d}",
+                f" {every.mean():.3f}  {seen.mean():10.3f}",
+                f" {every.max():15.3f}  {seen.max():10.3f}",
                 flush=True,
             )
 

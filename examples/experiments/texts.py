@@ -266,9 +266,9 @@ if __name__ == "__main__":
         clone = clones / repository.replace("/", "+")
         if not clone.exists():
             subprocess.run(["git", "init", "-q", "--bare", clone], check=True)
-            fetch = ["git", "-C", clone, "fetch", "-q", "--depth", "1"]
             url = f"https://github.com/{repository}"
-            subprocess.run([*fetch, url, commit], check=True)
+            fetch = ["git", "-C", clone, "fetch", "-q", "--depth", "1", url, commit]
+            subprocess.run(fetch, check=True)
         documents, title, text = [], "", ""
         smallest = 30_000 if how == "wikipedia" else 0
         for name, content in files(clone, commit, pattern, smallest):
