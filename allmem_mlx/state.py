@@ -27,21 +27,26 @@ from .cache import (
 )
 from .errors import AllMemError
 from .memory.fast_weights import FastWeights
+from .memory.layer import MemoryState
 from .model import Model
 
-VERSION = 3
+VERSION = 4
 RECENT = 64  # last tokens, kept in a file
-# The arrays of a MemoryState by their names in a file, in order.
-MEMORY = (
-    "memory.tail",
-    *(
-        f"memory.{part}.{matrix}"
+
+
+def _names(written: int) -> list[str]:
+    """The arrays of a MemoryState by their names in a file, in order."""
+    matrices = [
+        f"{part}.{matrix}"
         for part in ("weights", "scales", "momentum", f"{OPEN}grads")
-        for matrix in FastWeights._fields
-    ),
-    f"memory.{OPEN}decay",
-    f"memory.{OPEN}block",
-)
+        for matrix in FastWeights._fields[-written:]
+    ]
+    names = ["tail", *matrices, f"{OPEN}decay", f"{OPEN}block"]
+    return [f"memory.{name}" for name in names]
+
+
+# By their number: where down is written, or all.
+MEMORY = {MemoryState.size(written): _names(written) for written in (1, 3)}
 START = hashlib.sha256(state_file.FORMAT.encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from allmem_mlx.cli.flags import add_sizes, flag, sizes
 from allmem_mlx.cli.run import ArgumentParser, run
-from allmem_mlx.config import VALUES
+from allmem_mlx.config import UPDATES, VALUES
 from allmem_mlx.errors import SettingError
 from allmem_mlx.gguf_names import check_file
 
@@ -20,6 +20,7 @@ FORM = (
     "learning_rate",
     "output_eps",
     "values",
+    "updates",
     "layers",
 )
 
@@ -62,6 +63,7 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, help="Initial learning rate. Default: 0.2")
     add("--output-eps", type=float, help="Epsilon of the output norm. Default: 1e-6")
     add("--values", choices=VALUES, help="Source of the values. Default: hidden")
+    add("--updates", choices=UPDATES, help="Matrices trained by reading. Default: all")
     add(
         "--layers",
         type=int,

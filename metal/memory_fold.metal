@@ -1,5 +1,7 @@
 // Adds the gradient of T tokens to G, at U = scale * W, and their m to decay_sum. At the
-// start of a chunk OPEN is false, and both are 0: nothing is loaded.
+// start of a chunk OPEN is false, and both are 0: nothing is loaded. Where ALL is false,
+// only down is written: it alone has a G, which does not depend on it, and gate and up
+// are those of W0, [n, H, P] and without scales.
 //
 //   Hg = K Ug^T, Hi = K Uu^T, A = SiLU(Hg) * Hi, GA = -V Ud
 //   G_gate += (GA * Hi * SiLU'(Hg) * eta_gate)^T K
@@ -8,7 +10,7 @@
 //
 //   w_gate, w_up, g_gate, g_up [B, n, H, P]  s_gate, s_up [B, n, H]
 //   w_down, g_down [B, n, P, H]  s_down [B, n, P]  rows (k, v, eta, m) [B, n, T, 2P + 4]
-//   squares [B, n, 3, H / 8]: sums of squares of the new G, for each 8 hidden units
+//   squares [B, n, matrices, H / 8]: sums of squares of the new G, for each 8 hidden units
 //
 // rows may be part of a larger array. A threadgroup owns UNITS hidden units of one head:
 // its parts of the three gradients need its parts of the three matrices only. A
@@ -20,6 +22,7 @@ constexpr int COLUMNS = P == 128 ? 64 : P;
 constexpr int LD = COLUMNS + 4; // rows of a tile start in different banks
 constexpr int TILES = TOKENS / 8;
 constexpr int THREADS = 4 * UNITS;
+constexpr int WRITTEN = ALL ? 3 : 1;
 
 threadgroup float tile[TOKENS * LD];
 threadgroup float rates[TOKENS * 4];
@@ -34,16 +37,19 @@ const int thread_index = thread_index_in_threadgroup;
 const int lane = thread_index_in_simdgroup;
 const int unit = threadgroup_position_in_grid.x * UNITS +
     8 * simdgroup_index_in_threadgroup;
-const int matrix = index * H * P;
-const int by_unit = matrix + unit * P; // rows of gate and up
-const int by_column = matrix + unit; // columns of down
+const int by_unit = ((ALL ? index : index % heads) * H + unit) * P; // rows of gate and up
+const int by_column = index * H * P + unit; // columns of down
 const short own_unit = allmem::tile_row(lane);
 const short own_token = allmem::tile_column(lane);
 
-const float gate_scale = s_gate[index * H + unit + own_unit];
-const float up_scale = s_up[index * H + unit + own_unit];
-for (int i = thread_index; i < P; i += THREADS) {
-  down_scales[i] = s_down[index * P + i];
+float gate_scale = 1;
+float up_scale = 1;
+if (ALL) {
+  gate_scale = s_gate[index * H + unit + own_unit];
+  up_scale = s_up[index * H + unit + own_unit];
+  for (int i = thread_index; i < P; i += THREADS) {
+    down_scales[i] = s_down[index * P + i];
+  }
 }
 const bool counts = threadgroup_position_in_grid.x == 0 && thread_index == 0;
 float total = OPEN && counts ? decay_sum[index] : 0.0f;
@@ -90,7 +96,7 @@ for (int start = 0; start < T; start += TOKENS) {
     }
   }
 
-  for (int first = 0; first < P; first += COLUMNS) {
+  for (int first = 0; ALL && first < P; first += COLUMNS) {
     allmem::replace_rows<TOKENS, COLUMNS, LD>(
         tile, values + first * step, stride, step, valid, thread_index, THREADS);
     for (int i = 0; i < COLUMNS; i += 8) {
@@ -119,8 +125,10 @@ for (int start = 0; start < T; start += TOKENS) {
       const float in = up[j].thread_elements()[e] * up_scale;
       const float d_hidden = -down[j].thread_elements()[e];
       const float s = allmem::sigmoid(x);
-      gate[j].thread_elements()[e] = rate[0] * d_hidden * in * s * (1 + x * (1 - s));
-      up[j].thread_elements()[e] = rate[1] * d_hidden * x * s;
+      if (ALL) {
+        gate[j].thread_elements()[e] = rate[0] * d_hidden * in * s * (1 + x * (1 - s));
+        up[j].thread_elements()[e] = rate[1] * d_hidden * x * s;
+      }
       down[j].thread_elements()[e] = -rate[2] * x * s * in;
     }
   }
@@ -129,7 +137,7 @@ for (int start = 0; start < T; start += TOKENS) {
   const bool adds = OPEN || start > 0;
   const device float* down_from = start == 0 ? g_down : down_out;
   for (int first = P - COLUMNS; first >= 0; first -= COLUMNS) {
-    if (first < P - COLUMNS) { // the last columns are still there
+    if (!ALL || first < P - COLUMNS) { // else the last columns are still there
       allmem::replace_rows<TOKENS, COLUMNS, LD>(
           tile, values + first * step, stride, step, valid, thread_index, THREADS);
     }
@@ -152,7 +160,7 @@ for (int start = 0; start < T; start += TOKENS) {
 
   const device float* gate_from = start == 0 ? g_gate : gate_out;
   const device float* up_from = start == 0 ? g_up : up_out;
-  for (int first = 0; first < P; first += COLUMNS) {
+  for (int first = 0; ALL && first < P; first += COLUMNS) {
     allmem::replace_rows<TOKENS, COLUMNS, LD>(
         tile, keys + first * step, stride, step, valid, thread_index, THREADS);
     for (int i = 0; i < COLUMNS; i += 8) {
@@ -178,14 +186,18 @@ for (int start = 0; start < T; start += TOKENS) {
   }
 }
 
-gate_squared = simd_sum(gate_squared);
-up_squared = simd_sum(up_squared);
+if (ALL) {
+  gate_squared = simd_sum(gate_squared);
+  up_squared = simd_sum(up_squared);
+}
 down_squared = simd_sum(down_squared);
 if (lane == 0) {
-  device float* own = squares + 3 * index * (H / 8) + unit / 8;
-  own[0] = gate_squared;
-  own[H / 8] = up_squared;
-  own[2 * (H / 8)] = down_squared;
+  device float* own = squares + WRITTEN * index * (H / 8) + unit / 8;
+  if (ALL) {
+    own[0] = gate_squared;
+    own[H / 8] = up_squared;
+  }
+  own[(WRITTEN - 1) * (H / 8)] = down_squared;
 }
 if (counts) {
   decay_sum_out[index] = total;

@@ -3,6 +3,8 @@
 //   w_gate, w_up [B, n, H, P]  w_down [B, n, P, H]  queries [B, n, T, P]
 //   gates [B, n, T]  norm_weight [P]  eps  out [B, T, nP]
 //
+// Where ALL is false, gate and up are never written: they are W0's, [n, H, P].
+//
 // queries and gates may be parts of larger arrays. A threadgroup reads TOKENS tokens
 // for one head. In turn, a simdgroup owns 8 hidden units, then 8 rows of w_down: what it
 // multiplies with stands transposed, [unit, token]. A token's sums are the same
@@ -27,8 +29,9 @@ const int tokens = min(TOKENS, T - start);
 const int thread_index = thread_index_in_threadgroup;
 const int simd = simdgroup_index_in_threadgroup;
 const int lane = thread_index_in_simdgroup;
-const device float* gate_rows = w_gate + index * H * P;
-const device float* up_rows = w_up + index * H * P;
+const int initial = (ALL ? index : head) * H * P;
+const device float* gate_rows = w_gate + initial;
+const device float* up_rows = w_up + initial;
 const device float* down_rows = w_down + index * H * P;
 
 allmem::load_rows<TOKENS, P, LD>(

@@ -1,19 +1,23 @@
 // Ends a chunk, mu being the mean of its m:
 //
-//   M' = mu M - G min(1, max_norm / ||G||),  W = scale * W + M',  M = bfloat16(M')
+//   M = mu M - G min(1, max_norm / ||G||),  W = scale * W + M
 //   scale[r] = norm[r] / (||W[r]|| + 1e-5)
 //
-//   gate, up [B, n, H, P]  down [B, n, P, H], those of M in bfloat16  decay_sum [B, n]
+//   gate, up [B, n, H, P]  down [B, n, P, H]  decay_sum [B, n]
 //   scales: s_gate, s_up [B, n, H]  s_down [B, n, P]; norms n_...: the same without B
-//   squares [B, n, 3, PARTS]: ||G||^2 in parts  limits: max_norm, number of tokens
+//   squares [B, n, matrices, PARTS]: ||G||^2 in parts  limits: max_norm, number of tokens
+//
+// Where ALL is false, there is down alone.
 //
 // A simdgroup goes through whole rows, 32 elements at a time, H elements in all: one row
 // of down, or H / P rows of gate or up.
 constexpr int SIMDGROUPS = 8;
+constexpr int WRITTEN = ALL ? 3 : 1;
 
-const int heads = threadgroups_per_grid.y / 3;
+const int heads = threadgroups_per_grid.y / WRITTEN;
 const int head = threadgroup_position_in_grid.y % heads;
-const int which = threadgroup_position_in_grid.y / heads; // gate, up, down
+const int number = threadgroup_position_in_grid.y / heads;
+const int which = number + 3 - WRITTEN; // gate, up, down
 const int index = threadgroup_position_in_grid.z * heads + head;
 const int part = threadgroup_position_in_grid.x * SIMDGROUPS +
     simdgroup_index_in_threadgroup;
@@ -23,12 +27,10 @@ const int columns = which == 2 ? H : P;
 const int rows = H * P / columns;
 const int matrix = index * H * P;
 const device float* w = (which == 0 ? w_gate : which == 1 ? w_up : w_down) + matrix;
-const device bfloat16_t* m =
-    (which == 0 ? m_gate : which == 1 ? m_up : m_down) + matrix;
+const device float* m = (which == 0 ? m_gate : which == 1 ? m_up : m_down) + matrix;
 const device float* g = (which == 0 ? g_gate : which == 1 ? g_up : g_down) + matrix;
 device float* w_out = (which == 0 ? w_gate_out : which == 1 ? w_up_out : w_down_out) + matrix;
-device bfloat16_t* m_out =
-    (which == 0 ? m_gate_out : which == 1 ? m_up_out : m_down_out) + matrix;
+device float* m_out = (which == 0 ? m_gate_out : which == 1 ? m_up_out : m_down_out) + matrix;
 const device float* scales =
     (which == 0 ? s_gate : which == 1 ? s_up : s_down) + index * rows;
 device float* scales_out =
@@ -38,7 +40,7 @@ const device float* norms =
 
 float squared = 0;
 for (int i = lane; i < PARTS; i += 32) {
-  squared += squares[(3 * index + which) * PARTS + i];
+  squared += squares[(WRITTEN * index + number) * PARTS + i];
 }
 squared = simd_sum(squared);
 float clip = 0;
@@ -60,9 +62,9 @@ for (int i = 0; i < H / columns; i++) {
   scale = simd_broadcast(scale, 0);
   squared = 0;
   for (int at = row * columns + lane; at < (row + 1) * columns; at += 32) {
-    const float momentum = mu * float(m[at]) - clip * g[at];
+    const float momentum = mu * m[at] - clip * g[at];
     const float weight = scale * w[at] + momentum;
-    m_out[at] = static_cast<bfloat16_t>(momentum); // to nearest even
+    m_out[at] = momentum;
     w_out[at] = weight;
     squared += weight * weight;
   }

@@ -151,14 +151,3 @@ def book(once) -> Path:
         fetch_alice.main(folder / "alice.txt")
 
     return once("book", make) / "alice.txt"
-
-
-@pytest.fixture(scope="module")
-def exact_momentum():
-    """M is kept as it was computed. Two readings that differ in the last bits round it
-    differently, a bit of bfloat16 here and there; other differences show without."""
-    from allmem_mlx.memory import ops
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_rounded", lambda x, dtype: x)
-        yield

@@ -51,16 +51,11 @@ def slow_beyond(count: int, values: Iterable) -> list:
 
 def relative_error(actual, expected) -> float:
     """``||actual - expected|| / ||expected||`` in float64."""
-    actual, expected = as_float64(actual), as_float64(expected)
+    actual = np.asarray(actual, dtype=np.float64)
+    expected = np.asarray(expected, dtype=np.float64)
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     scale = np.linalg.norm(expected) or 1.0
     return float(np.linalg.norm(actual - expected) / scale)
-
-
-def as_float64(x) -> np.ndarray:
-    if isinstance(x, mx.array) and x.dtype == mx.bfloat16:  # which numpy has not
-        x = x.astype(mx.float32)
-    return np.asarray(x, dtype=np.float64)
 
 
 def assert_close(name: str, actual, expected, tolerance: float) -> None:

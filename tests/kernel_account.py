@@ -52,7 +52,7 @@ class Form(NamedTuple):
 
 FORMS = {
     "the embedded default": Form(
-        AllMemConfig(3, 128, 512, chunk=64, values="token"), 11, 576
+        AllMemConfig(3, 128, 512, chunk=64, values="token", updates="down"), 11, 576
     ),
     "SmolLM2-135M, converted": Form(AllMemConfig(3, 64, 128), 30, 576),
     "Qwen3-0.6B, converted": Form(AllMemConfig(8, 64, 128), 28, 1024),
@@ -78,7 +78,7 @@ def cost(name: str, case: Case) -> Cost:
     with emulated_kernels(mode="check") as ran:
         result = arrays(getattr(kernels, name)(**arguments))
     counted = device_bytes(name, case, ran[0])
-    return Cost(ran[0].threadgroups, *counted, floor_bytes(arguments, result))
+    return Cost(ran[0].threadgroups, *counted, floor_bytes(name, arguments, result))
 
 
 def launch_counts(config: AllMemConfig, width: int) -> dict[str, int]:
@@ -134,7 +134,8 @@ def main() -> None:
             rows["memory_fold", chunk, False] = (0.0, chunks)
         decoding, reading = 0.0, [0.0] * len(CHIPS)
         for (kernel, tokens, is_open), (of_token, of_block) in rows.items():
-            it = cost(kernel, Case(1, *sizes, tokens, mx.bfloat16, is_open))
+            case = Case(1, *sizes, tokens, mx.bfloat16, is_open, config.updates)
+            it = cost(kernel, case)
             kernel += ", G open" * is_open
             implied = [it.microseconds(chip) for chip in CHIPS.values()]
             decoding += of_token * it.once

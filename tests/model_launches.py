@@ -91,11 +91,10 @@ def of_layers(number: int, family: str, **allmem: Any) -> Model:
 
 
 def main() -> None:
-    default = {"window": 512, "sinks": 16, "chunk": 64, "values": "token"}
+    default = {"window": 512, "sinks": 16, "chunk": 64}
+    default |= {"values": "token", "updates": "down", "layers": list(range(11))}
     models = {
-        "the embedded default": of_layers(
-            30, "llama", layers=list(range(11)), **default
-        ),
+        "the embedded default": of_layers(30, "llama", **default),
         "Qwen3-0.6B, chunk 64": of_layers(28, "qwen3", chunk=64, window=2048),
         "Qwen3-0.6B, chunk 2048": of_layers(28, "qwen3", chunk=2048, window=2048),
     }

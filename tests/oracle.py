@@ -34,8 +34,8 @@ class Tokens(NamedTuple):
 
 
 class MemoryState(NamedTuple):
-    """The memory after the last token, as a streaming layer keeps it: ``None`` where
-    nothing of an open chunk is there."""
+    """The memory after the last token, as a streaming layer keeps it: of matrices those
+    that are written, and ``None`` where nothing of an open chunk is there."""
 
     conv_state: Tensor
     weights: Matrices
@@ -56,11 +56,6 @@ class LayerState(NamedTuple):
 
 def unit(x: Tensor) -> Tensor:
     return x / (x.norm(dim=-1, keepdim=True) + 1e-5)
-
-
-def kept(momentum: Tensor) -> Tensor:
-    """5: in bfloat16; the derivative of rounding is taken to be 1."""
-    return momentum + (momentum.bfloat16() - momentum).detach()
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -128,6 +123,10 @@ class Memory(nn.Module):
         gate, up, down = weights
         return (F.silu(x @ gate.mT) * (x @ up.mT)) @ down.mT + x
 
+    def written(self, matrices: Matrices) -> Matrices:
+        """Those that are trained while reading."""
+        return matrices[2:] if self.config.updates == "down" else matrices
+
     def scales(self, weights: Matrices) -> Matrices:
         """2: what gives the weights the row norms of W0."""
         return tuple(
@@ -136,9 +135,13 @@ class Memory(nn.Module):
         )
 
     def normalize(self, weights: Matrices) -> Matrices:
-        """2: U."""
-        scales = self.scales(weights)
-        return tuple(w * s for w, s in zip(weights, scales, strict=True))
+        """2: U, in which what is not written is as it was."""
+        gate, up, down = (
+            w * s for w, s in zip(weights, self.scales(weights), strict=True)
+        )
+        if self.config.updates == "down":
+            gate, up, _ = weights
+        return gate, up, down
 
     def gradient(self, weights: Matrices, tokens: Tokens) -> Matrices:
         """3: of ``-sum_t eta_t <f(k_t), v_t>``, for each matrix with its own eta."""
@@ -175,7 +178,9 @@ class Memory(nn.Module):
         mu = chunk.decay.mean(dim=-1)[..., None, None]
         momentum = tuple(mu * m - g for m, g in zip(momentum, grads, strict=True))
         weights = tuple(w + m for w, m in zip(unified, momentum, strict=True))
-        return read, weights, tuple(map(kept, momentum))
+        if self.config.updates == "down":
+            weights = *unified[:2], weights[2]
+        return read, weights, momentum
 
     def forward(
         self, u: Tensor, embedded: Tensor | None = None
@@ -198,7 +203,7 @@ class Memory(nn.Module):
         grads = decay_sum = pending = None
         if folded > start:
             added = tokens.cut(start, folded)
-            grads = self.gradient(self.normalize(weights), added)
+            grads = self.written(self.gradient(self.normalize(weights), added))
             decay_sum = added.decay.sum(dim=-1)
         if L > folded:
             left = tokens.cut(folded, L)
@@ -206,9 +211,9 @@ class Memory(nn.Module):
             pending = F.pad(torch.cat(rows, dim=-1), (0, 0, 0, fold - (L - folded)))
         return y, MemoryState(
             conv_state=conv_state,
-            weights=weights,
-            scales=self.scales(weights),
-            momentum=momentum,
+            weights=self.written(weights),
+            scales=self.written(self.scales(weights)),
+            momentum=self.written(momentum),
             grads=grads,
             decay_sum=decay_sum,
             pending=pending,

@@ -42,8 +42,6 @@ from allmem_mlx.session import Session
 from allmem_mlx.state import State
 from allmem_mlx.variants import window_model
 
-pytestmark = pytest.mark.usefixtures("exact_momentum")
-
 TOLERANCE = 1e-5
 STATE_TOLERANCE = 1e-4  # see test_splits.py
 LENGTH = 500
@@ -59,6 +57,7 @@ WIDE = {
     "absolute": {"chunk": 16, "window": 64, "sinks": 4, "positions": "absolute"},
     "chunk-2": {"chunk": 2, "window": 24, "sinks": 3, "fold": 1},
     "block-is-chunk": {"chunk": 32, "window": 48, "sinks": 4},
+    "down": {"chunk": 16, "window": 64, "sinks": 4, "updates": "down"},
 }
 
 
@@ -372,7 +371,7 @@ def test_a_block_launches_much_less_than_its_chunks():
         block, chunk = (launches(model, size, memory) for size in (128, 16))
         return block / chunk
 
-    assert ratio(model, kernels.REFERENCE) < 0.62
+    assert ratio(model, kernels.REFERENCE) < 0.6
     assert ratio(model, kernels.METAL) < 0.4
     alone = window_model(model, model.allmem.window)
     assert ratio(alone, kernels.REFERENCE) < 0.3

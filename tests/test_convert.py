@@ -288,6 +288,7 @@ def test_the_form_of_the_memory(qwen3_folder, tmp_path):
         "hidden_dim": 64,
         "learning_rate": 0.01,
         "values": "token",
+        "updates": "down",
     }
     flags = [
         x

@@ -25,6 +25,7 @@ from allmem_mlx import load
 from allmem_mlx.benchmarking import flops
 from allmem_mlx.benchmarking.costs import costs, lazy_model
 from allmem_mlx.cache import recurrent_caches
+from allmem_mlx.config import UPDATES
 from allmem_mlx.model import Model
 from allmem_mlx.responses import state_bytes
 from allmem_mlx.variants import base_model
@@ -118,9 +119,11 @@ def assert_as_counted_with_full_attention(model):
     assert near(moved, flops.decoding_bytes(sizes, before, full=True).total)
 
 
+@pytest.mark.parametrize("updates", UPDATES)
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_as_counted(family):
-    model = tiny_model(family, chunk=32, window=48, fold=8, hidden_dim=64)
+def test_as_counted(family, updates):
+    sizes = {"chunk": 32, "window": 48, "fold": 8, "hidden_dim": 64}
+    model = tiny_model(family, **sizes, updates=updates)
     assert_as_counted(model)
     assert_as_counted_with_full_attention(model)
 

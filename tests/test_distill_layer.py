@@ -66,6 +66,7 @@ def oracle_of(hybrid: Hybrid, family: str) -> oracle.HybridAttention:
         {"max_update_norm": 0.05},
         {"values": "token"},
         {"output_eps": 0.5},
+        {"updates": "down"},
     ],
     ids=str,
 )

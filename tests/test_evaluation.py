@@ -22,6 +22,7 @@ from matplotlib.image import imread
 from allmem_mlx import load
 from allmem_mlx.cli.plots import SIZE, _label
 from allmem_mlx.cli.report import as_json
+from allmem_mlx.config import UPDATES
 from allmem_mlx.convert import convert
 from allmem_mlx.evaluation import likelihood, plots, tables
 from allmem_mlx.evaluation import systems as systems_module
@@ -112,10 +113,13 @@ class TestSystems:
         expected = 48 + math.ceil(memory / (rings / (48 + model.allmem.sinks)))
         assert matched_window(model) == expected
 
-    def test_never_written_is_a_learning_rate_of_0(self):
-        model, tokens = tiny_model(), mx.array([document(0)])
+    @pytest.mark.parametrize("updates", UPDATES)
+    def test_never_written_is_a_learning_rate_of_0(self, updates):
+        model, tokens = tiny_model(updates=updates), mx.array([document(0)])
         frozen, cache = feed(frozen_model(model), tokens, [LENGTH])
-        initial = [w for x in model.layers for w in x.self_attn.memory.initial_weights]
+        written = len(model.allmem.written)
+        memories = [x.self_attn.memory for x in model.layers]
+        initial = [w for x in memories for w in x.initial_weights[-written:]]
         for kept, w0 in zip(memory_weights(cache), initial, strict=True):
             assert mx.array_equal(kept[0], w0)
 
@@ -146,9 +150,10 @@ class TestSystems:
         for name, losses in expected.items():
             assert_close(name, found[name][1:], losses[1:], 1e-5)
 
-    def test_another_document_lends_its_memory_and_nothing_else(self):
+    @pytest.mark.parametrize("updates", UPDATES)
+    def test_another_document_lends_its_memory_and_nothing_else(self, updates):
         """After each block: its fast weights, and the ring of the own document."""
-        model = tiny_model()
+        model = tiny_model(updates=updates)
         own, other = document(0, 192), document(1, 192)  # whole chunks
         by_name = {system.name: system for system in systems(model)}
         reader = Reader(by_name[OTHER], model, other)
@@ -200,7 +205,11 @@ class TestSystems:
         with pytest.raises(ValueError, match="another document"):
             Reader(system, model)
 
-    @pytest.mark.parametrize("sizes", [{}, {"heads": 1, "head_dim": 20, "sinks": 9}])
+    @pytest.mark.parametrize(
+        "sizes",
+        [{}, {"heads": 1, "head_dim": 20, "sinks": 9}, {"updates": "down", "fold": 32}],
+        ids=str,
+    )
     def test_the_matched_window_has_the_bytes_of_window_and_memory(self, sizes):
         model = tiny_model(**sizes)
 

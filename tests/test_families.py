@@ -44,8 +44,6 @@ LENGTH = 136  # many times the native windows of 24, and several blocks
 CUTS = [70, 1, 1, 22, 1, 1, 40]
 CHUNK = 8  # a quarter of a block of 32, which is more than the native windows
 WINDOW, SINKS = 32, 4  # of a hybrid that tokens leave; the base allows it
-pytestmark = pytest.mark.usefixtures("exact_momentum")
-
 TOLERANCE = 1e-5
 # One case for each way in which a layer gets its keys, and for what is beside it.
 MIXED = ["olmo3", "gpt_oss", "gemma4_text"]  # global layers and sliding ones

@@ -6,7 +6,7 @@ import pytest
 from helpers import assert_close, relative_error
 
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.memory.fast_weights import EPS, FastWeights
+from allmem_mlx.memory.fast_weights import EPS, FastWeights, Matrices
 from allmem_mlx.memory.layer import Memory, fast_weights
 
 OFF = 1e6  # a Theta that never clips
@@ -188,17 +188,16 @@ def test_a_token_with_rate_zero_teaches_nothing():
 def test_row_norms_are_over_the_input_dimension():
     weights = random_weights(np.random.default_rng(6), p=8, h=16)
     norms = fast_weights.row_norms(weights)
-    assert norms.gate.shape == norms.up.shape == (2, 3, 16, 1)
-    assert norms.down.shape == (2, 3, 8, 1)
+    assert [x.shape for x in norms] == [(2, 3, 16, 1), (2, 3, 16, 1), (2, 3, 8, 1)]
     for name, matrix, norm in zip(FastWeights._fields, weights, norms, strict=True):
         expected = np.linalg.norm(np.asarray(matrix, np.float64), axis=-1)
         assert_close(name, norm[..., 0], expected, 1e-6)
 
 
-def normalize(weights: FastWeights, norms: FastWeights) -> FastWeights:
+def normalize(weights: FastWeights, norms: Matrices) -> FastWeights:
     """U of W, by way of the scales that a state keeps."""
     scales = fast_weights.row_scales(weights, norms)
-    return fast_weights.normalize(weights, scales)
+    return FastWeights(*fast_weights.normalize(weights, scales))
 
 
 def test_normalize_divides_by_the_norm_plus_epsilon():
@@ -215,12 +214,14 @@ def test_normalize_divides_by_the_norm_plus_epsilon():
 
 def clip(grads: FastWeights, max_norm: float) -> FastWeights:
     """By the norms that the gradient has."""
-    return fast_weights.clip(grads, fast_weights.squared_norms(grads), max_norm)
+    squares = fast_weights.squared_norms(grads)
+    return FastWeights(*fast_weights.clip(grads, squares, max_norm))
 
 
 def write(unified, momentum, grads, decay, max_norm) -> tuple[FastWeights, FastWeights]:
     squares = fast_weights.squared_norms(grads)
-    return fast_weights.write(unified, momentum, grads, squares, decay, max_norm)
+    new = fast_weights.write(unified, momentum, grads, squares, decay, max_norm)
+    return FastWeights(*new[0]), FastWeights(*new[1])
 
 
 def test_rows_keep_their_initial_norms_while_chunks_are_written():
@@ -239,7 +240,7 @@ def test_rows_keep_their_initial_norms_while_chunks_are_written():
         weights, momentum = write(unified, momentum, grads, decay, 3.0)
         # What is read is not normalised: the write moved the rows off their norms.
         written = fast_weights.row_norms(weights)
-        assert relative_error(written.down, norms.down) > 0.05
+        assert relative_error(written[-1], norms[-1]) > 0.05
 
 
 def test_normalizing_the_initial_weights_changes_nothing():
@@ -420,6 +421,30 @@ def test_normalised_weights_are_those_of_lact(start, tolerance):
             assert_close(f"up {where}", up, w2, tolerance)
     moved = relative_error(ours[-1][2], first[2])
     assert moved > 0.5, f"the weights moved by only {moved:.2f}"
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_matrix_is_written_the_same_alone_and_among_others(number):
+    """Down alone is the last of the three."""
+    rng = np.random.default_rng(16)
+    weights, momentum, grads, norms = (random_weights(rng) for _ in range(4))
+    assert FastWeights(*norms).replaced(weights) == weights
+    replaced = norms.replaced(weights[-number:])
+    assert replaced == (*norms[: 3 - number], *weights[3 - number :])
+    decay = mx.array(rng.uniform(0, 1, (2, 3)), mx.float32)
+    norms = fast_weights.row_norms(norms)
+
+    def written(number: int) -> list[mx.array]:
+        w, m, g, n = (x[-number:] for x in (weights, momentum, grads, norms))
+        squares = fast_weights.squared_norms(g)
+        w, m = fast_weights.write(normalized(w, n), m, g, squares, decay, 3.0)
+        return [w[-1], m[-1], fast_weights.row_scales(w, n)[-1], squares[..., -1]]
+
+    def normalized(w, n):
+        return fast_weights.normalize(w, fast_weights.row_scales(w, n))
+
+    for one, other in zip(written(number), written(3), strict=True):
+        assert mx.array_equal(one, other)
 
 
 # A memory, not a dead weight

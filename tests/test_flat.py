@@ -46,13 +46,14 @@ def sizes_real(folder: Path, book: Path) -> list[tuple]:
 
 @pytest.mark.slow
 def test_tiny(tmp_path):
-    """Of 115,000 more tokens no two bytes each stay with MLX, nor 40 with the process;
-    keys and values of full attention would take 512."""
+    """Of 115,000 more tokens no byte each stays with MLX, but for the one that waits,
+    nor 40 with the process; keys and values of full attention would take 512."""
     tiny_tokenizer(tmp_path)
     before, after = alone(sizes_tiny, tmp_path)
     growth = [y - x for x, y in zip(before, after, strict=True)]
     # MLX's scheduler can be a buffer further ahead on a busy machine.
-    assert growth[0] < 2 * 10**5 and growth[1] < 2**22 and growth[2] < 2**16, growth
+    beside = growth[0] - growth[2]
+    assert beside < 10**5 and growth[1] < 2**22 and growth[2] < 2**16, growth
 
 
 @pytest.mark.real_model

@@ -9,13 +9,15 @@ from helpers import TINY_BASE, assert_close, random_tokens, tiny_model
 from mlx.utils import tree_flatten
 from oracle import HybridAttention
 
+from allmem_mlx.config import UPDATES
+
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_through_the_chain_of_chunks(family):
+@pytest.mark.parametrize("updates", UPDATES)
+def test_through_the_chain_of_chunks(family, updates):
     """Five chunks and a tail: every parameter's gradient is the PyTorch oracle's."""
-    model = tiny_model(family)
+    model = tiny_model(family, updates=updates)
     layer = model.layers[0].self_attn
-    layer.train()  # or the gradients of what is kept in bfloat16 would be too
     rng = np.random.default_rng(0)
     shape = (2, 171, TINY_BASE["hidden_size"])
     u, weight = rng.normal(size=(2, *shape)).astype(np.float32)

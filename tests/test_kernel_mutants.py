@@ -35,6 +35,7 @@ CASES = {
     "write": Case(2, 2, 32, 64, 1),
 }
 START = Case(2, 2, 64, 128, 37, is_open=False)
+DOWN = Case(2, 2, 64, 128, 37, updates="down")
 WIDE = Case(1, 2, 128, 128, 20)  # whose tiles are of 64 columns
 TILES = Case(1, 1, 32, 32, 170)  # of 32 tokens
 LONG = Case(1, 1, 32, 32, 2**16 + 70)
@@ -229,27 +230,39 @@ MUTANTS = [
     Mutant(
         "G of the first tile lost", "fold", "|| start > 0", "", "numbers", case=START
     ),
-    Mutant(
-        "W with the rounded M",
-        "write",
-        "+ momentum;",
-        "+ static_cast<bfloat16_t>(momentum);",
-        "numbers",
-    ),
-    Mutant(
-        "M cut off, not rounded",
-        "write",
-        "static_cast<bfloat16_t>(momentum)",
-        "as_type<bfloat16_t>(ushort(as_type<uint>(momentum) >> 16))",
-        "numbers",
-    ),
     Mutant("norms of the first head", "write", "head * rows", "0 * rows", "numbers"),
-    Mutant("squares of gate", "write", "3 * index + which", "3 * index", "numbers"),
+    Mutant("squares of gate", "write", "index + number", "index", "numbers"),
     Mutant("sum for mean", "write", " / limits[1]", "", "numbers"),
     Mutant("not normalised", "write", "scale * w[at]", "w[at]", "numbers"),
     Mutant("not clipped", "write", "clip * g", "g", "numbers"),
     Mutant("taps in reverse", "inputs", "* TAPS + j]", "* TAPS + 3 - j]", "numbers"),
     Mutant("one norm for both", "inputs", "k_norm[lane", "q_norm[lane", "numbers"),
+    # Where down alone is written.
+    Mutant(
+        "W0 of each document",
+        "read",
+        "ALL ? index : head",
+        "index",
+        "check",
+        case=DOWN,
+    ),
+    Mutant(
+        "W0 of each document",
+        "fold",
+        "ALL ? index : index % heads",
+        "index",
+        "check",
+        case=DOWN,
+    ),
+    Mutant("keys for values", "fold", "!ALL || first", "first", "check", case=DOWN),
+    Mutant(
+        "gate is written too", "fold", "ALL && first", "first", "check", 1, case=DOWN
+    ),
+    Mutant("three sums", "fold", "WRITTEN * index", "3 * index", "check", case=DOWN),
+    Mutant("three sums", "write", "WRITTEN * index", "3 * index", "check", case=DOWN),
+    Mutant(
+        "down is gate", "write", "number + 3 - WRITTEN", "number", "check", case=DOWN
+    ),
     # Strides: every argument here is a part of a larger one.
     Mutant("queries in a row", "read", "    queries_strides[2],", "    P,", "check"),
     Mutant(
@@ -366,7 +379,7 @@ MUTANTS = [
     Mutant(
         "gate and up only",
         "write",
-        "grid=(32 * p, 3 * n",
+        "grid=(32 * p, written * n",
         "grid=(32 * p, 2 * n",
         "check",
         file="kernels.py",
@@ -382,8 +395,8 @@ MUTANTS = [
     Mutant(
         "state as it comes",
         "fold",
-        "map(mx.contiguous, (*weights, *scales, *so_far))",
-        "(*weights, *scales, *so_far)",
+        "*map(mx.contiguous, inputs.values())",
+        "*inputs.values()",
         "check",
         file="kernels.py",
     ),

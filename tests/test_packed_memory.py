@@ -18,7 +18,8 @@ def test_packing(tmp_path):
     """Fast weights come back as bfloat16, projections within 1/254 of the largest entry
     of their group, all else exactly; and the model is nearly the same."""
     base = tiny_base_folder(tmp_path / "base", initializer_range=0.2)
-    convert(base, tmp_path / "old", head_dim=16, hidden_dim=32, chunk=64, window=64)
+    form = {"head_dim": 16, "hidden_dim": 32, "updates": "down"}
+    convert(base, tmp_path / "old", chunk=64, window=64, **form)
     model, _ = load(tmp_path / "old")
     texts = random_tokens(2, 200).tolist()
     initialize(model, *measure(model, base_model(model), texts), alpha=0.1, seed=0)

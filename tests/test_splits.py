@@ -23,8 +23,6 @@ from mlx_lm.generate import generate_step
 
 from allmem_mlx.model import Model
 
-pytestmark = pytest.mark.usefixtures("exact_momentum")
-
 LENGTH = 3_000
 TOLERANCE = 1e-5
 # Fast weights are a recurrence, and can multiply a difference in the last bits while
@@ -82,6 +80,7 @@ def read_at_once(family: str, batch: int, length: int, **allmem) -> Reading:
             ("qwen3", 1, {"window": 33, "sinks": 0, "positions": "absolute"}),
             id="qwen3-B1-absolute-no-sinks",
         ),
+        pytest.param(("qwen3", 2, {"window": 48, "updates": "down"}), id="qwen3-down"),
     ],
 )
 def reading(request) -> Reading:

@@ -30,6 +30,7 @@ SETTINGS = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "several folds": {"dtype": "float32", "fold": 16},
+    "down": {"dtype": "float32", "fold": 16, "updates": "down"},
     "quantised": {"dtype": "float32", "quantize": True, "q_group_size": 32},
 }
 TOKENS = random_tokens(1, LENGTH, vocab=120)[0].tolist()
@@ -408,6 +409,9 @@ class TestRefused:
 
         assert "window 48; the model has 32" in reason(changed(chunk=64, window=32))
         assert "chunk 64; the model has 128" in reason(changed(chunk=128))
+        assert "updates all; the model has down" in reason(
+            changed(chunk=64, updates="down")
+        )
         bfloat16 = changed(chunk=64, dtype="bfloat16")
         assert "float32; this one is in mlx.core.bfloat16" in reason(bfloat16)
         trained = changed(chunk=64, sinks=4)
@@ -423,12 +427,12 @@ class TestRefused:
         assert "directory" in reason(file=tmp_path)
         (tmp_path / "cut").write_bytes(path.read_bytes()[:-1])
         assert "damaged or incomplete" in reason(file=tmp_path / "cut")
-        for version in ("1", "2", "4"):
-            own, other = (f'"version":"{x}"'.encode() for x in ("3", version))
+        for version in ("1", "2", "3", "5"):
+            own, other = (f'"version":"{x}"'.encode() for x in ("4", version))
             (tmp_path / "other").write_bytes(path.read_bytes().replace(own, other))
             said = reason(file=tmp_path / "other")
             assert f"format version {version}; this version of" in said
-            assert "reads 3: read the text again" in said and "\n" not in said
+            assert "reads 4: read the text again" in said and "\n" not in said
 
     def test_new_weights_are_another_model(self, tiny):
         """The fingerprint is kept, but not for weights that were replaced since."""

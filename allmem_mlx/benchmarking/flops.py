@@ -20,7 +20,7 @@ from ..config import AllMemConfig
 from ..families import EXPERTS_OF_A_TOKEN, attention_windows
 from ..model import Model, is_memory
 
-FLOAT32, BFLOAT16 = 4, 2  # bytes
+FLOAT32 = 4  # bytes
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 TABLES = (nn.Embedding, nn.QuantizedEmbedding)
@@ -112,9 +112,11 @@ class Sizes:
 
     @property
     def fast_weights(self) -> int:
-        """``3 n p h``, the elements of W, of all layers."""
+        """``3 n p h``, or ``n p h`` where only down is written: the elements of W that
+        are in a state, of all layers."""
         c = self.config
-        return 3 * c.heads * c.head_dim * c.hidden_dim * self.memory_layers
+        matrix = c.heads * c.head_dim * c.hidden_dim
+        return len(c.written) * matrix * self.memory_layers
 
     @property
     def kv_of_a_token(self) -> int:
@@ -291,14 +293,17 @@ class ReadingFlops:
 
 
 def memory_flops(sizes: Sizes) -> int:
-    """Per token and layer: ``2 D (4 n p + 5 n) + 18 n p h``.
+    """Per token and layer: ``2 D (4 n p + 5 n) + 18 n p h``, or ``12 n p h`` where only
+    down is written.
 
-    The last term is reading 6, the keys' way forward 4, the values' way back 2 and
-    three outer products 6.
+    The last term is reading 6, the keys' way forward 4, and an outer product 2 for each
+    matrix that is written; and, for gate and up, the values' way back 2.
     """
     c = sizes.config
     n, p, h = c.heads, c.head_dim, c.hidden_dim
-    return 2 * sizes.dims * (4 * n * p + 5 * n) + 18 * n * p * h
+    back = 2 if "gate" in c.written else 0
+    learning = 4 + 2 * len(c.written) + back
+    return 2 * sizes.dims * (4 * n * p + 5 * n) + (6 + learning) * n * p * h
 
 
 def reading(
@@ -353,15 +358,15 @@ def memory_bytes(sizes: Sizes) -> int:
     :class:`memory.MemoryState`."""
     c = sizes.config
     n, p, h = c.heads, c.head_dim, c.hidden_dim
-    matrices = 3 * n * p * h
-    float32 = matrices + n * (2 * h + p)
+    matrices = len(c.written) * n * p * h
+    rows = n * p + (2 * n * h if "gate" in c.written else 0)
+    float32 = 2 * matrices + rows
     if c.fold < c.chunk:
         float32 += matrices + n
     if c.fold > 1:
         float32 += n * c.fold * (2 * p + 4)
     conv = (c.conv_kernel - 1) * 3 * n * p
-    layer = float32 * FLOAT32 + matrices * BFLOAT16 + conv * sizes.itemsize
-    return sizes.memory_layers * layer
+    return sizes.memory_layers * (float32 * FLOAT32 + conv * sizes.itemsize)
 
 
 def decoding(
@@ -402,10 +407,10 @@ def decoding_bytes(
     """Bytes moved by the token after ``length`` others: each weight and each element of
     the state once where it is read, and once where it is written; see :func:`reading`.
 
-    A token reads W, and of the memory's weights all but W0, writes its row, and moves
-    the state of the convolution. Every ``fold`` tokens the open fold is read and begun
-    anew. A fold also reads G, but for the first of a chunk, and writes it, but for the
-    last; in place of that, M is read and written, half as large, and W written.
+    A token reads W, and of the memory's weights all but the W0 in whose place W is,
+    writes its row, and moves the state of the convolution. Every ``fold`` tokens the
+    open fold is read and begun anew. A fold also reads G, but for the first of a chunk,
+    and writes it, but for the last, which reads and writes M and writes W.
     """
     c = sizes.config
     recurrent = 2 * sizes.recurrent_state
@@ -417,8 +422,9 @@ def decoding_bytes(
     W = sizes.fast_weights
     each = W + rows
     fold = 2 * W + 2 * rows * c.fold
+    write = 3 * W - 2 * W  # M twice and W, in place of reading and writing G once
     conv = 2 * (c.conv_kernel - 1) * 3 * c.heads * c.head_dim * sizes.memory_layers
-    numbers = each + fold / c.fold
+    numbers = each + fold / c.fold + write / c.chunk
     return Traffic(
         weights=sizes.weights,
         attention=attention,

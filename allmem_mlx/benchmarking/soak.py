@@ -16,7 +16,7 @@ from ..cli.plots import Panel, draw
 from ..cli.report import table
 from ..evaluation.systems import blocks
 from ..hooks import Hooked
-from ..memory.fast_weights import FastWeights, row_norms
+from ..memory.fast_weights import Matrices, row_norms
 from ..memory.kernels import Operations
 from ..memory.layer import Memory, MemoryState
 from ..model import Model
@@ -79,7 +79,7 @@ class RecordingModel:
     def __init__(self, model: Model):
         self.stream, self.turned = mx.array(0.0), 0
         # Of each memory: the row norms of W0, and its last writes.
-        self.memories: list[tuple[FastWeights, list[tuple[MemoryState, ...]]]] = []
+        self.memories: list[tuple[Matrices, list[tuple[MemoryState, ...]]]] = []
         self.model = copy.copy(model)
         body, names = copy.copy(model.body), model.family.names
         setattr(self.model, names.body, body)
@@ -142,7 +142,7 @@ def _measure(
         for old, new in writes:
             lengths = row_norms(new.weights)
             rows += [x / n for x, n in zip(lengths, initial, strict=True)]
-            momenta += [m.astype(mx.float32) for m in new.momentum]
+            momenta += new.momentum
             updates += [a - b for a, b in zip(new.weights, old.weights, strict=True)]
     stream = mx.abs(recording.stream.astype(mx.float32)).max()
     momentum, update = _largest(_norms(momenta)), _largest(_norms(updates))

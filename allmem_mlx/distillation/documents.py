@@ -80,7 +80,7 @@ class Document:
     scored: list[range] | None = None
 
     def segment(self, start: int, length: int, context: int) -> Segment:
-        """A part of it; an empty one beyond its end.
+        """A part of it.
 
         Answers are no targets: what comes before them does not tell a teacher that
         sees only a part of the document what they are.

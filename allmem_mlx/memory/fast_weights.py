@@ -1,9 +1,9 @@
 """The memory network's mathematics: read, gradient and write as pure functions.
 
 One head's memory is a residual SwiGLU network whose three matrices, the fast weights,
-are trained while it reads (AllMem, arXiv 2602.13680, section 3). All arrays are
-float32 and may have any leading dimensions, here ``[B, n]`` for batch and heads; T
-tokens, head width p, hidden width h. The symbols are the paper's.
+are trained while it reads, or the last of them is (AllMem, arXiv 2602.13680, section
+3). All arrays are float32 and may have any leading dimensions, here ``[B, n]`` for
+batch and heads; T tokens, head width p, hidden width h. The symbols are the paper's.
 """
 
 import math
@@ -14,6 +14,9 @@ import mlx.core as mx
 EPS = 1e-5
 NORM_FLOOR = 1e-6
 LOG_2 = math.log(2)
+
+# What is trained of a memory network, or has its shapes: all three matrices, or down.
+Matrices = tuple[mx.array, ...]
 
 
 class FastWeights(NamedTuple):
@@ -28,6 +31,10 @@ class FastWeights(NamedTuple):
     gate: mx.array
     up: mx.array
     down: mx.array
+
+    def replaced(self, last: Matrices) -> "FastWeights":
+        """The network with others in the place of its last matrices."""
+        return FastWeights(*self[: len(self) - len(last)], *last)
 
 
 def _transpose(x: mx.array) -> mx.array:
@@ -61,30 +68,28 @@ def read(weights: FastWeights, queries: mx.array) -> mx.array:
     return hidden @ _transpose(weights.down) + queries
 
 
-def row_norms(weights: FastWeights) -> FastWeights:
+def row_norms(weights: Matrices) -> Matrices:
     """L2 norms over the input dimension, kept as ``[..., rows, 1]``."""
-    return FastWeights(
-        *(mx.sqrt(mx.square(w) @ mx.ones((w.shape[-1], 1))) for w in weights)
-    )
+    return tuple(mx.sqrt(mx.square(w) @ mx.ones((w.shape[-1], 1))) for w in weights)
 
 
-def row_scales(weights: FastWeights, norms: FastWeights) -> FastWeights:
+def row_scales(weights: Matrices, norms: Matrices) -> Matrices:
     """Scales that give every row its initial norm: ``N_r / (||W[r]|| + 1e-5)``.
 
     Args:
-        weights (FastWeights): W.
-        norms (FastWeights): N, the :func:`row_norms` of the initial weights.
+        weights (Matrices): W.
+        norms (Matrices): N, the :func:`row_norms` of the initial weights.
 
     Returns:
-        FastWeights: ``[..., rows, 1]``.
+        Matrices: ``[..., rows, 1]``.
     """
     lengths = row_norms(weights)
-    return FastWeights(*(n / (x + EPS) for n, x in zip(norms, lengths, strict=True)))
+    return tuple(n / (x + EPS) for n, x in zip(norms, lengths, strict=True))
 
 
-def normalize(weights: FastWeights, scales: FastWeights) -> FastWeights:
+def normalize(weights: Matrices, scales: Matrices) -> Matrices:
     """``U[r] = scale_r W[r]``, with the :func:`row_scales` of W."""
-    return FastWeights(*(w * s for w, s in zip(weights, scales, strict=True)))
+    return tuple(w * s for w, s in zip(weights, scales, strict=True))
 
 
 def gradient(
@@ -116,42 +121,43 @@ def gradient(
     )
 
 
-def squared_norms(grads: FastWeights) -> mx.array:
-    """Squares of the Frobenius norms of gate, up and down, ``[..., 3]``."""
+def squared_norms(grads: Matrices) -> mx.array:
+    """Squares of the Frobenius norms, ``[..., matrices]``."""
     # Products: on a CPU they are several times as fast as sums.
     rows = (g.flatten(-2)[..., None, :] for g in grads)
     return mx.concatenate([x @ _transpose(x) for x in rows], axis=-1)[..., 0, :]
 
 
-def clip(grads: FastWeights, squares: mx.array, max_norm: float) -> FastWeights:
+def clip(grads: Matrices, squares: mx.array, max_norm: float) -> Matrices:
     """Limits the Frobenius norm: ``G min(1, Theta / ||G||)``, for each matrix alone.
 
     Args:
-        grads (FastWeights): G.
+        grads (Matrices): G.
         squares (mx.array): the :func:`squared_norms` of G.
         max_norm (float): Theta.
     """
     # The derivative of a square root is infinite at 0.
     norms = mx.sqrt(mx.maximum(squares, NORM_FLOOR**2))
-    factors = mx.split(mx.minimum(1, max_norm / norms)[..., None], 3, axis=-2)
-    return FastWeights(*(g * f for g, f in zip(grads, factors, strict=True)))
+    limits = mx.minimum(1, max_norm / norms)[..., None]
+    factors = mx.split(limits, len(grads), axis=-2)
+    return tuple(g * f for g, f in zip(grads, factors, strict=True))
 
 
 def write(
-    weights: FastWeights,
-    momentum: FastWeights,
-    grads: FastWeights,
+    weights: Matrices,
+    momentum: Matrices,
+    grads: Matrices,
     squares: mx.array,
     mu: mx.array,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights]:
+) -> tuple[Matrices, Matrices]:
     """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``.
 
     Args:
-        weights (FastWeights): U, the normalised weights.
-        momentum (FastWeights): M of the chunk before.
-        grads (FastWeights): G, the chunk's summed :func:`gradient`.
-        squares (mx.array): the :func:`squared_norms` of G, ``[..., 3]``.
+        weights (Matrices): U, the normalised weights.
+        momentum (Matrices): M of the chunk before.
+        grads (Matrices): G, the chunk's summed :func:`gradient`.
+        squares (mx.array): the :func:`squared_norms` of G, ``[..., matrices]``.
         mu (mx.array): the mean momentum decay m of the chunk's tokens, ``[...]``.
         max_norm (float): Theta.
 
@@ -160,10 +166,5 @@ def write(
     """
     mu = mu[..., None, None]
     clipped = clip(grads, squares, max_norm)
-    momentum = FastWeights(
-        *(mu * m - g for m, g in zip(momentum, clipped, strict=True))
-    )
-    return (
-        FastWeights(*(u + m for u, m in zip(weights, momentum, strict=True))),
-        momentum,
-    )
+    momentum = tuple(mu * m - g for m, g in zip(momentum, clipped, strict=True))
+    return tuple(u + m for u, m in zip(weights, momentum, strict=True)), momentum

@@ -23,7 +23,13 @@ TOLERANCE = 1e-2
 
 
 def fault(
-    kernels: Any, reference: Any, p: int, h: int, taps: int, dtype: mx.Dtype
+    kernels: Any,
+    reference: Any,
+    p: int,
+    h: int,
+    taps: int,
+    dtype: mx.Dtype,
+    written: int,
 ) -> str:
     """The fault of the first kernel that fails or differs; ``""`` if none does.
 
@@ -34,6 +40,7 @@ def fault(
         h (int): hidden width.
         taps (int): of the convolution.
         dtype (mx.Dtype): type of the model's activations.
+        written (int): matrices of a network that are written, the last ones.
     """
 
     def both(name: str, **arguments: Any) -> Any:
@@ -49,7 +56,7 @@ def fault(
         return actual
 
     try:
-        _read_chunks(both, p, h, taps, dtype)
+        _read_chunks(both, p, h, taps, dtype, written)
     except _Fault as error:
         return str(error)
     return ""
@@ -59,19 +66,22 @@ class _Fault(Exception):
     """Of a kernel."""
 
 
-def _read_chunks(run: Any, p: int, h: int, taps: int, dtype: mx.Dtype) -> None:
+def _read_chunks(
+    run: Any, p: int, h: int, taps: int, dtype: mx.Dtype, written: int
+) -> None:
     """Lets ``run`` do what a memory does for a few chunks that it projects at once."""
     B, n, T = BATCH, HEADS, sum(map(sum, CHUNKS))
-    keys = iter(mx.random.split(mx.random.key(0), 7))  # the user's numbers stay theirs
+    keys = iter(mx.random.split(mx.random.key(0), 10))  # the user's numbers stay theirs
 
     def normal(*shape: int, scale: float = 1.0) -> mx.array:
         return mx.random.normal(shape, scale=scale, key=next(keys))
 
     shapes = ((h, p), 0.5), ((h, p), 0.5), ((p, h), h**-0.5)
-    weights = FastWeights(*(normal(B, n, *shape, scale=x) for shape, x in shapes))
-    norms = FastWeights(*(x[0] for x in fast_weights.row_norms(weights)))
+    initial = FastWeights(*(normal(n, *shape, scale=x) for shape, x in shapes))
+    weights = tuple(w + normal(B, *w.shape, scale=0.1) for w in initial[-written:])
+    norms = fast_weights.row_norms(initial[-written:])
     scales = fast_weights.row_scales(weights, norms)
-    momentum = FastWeights(*(mx.zeros(w.shape, mx.bfloat16) for w in weights))
+    momentum = tuple(mx.zeros(w.shape) for w in weights)
     queries, rows, gates, _ = run(
         "memory_inputs",
         projected=normal(B, T, 3 * n * p + 5 * n).astype(dtype),
@@ -90,7 +100,7 @@ def _read_chunks(run: Any, p: int, h: int, taps: int, dtype: mx.Dtype) -> None:
             start += tokens
             run(
                 "memory_read",
-                weights=weights,
+                weights=initial.replaced(weights),
                 queries=queries[:, :, part],
                 gates=gates[:, :, part],
                 norm=mx.ones(p, dtype),
@@ -99,7 +109,7 @@ def _read_chunks(run: Any, p: int, h: int, taps: int, dtype: mx.Dtype) -> None:
             )
             grads, decay_sum, squares = run(
                 "memory_fold",
-                weights=weights,
+                weights=initial.replaced(weights),
                 scales=scales,
                 grads=grads,
                 decay_sum=decay_sum,

@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..config import AllMemConfig
 from ..errors import warn
 from . import kernel_check, ops
-from .fast_weights import FastWeights
+from .fast_weights import FastWeights, Matrices
 
 HEAD_DIMS = (32, 64, 96, 128)
 MAX_EXPANSION = 4  # hidden units for each channel of a head
@@ -58,13 +58,13 @@ def operations(
     ):
         return REFERENCE
     sizes = config.head_dim, config.hidden_dim, config.conv_kernel
-    return METAL if _work(*sizes, dtype) else REFERENCE
+    return METAL if _work(*sizes, dtype, len(config.written)) else REFERENCE
 
 
 @cache
-def _work(p: int, h: int, taps: int, dtype: mx.Dtype) -> bool:
+def _work(p: int, h: int, taps: int, dtype: mx.Dtype, written: int) -> bool:
     """Whether the kernels do here what they should; if not, says so, once."""
-    fault = kernel_check.fault(METAL, REFERENCE, p, h, taps, dtype)
+    fault = kernel_check.fault(METAL, REFERENCE, p, h, taps, dtype, written)
     if fault:
         warn(f"the memory runs without its Metal kernels, and more slowly: {fault}")
     return not fault
@@ -83,28 +83,57 @@ def _text(name: str) -> str:
     return files("allmem_mlx.metal").joinpath(name).read_text()
 
 
+def _names(prefix: str, suffix: str = "", number: int = 3) -> tuple[str, ...]:
+    """Of the last matrices of a network."""
+    return tuple(f"{prefix}_{part}{suffix}" for part in WEIGHTS[-number:])
+
+
+def _named(prefix: str, matrices: Matrices) -> dict[str, mx.array]:
+    """Matrices by their names in a kernel."""
+    names = _names(prefix, number=len(matrices))
+    return dict(zip(names, matrices, strict=True))
+
+
+# Inputs and outputs that some forms of a kernel do without.
+OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "memory_fold": (
+        ("w_down", *_names("s"), *_names("g"), "decay_sum"),
+        ("gate_out", "up_out"),
+    ),
+    "memory_write": (
+        tuple(name for kind in "wsmgn" for name in _names(kind)),
+        tuple(name for kind in "wsm" for name in _names(kind, "_out")),
+    ),
+}
+
+
 @cache
 def _kernel(
     name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], strided: bool = False
 ) -> Any:
     """``strided`` inputs come as they are, and the kernel goes by the strides of what
     may be a part of something larger; the others go through ``mx.contiguous``, which
-    launches nothing for what is contiguous."""
+    launches nothing for what is contiguous. What a kernel does without has a name in
+    its text, where template arguments keep it from being used: the name is given to the
+    first that is there."""
+    optional = OPTIONAL.get(name, ((), ()))
+    stand_ins = "".join(
+        f"auto {missing} = {given[0]};\n"
+        for given, names in zip((inputs, outputs), optional, strict=True)
+        for missing in names
+        if missing not in given
+    )
     return mx.fast.metal_kernel(
         name=f"allmem_{name}",
         input_names=inputs,
         output_names=outputs,
-        source=_text(f"{name}.metal"),
+        source=stand_ins + _text(f"{name}.metal"),
         header=_text("memory.h"),
         ensure_row_contiguous=not strided,
         # IEEE arithmetic: what a state becomes must not depend on what a compiler
         # takes for fast enough.
         compile_options={"math_mode": "safe"},
     )
-
-
-def _names(prefix: str, suffix: str = "") -> tuple[str, ...]:
-    return tuple(f"{prefix}_{part}{suffix}" for part in WEIGHTS)
 
 
 @cache
@@ -204,6 +233,7 @@ def memory_read(
         strided=True,
     )
     tokens = tokens_of_read(T, p, h)
+    every = weights.gate.ndim == weights.down.ndim  # has a batch dimension: is written
     threads = 256 if p == 128 else 4 * p
     return kernel(
         inputs=[
@@ -213,7 +243,13 @@ def memory_read(
             mx.contiguous(norm),
             _constant(eps),
         ],
-        template=[("InT", dtype), ("P", p), ("H", h), ("TOKENS", tokens)],
+        template=[
+            ("InT", dtype),
+            ("P", p),
+            ("H", h),
+            ("TOKENS", tokens),
+            ("ALL", every),
+        ],
         grid=(threads, B * n, -(-T // tokens)),
         threadgroup=(threads, 1, 1),
         output_shapes=[(B, T, n * p)],
@@ -224,77 +260,86 @@ def memory_read(
 def memory_fold(
     *,
     weights: FastWeights,
-    scales: FastWeights,
-    grads: FastWeights | None,
+    scales: Matrices,
+    grads: Matrices | None,
     decay_sum: mx.array | None,
     rows: mx.array,
-) -> tuple[FastWeights, mx.array, mx.array]:
-    B, n, h, p = weights.gate.shape
-    # At the start of a chunk nothing is loaded from what stands for G and the sum.
-    so_far: Any = (*weights, weights.gate) if grads is None else (*grads, decay_sum)
+) -> tuple[Matrices, mx.array, mx.array]:
+    (B, n, p, h), written = weights.down.shape, len(scales)
+    inputs = {"w_gate": weights.gate, "w_up": weights.up}
+    if written == 3:
+        inputs |= {"w_down": weights.down, **_named("s", scales)}
+    if grads is not None and decay_sum is not None:
+        inputs |= {**_named("g", grads), "decay_sum": decay_sum}
+    new = ("gate_out", "up_out", "down_out")[-written:]
     kernel = _kernel(
         "memory_fold",
-        (*_names("w"), *_names("s"), *_names("g"), "decay_sum", "rows"),
-        ("gate_out", "up_out", "down_out", "decay_sum_out", "squares"),
+        (*inputs, "rows"),
+        (*new, "decay_sum_out", "squares"),
         strided=True,
     )
     units = units_of_fold(h)
-    whole = map(mx.contiguous, (*weights, *scales, *so_far))
-    *new, decay_sum, squares = kernel(
-        inputs=[*whole, rows],
+    *added, decay_sum, squares = kernel(
+        inputs=[*map(mx.contiguous, inputs.values()), rows],
         template=[
             ("P", p),
             ("H", h),
             ("UNITS", units),
             ("TOKENS", FOLD_TOKENS),
             ("OPEN", grads is not None),
+            ("ALL", written == 3),
         ],
         grid=(4 * h, B * n, 1),
         threadgroup=(4 * units, 1, 1),
-        output_shapes=[*(w.shape for w in weights), (B, n), (B, n, 3, h // 8)],
-        output_dtypes=[mx.float32] * 5,
+        output_shapes=[
+            *[(B, n, *w.shape[-2:]) for w in weights[-written:]],
+            (B, n),
+            (B, n, written, h // 8),
+        ],
+        output_dtypes=[mx.float32] * (written + 2),
     )
-    return FastWeights(*new), decay_sum, squares
+    return tuple(added), decay_sum, squares
 
 
 def memory_write(
     *,
-    weights: FastWeights,
-    scales: FastWeights,
-    momentum: FastWeights,
-    grads: FastWeights,
+    weights: Matrices,
+    scales: Matrices,
+    momentum: Matrices,
+    grads: Matrices,
     squares: mx.array,
     decay_sum: mx.array,
     tokens: int,
-    norms: FastWeights,
+    norms: Matrices,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights, FastWeights]:
-    B, n, h, p = weights.gate.shape
+) -> tuple[Matrices, Matrices, Matrices]:
+    (B, n, p, h), written = weights[-1].shape, len(weights)
+    state = _named("w", weights) | _named("s", scales) | _named("m", momentum)
+    inputs = {
+        **state,
+        **_named("g", grads),
+        "squares": squares,
+        "decay_sum": decay_sum,
+        **_named("n", norms),
+        "limits": _constant(max_norm, tokens),
+    }
     kernel = _kernel(
-        "memory_write",
-        (
-            *_names("w"),
-            *_names("s"),
-            *_names("m"),
-            *_names("g"),
-            "squares",
-            "decay_sum",
-            *_names("n"),
-            "limits",
-        ),
-        tuple(name for kind in "wsm" for name in _names(kind, "_out")),
+        "memory_write", tuple(inputs), tuple(f"{name}_out" for name in state)
     )
-    state = (*weights, *scales, *momentum)
-    limits = _constant(max_norm, tokens)
     outputs = kernel(
-        inputs=[*state, *grads, squares, decay_sum, *norms, limits],
-        template=[("P", p), ("H", h), ("PARTS", squares.shape[-1])],
-        grid=(32 * p, 3 * n, B),
+        inputs=list(inputs.values()),
+        template=[
+            ("P", p),
+            ("H", h),
+            ("PARTS", squares.shape[-1]),
+            ("ALL", written == 3),
+        ],
+        grid=(32 * p, written * n, B),
         threadgroup=(256, 1, 1),
-        output_shapes=[x.shape for x in state],
-        output_dtypes=[*[mx.float32] * 6, *[mx.bfloat16] * 3],
+        output_shapes=[x.shape for x in state.values()],
+        output_dtypes=[mx.float32] * len(state),
     )
-    new = [FastWeights(*outputs[i : i + 3]) for i in range(0, 9, 3)]
+    new = [tuple(outputs[i * written : (i + 1) * written]) for i in range(3)]
     return new[0], new[1], new[2]
 
 

@@ -7,8 +7,9 @@ From the layer's normed input u it computes (AllMem, arXiv 2602.13680, section 3
     y    = W_o concat(g RMSNorm(read(W, q)))
 
 where x is u, or the embedding of the token (``values`` of :class:`AllMemConfig`); and,
-while reading, how the fast weights W change (``fast_weights.py``). The arithmetic is in
-``ops.py``, and on Apple GPUs in ``kernels.py``.
+while reading, how the fast weights W change (``fast_weights.py``), or those of them
+that ``updates`` names: the others stay W0. The arithmetic is in ``ops.py``, and on
+Apple GPUs in ``kernels.py``.
 """
 
 import copy
@@ -20,51 +21,54 @@ import mlx.nn as nn
 
 from ..config import AllMemConfig
 from . import fast_weights, kernels
-from .fast_weights import FastWeights
+from .fast_weights import FastWeights, Matrices
 from .ops import RMS_EPS
 
 
 class MemoryState(NamedTuple):
     """The state of one layer's memory between calls, for a batch of B documents.
 
-    The arrays stand in this order in the ``ArraysCache`` of the layer. A token is
-    ``pending`` until ``fold`` of them are; then it is in G, until the chunk ends and G
-    is written. What belongs to an open chunk is ``None`` where there is nothing of it.
+    The arrays stand in this order in the ``ArraysCache`` of the layer. Of matrices it
+    has those that are written (:attr:`AllMemConfig.written`). A token is ``pending``
+    until ``fold`` of them are; then it is in G, until the chunk ends and G is written.
+    What belongs to an open chunk is ``None`` where there is nothing of it.
 
     Args:
         conv_state: the last ``conv_kernel - 1`` inputs of the convolution,
             ``[B, k-1, 3np]``.
-        weights: W, the fast weights, in float32.
-        scales: the factors of the rows of W in U, ``[B, n, rows, 1]``, in float32.
-        momentum: M, in bfloat16. In training the same numbers are in float32, so that
-            their gradients are not rounded.
-        grads: G, the open chunk's gradient so far, in float32.
-        decay_sum: the sum of m over the tokens in G, ``[B, n]``, in float32.
-        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``, in
-            float32; rows not yet filled are zero.
+        weights: W, the fast weights.
+        scales: the factors of the rows of W in U, ``[B, n, rows, 1]``.
+        momentum: M.
+        grads: G, the open chunk's gradient so far.
+        decay_sum: the sum of m over the tokens in G, ``[B, n]``.
+        pending: k, v, eta and m of the tokens not yet in G, ``[B, n, fold, 2p+4]``;
+            rows not yet filled are zero.
+
+    All but ``conv_state`` are in float32.
     """
 
     conv_state: mx.array
-    weights: FastWeights
-    scales: FastWeights
-    momentum: FastWeights
-    grads: FastWeights | None = None
+    weights: Matrices
+    scales: Matrices
+    momentum: Matrices
+    grads: Matrices | None = None
     decay_sum: mx.array | None = None
     pending: mx.array | None = None
 
     @classmethod
-    def size(cls) -> int:
-        """Number of arrays."""
-        return 3 + 4 * len(FastWeights._fields)
+    def size(cls, written: int) -> int:
+        """Number of arrays, where so many matrices are written."""
+        return 3 + 4 * written
 
     @classmethod
     def from_arrays(cls, arrays: list[Any]) -> "MemoryState":
         conv_state, *matrices, decay_sum, pending = arrays
-        weights, scales, momentum = (
-            FastWeights(*matrices[i : i + 3]) for i in range(0, 9, 3)
+        size = len(matrices) // 4
+        weights, scales, momentum, grads = (
+            tuple(matrices[i * size : (i + 1) * size]) for i in range(4)
         )
-        grads = None if decay_sum is None else FastWeights(*matrices[9:])
-        return cls(conv_state, weights, scales, momentum, grads, decay_sum, pending)
+        opened = None if decay_sum is None else grads
+        return cls(conv_state, weights, scales, momentum, opened, decay_sum, pending)
 
     def arrays(self) -> list[mx.array | None]:
         return [
@@ -72,7 +76,7 @@ class MemoryState(NamedTuple):
             *self.weights,
             *self.scales,
             *self.momentum,
-            *(self.grads or (None,) * len(FastWeights._fields)),
+            *(self.grads or (None,) * len(self.weights)),
             self.decay_sum,
             self.pending,
         ]
@@ -164,34 +168,37 @@ class Memory(nn.Module):
         """
         c = self.config
         n, p = c.heads, c.head_dim
-        norms = self.initial_norms
-        scales = fast_weights.row_scales(self.initial_weights, norms)
+        initial = self._written(self.initial_weights)
+        scales = fast_weights.row_scales(initial, self.initial_norms)
 
-        def of_batch(arrays: FastWeights) -> FastWeights:
+        def of_batch(arrays: Matrices) -> Matrices:
             # A kernel would copy an array without memory of its own at every call.
-            return FastWeights(
-                *(mx.contiguous(mx.broadcast_to(x, (batch, *x.shape))) for x in arrays)
+            return tuple(
+                mx.contiguous(mx.broadcast_to(x, (batch, *x.shape))) for x in arrays
             )
 
-        weights = of_batch(self.initial_weights)
-        kept = mx.float32 if self.training else mx.bfloat16
+        weights = of_batch(initial)
         return MemoryState(
             conv_state=mx.zeros((batch, c.conv_kernel - 1, 3 * n * p), dtype),
             weights=weights,
             scales=of_batch(scales),
-            momentum=FastWeights(*(mx.zeros(w.shape, kept) for w in weights)),
+            momentum=tuple(mx.zeros(w.shape) for w in weights),
         )
 
+    def _written(self, weights: FastWeights) -> Matrices:
+        """Those that are written, the last ones of a network."""
+        return weights[-len(self.config.written) :]
+
     @property
-    def initial_norms(self) -> FastWeights:
-        """N, the row norms of :attr:`initial_weights`, ``[n, rows, 1]``.
+    def initial_norms(self) -> Matrices:
+        """N, the row norms of W0 where it is written, ``[n, rows, 1]``.
 
         Every write needs them: they are computed once for the same arrays.
         """
         initial = (self.w0_gate, self.w0_up, self.w0_down)
         of, norms = self._norms
         if any(x is not y for x, y in zip(initial, of, strict=True)):
-            norms = fast_weights.row_norms(self.initial_weights)
+            norms = fast_weights.row_norms(self._written(self.initial_weights))
             # By this thread, as others may use them too. While a function is traced,
             # nothing can be evaluated.
             with suppress(ValueError):
@@ -245,7 +252,7 @@ class Memory(nn.Module):
             chunk = slice(start, min(start + c.chunk, T))
             recalled.append(
                 ops.memory_read(
-                    weights=state.weights,
+                    weights=self.initial_weights.replaced(state.weights),
                     queries=queries[:, :, chunk],
                     gates=gates[:, :, chunk],
                     norm=self.o_norm.weight,
@@ -284,7 +291,7 @@ class Memory(nn.Module):
             return state._replace(pending=left)
 
         grads, decay_sum, squares = ops.memory_fold(
-            weights=state.weights,
+            weights=self.initial_weights.replaced(state.weights),
             scales=state.scales,
             grads=state.grads,
             decay_sum=state.decay_sum,

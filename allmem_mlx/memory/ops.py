@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import fast_weights
-from .fast_weights import FastWeights
+from .fast_weights import FastWeights, Matrices
 
 RMS_EPS = 1e-6
 L2_EPS = 1e-5
@@ -99,7 +99,8 @@ def memory_read(
     """Reads the memory: ``g RMSNorm((SiLU(Q Wg^T) * (Q Wu^T)) Wd^T + Q)``.
 
     Args:
-        weights (FastWeights): W, not normalised.
+        weights (FastWeights): W, not normalised. What is never written is W0, without
+            a batch dimension.
         queries (mx.array): Q, ``[B, n, T, p]``.
         gates (mx.array): g, ``[B, n, T]``.
         norm (mx.array): RMSNorm weight, ``[p]``.
@@ -118,79 +119,69 @@ def memory_read(
 def memory_fold(
     *,
     weights: FastWeights,
-    scales: FastWeights,
-    grads: FastWeights | None,
+    scales: Matrices,
+    grads: Matrices | None,
     decay_sum: mx.array | None,
     rows: mx.array,
-) -> tuple[FastWeights, mx.array, mx.array]:
+) -> tuple[Matrices, mx.array, mx.array]:
     """Adds the gradient of T tokens to G, and their m to the sum of m.
 
     Args:
-        weights (FastWeights): W.
-        scales (FastWeights): those of its rows in U, :func:`.row_scales`.
-        grads (FastWeights): G, the chunk's gradient so far; ``None`` at its start.
+        weights (FastWeights): W, as in :func:`memory_read`.
+        scales (Matrices): those of the rows in U of what is written, the last matrices,
+            :func:`.row_scales`. The others are in U as they are.
+        grads (Matrices): G, the chunk's gradient so far; ``None`` at its start.
         decay_sum (mx.array): the chunk's sum of m so far, ``[B, n]``, or ``None``.
         rows (mx.array): ``[B, n, T, 2p + 4]``.
 
     Returns:
-        tuple: the new G; the new sum; and the sums of squares of the new G for gate, up
-        and down, in parts, ``[B, n, 3, parts]``, which a write that follows needs.
+        tuple: the new G of what is written; the new sum; and the sums of squares of the
+        new G, in parts, ``[B, n, matrices, parts]``, which a write that follows needs.
     """
-    p = weights.gate.shape[-1]
+    p, written = weights.gate.shape[-1], len(scales)
     keys, values, rates, decays = mx.split(rows, [p, 2 * p, 2 * p + 3], axis=-1)
-    unified = fast_weights.normalize(weights, scales)
-    added = fast_weights.gradient(unified, keys, values, rates)
+    unified = fast_weights.normalize(weights[-written:], scales)
+    # What is not taken of it is not computed.
+    gradient = fast_weights.gradient(weights.replaced(unified), keys, values, rates)
+    added: Matrices = gradient[-written:]
     decays = decays.sum((-2, -1))
     if grads is not None and decay_sum is not None:
-        added = FastWeights(*(g + new for g, new in zip(grads, added, strict=True)))
+        added = tuple(g + new for g, new in zip(grads, added, strict=True))
         decays = decay_sum + decays
     return added, decays, fast_weights.squared_norms(added)[..., None]
 
 
 def memory_write(
     *,
-    weights: FastWeights,
-    scales: FastWeights,
-    momentum: FastWeights,
-    grads: FastWeights,
+    weights: Matrices,
+    scales: Matrices,
+    momentum: Matrices,
+    grads: Matrices,
     squares: mx.array,
     decay_sum: mx.array,
     tokens: int,
-    norms: FastWeights,
+    norms: Matrices,
     max_norm: float,
-) -> tuple[FastWeights, FastWeights, FastWeights]:
-    """Ends a chunk: ``M' = mu M - clip(G)``, ``W <- U + M'``, ``M <- bfloat16(M')``.
+) -> tuple[Matrices, Matrices, Matrices]:
+    """Ends a chunk: ``M <- mu M - clip(G)``, ``W <- U + M``, for what is written.
 
     Args:
-        weights (FastWeights): W.
-        scales (FastWeights): those of its rows in U.
-        momentum (FastWeights): M of the chunk before, in bfloat16, or in float32 in
-            training.
-        grads (FastWeights): G of the whole chunk.
+        weights (Matrices): W.
+        scales (Matrices): those of its rows in U.
+        momentum (Matrices): M of the chunk before.
+        grads (Matrices): G of the whole chunk.
         squares (mx.array): of G, as the last :func:`memory_fold` left them.
         decay_sum (mx.array): the chunk's sum of m, ``[B, n]``; mu is their mean.
         tokens (int): number of tokens of the chunk.
-        norms (FastWeights): N, :func:`.row_norms` of the initial weights,
+        norms (Matrices): N, :func:`.row_norms` of the initial weights,
             ``[n, rows, 1]``.
         max_norm (float): Theta.
 
     Returns:
-        tuple: the new W, its scales, and M in the type that it had.
+        tuple: the new W, its scales, and M.
     """
     unified = fast_weights.normalize(weights, scales)
-    before = FastWeights(*(m.astype(mx.float32) for m in momentum))
-    weights, after = fast_weights.write(
-        unified, before, grads, squares.sum(-1), decay_sum / tokens, max_norm
+    weights, momentum = fast_weights.write(
+        unified, momentum, grads, squares.sum(-1), decay_sum / tokens, max_norm
     )
-    scales = fast_weights.row_scales(weights, norms)
-    kept = (_rounded(m, like.dtype) for m, like in zip(after, momentum, strict=True))
-    return weights, scales, FastWeights(*kept)
-
-
-def _rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:
-    """``bfloat16(x)``, to nearest even. In float32, for training, its derivative is
-    1."""
-    rounded = x.astype(mx.bfloat16)
-    if dtype == mx.bfloat16:
-        return rounded
-    return x + mx.stop_gradient(rounded.astype(mx.float32) - x)
+    return weights, fast_weights.row_scales(weights, norms), momentum

@@ -8,6 +8,7 @@ over the length of a chunk. Surprising tokens, the ones that facts are made of, 
 counted alone beside all.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -97,7 +98,8 @@ def found(
     that each head finds, ``[n]``."""
     chunks, parts = tokens.chunks(chunk), counted.split(chunk)
     limits = config.max_update_norm, config.written
-    *_, (last, _) = states(memory.initial_weights(1), chunks, *limits)
+    written = states(memory.initial_weights(1), chunks, *limits)
+    last, _ = deque(written, maxlen=1).pop()
     lag = 1
     while (lag + min(lag, AROUND)) * chunk <= len(counted):
         near = range(lag, lag + min(lag, AROUND))  # of about this age

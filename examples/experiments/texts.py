@@ -267,7 +267,17 @@ if __name__ == "__main__":
         if not clone.exists():
             subprocess.run(["git", "init", "-q", "--bare", clone], check=True)
             url = f"https://github.com/{repository}"
-            fetch = ["git", "-C", clone, "fetch", "-q", "--depth", "1", url, commit]
+            fetch = [
+                "git",
+                "-C",
+                str(clone),
+                "fetch",
+                "-q",
+                "--depth",
+                "1",
+                url,
+                commit,
+            ]
             subprocess.run(fetch, check=True)
         documents, title, text = [], "", ""
         smallest = 30_000 if how == "wikipedia" else 0

@@ -118,8 +118,6 @@ class MLXTrainer:
         found: list[tuple[int, bool]] = []
         sums: dict[str, Arrays] = {loss: {} for loss in LOSSES}
         for i, segment in enumerate(step.segments):
-            if not segment.tokens:
-                continue
             gradients, text, right = self._gradients(i, segment)
             for loss, grads in gradients.items():
                 of_loss = sums[loss]
@@ -174,7 +172,8 @@ class MLXTrainer:
 
     def judge(self) -> dict[str, Any]:
         self._evaluating()
-        length = max(self.recipe.numbers("lengths"))
+        numbers = self.recipe.numbers
+        length = max(*numbers("lengths"), 2 * max(numbers("windows")))
         self.validation.random = random.Random(self.recipe.seed)
         documents = [self.validation.passage(length) for _ in range(JUDGED)]
         losses: likelihood.Losses = {

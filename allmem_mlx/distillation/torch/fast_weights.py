@@ -84,12 +84,6 @@ def clip(grad: Tensor, max_norm: float) -> Tensor:
     return grad * (max_norm / norm(grad, (-2, -1))).clamp(max=1)
 
 
-def stored(momentum: Tensor) -> Tensor:
-    """The momentum as a state keeps it, in bfloat16; its gradient goes straight
-    through."""
-    return momentum + (momentum.bfloat16().to(momentum.dtype) - momentum).detach()
-
-
 def states(
     initial: FastWeights,
     chunks: list[Tokens],
@@ -99,8 +93,7 @@ def states(
 ) -> Iterator[State]:
     """Yields W and M before each chunk and after the last.
 
-    A chunk is written as ``M' = mu M - clip(G)``, ``W <- U + M'``,
-    ``M <- bfloat16(M')``.
+    A chunk is written as ``M <- mu M - clip(G)``, ``W <- U + M``.
 
     Args:
         initial (FastWeights): W0.
@@ -121,11 +114,10 @@ def states(
         lengths = norms
         decay = chunk.decay.mean(dim=1)[:, None, None]
         grads = gradient(unified, chunk, written)
-        moves = {x: decay * momentum[x] - clip(grads[x], max_norm) for x in written}
+        momentum = {x: decay * momentum[x] - clip(grads[x], max_norm) for x in written}
         weights = unified._replace(
-            **{x: getattr(unified, x) + move for x, move in moves.items()}
+            **{x: getattr(unified, x) + move for x, move in momentum.items()}
         )
-        momentum = {x: stored(move) for x, move in moves.items()}
         yield weights, momentum
 
 

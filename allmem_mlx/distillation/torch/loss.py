@@ -47,15 +47,6 @@ def forward_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
     return _ForwardKL.apply(student, teacher, head)
 
 
-def padded(rows: list[list[int]], device: torch.device, left: bool = False) -> Tensor:
-    """Token ids as ``[B, L]``; shorter rows are filled up, at the end or the start."""
-    length = max(map(len, rows))
-    empty = [[0] * (length - len(row)) for row in rows]
-    pairs = zip(empty, rows, strict=True)
-    whole = [blank + row if left else row + blank for blank, row in pairs]
-    return torch.tensor(whole, dtype=torch.long, device=device)
-
-
 class Losses(NamedTuple):
     """The losses of segments, each the mean over them.
 
@@ -78,7 +69,7 @@ def segment_losses(
 
     Args:
         hybrid (Hybrid): student and teacher.
-        segments (list): of one length, but for those at the end of a document.
+        segments (list): of one length, and with contexts of one length.
         view (View): what the student computes.
         state (State): what it has read before.
 
@@ -86,13 +77,10 @@ def segment_losses(
         tuple: the losses, and what it has read then.
     """
     device, head, share = hybrid.device, hybrid.head, 1 / len(segments)
-    tokens = padded([x.tokens for x in segments], device)
-    contexts = {len(x.context) for x in segments if x.tokens}
-    assert len(contexts) == 1, "documents that are read together begin together"
-    before = padded([x.context for x in segments], device, left=True)
+    tokens = torch.tensor([x.tokens for x in segments], device=device)
+    seen = torch.tensor([x.context + x.tokens for x in segments], device=device)
     with torch.no_grad():
-        seen = torch.cat([before, tokens], dim=1)
-        teacher = hybrid.hidden(seen, TEACHER)[:, before.shape[1] :]
+        teacher = hybrid.hidden(seen, TEACHER)[:, -tokens.shape[1] :]
     student, after = hybrid.read(tokens, view, state)
     text = answers = 0 * student.float().sum()  # with a gradient, whatever follows
     found: list[tuple[int, bool]] = []
