@@ -94,8 +94,8 @@ def test_a_question_comes_after_its_fact(texts):
         assert len(document.tokens) == 2000 and len(document.answers) == 8
         for at, apart in document.answers:
             value = tokenizer.decode(document.tokens[at.start : at.stop]).strip()
-            told = tokenizer.decode(document.tokens[: at.start - apart])
-            assert value in told.strip(".: ").rsplit(".", 2)[-1] or value in told
+            stated = at.start - apart
+            assert value in tokenizer.decode(document.tokens[stated - 100 : stated])
             assert 64 <= apart
         farthest = max(apart for _, apart in document.answers)
         assert farthest > 1000 if distance == 1500 else farthest < 700

@@ -19,6 +19,7 @@ import allmem_mlx
 from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.distillation.sources import Texts, open_sources
 from allmem_mlx.distillation.torch.hybrid import load_base
+from allmem_mlx.errors import AllMemError
 
 LARGEST = "60MB"
 PARTS, PART = 20, 4096  # files of a kind, at most; tokens of one, at least
@@ -37,18 +38,19 @@ def pack(source: Texts, folder: Path, name: str, tokens: int) -> None:
 
 
 def command(args: argparse.Namespace) -> None:
+    model, tokenizer = load_base(args.model, "bfloat16")
+    sources = open_sources(args.data, args.held_out, args.validation, tokenizer, 0)
     args.folder.mkdir(parents=True)
     package = Path(allmem_mlx.__file__).parent
     ignored = shutil.ignore_patterns("weights", "__pycache__")
     shutil.copytree(package, args.folder / "allmem_mlx", ignore=ignored)
-    model, tokenizer = load_base(args.model, "bfloat16")
     model.save_pretrained(args.folder / "base", max_shard_size=LARGEST)
     tokenizer.save_pretrained(args.folder / "base")
-    sources = open_sources(args.data, args.held_out, args.validation, tokenizer, 0)
     for source, name, tokens in zip(
         sources, ("train", "valid"), (args.tokens, args.tokens / 20), strict=True
     ):
-        assert isinstance(source, Texts), "only texts can be packed"
+        if not isinstance(source, Texts):
+            raise AllMemError(f"{args.data}: only text files can be packed")
         pack(source, args.folder / "data", name, int(tokens))
     flags = "--model base --data data"
     if args.memory:
