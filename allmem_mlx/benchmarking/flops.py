@@ -422,7 +422,9 @@ def decoding_bytes(
     W = sizes.fast_weights
     each = W + rows
     fold = 2 * W + 2 * rows * c.fold
-    write = 3 * W - 2 * W  # M twice and W, in place of reading and writing G once
+    # M is read and written, W is written; G is not read by the first fold of a chunk,
+    # nor written by the last.
+    write = 3 * W - 2 * W
     conv = 2 * (c.conv_kernel - 1) * 3 * c.heads * c.head_dim * sizes.memory_layers
     numbers = each + fold / c.fold + write / c.chunk
     return Traffic(

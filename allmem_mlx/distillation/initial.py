@@ -30,8 +30,9 @@ import numpy as np
 
 from ..config import AllMemConfig
 from ..errors import SettingError
+from .documents import Source
 
-CALIBRATION = 6, 1024  # number and length of the documents that a base is measured on
+CALIBRATION = 6, 1024  # number and length of the texts that a base is measured on
 FLOOR = 1e-3  # smallest variance, relative to the largest: below it is noise
 INPUT = 0.1  # size of the SiLU's input for queries and keys: it is nearly linear there
 VALUE = 2.0  # norm of a value before the SiLU, approximately
@@ -51,6 +52,12 @@ THRESHOLD = 1.5
 COMMON = 0.5  # share of that component in the norm of queries and keys
 TOKEN_LAYERS = 0.2  # share of the layers, the last ones, whose values are tokens
 TOKEN_SIZE = 0.15  # norm of their output at alpha = 1, relative to the residual stream
+
+
+def calibration(source: Source) -> list[list[int]]:
+    """Token ids of the texts that a base is measured on."""
+    count, length = CALIBRATION
+    return [source.passage(length) for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -133,15 +133,15 @@ class Run:
         Args:
             minutes (float): time after which it stops, at the next end of a document.
         """
-        recipe, start, saved = self.recipe, time.perf_counter(), self.step
-        self.first = self.step
+        recipe, start = self.recipe, time.perf_counter()
+        first = saved = self.step
         self._print(self._plan())
         if self.step == 0:
             self.judge()
         while self.step < recipe.iters:
             began = time.perf_counter()
             self.train_step()
-            if self.step == self.first + 1:
+            if self.step == first + 1:
                 seconds = (time.perf_counter() - began) * (recipe.iters - self.step)
                 self._print(f"about {_duration(seconds)} to go")
             last = self.step == recipe.iters

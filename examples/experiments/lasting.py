@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from allmem_mlx.cli.run import ArgumentParser, run
-from allmem_mlx.distillation.initial import CALIBRATION, make_lasting
+from allmem_mlx.distillation.initial import calibration, make_lasting
 from allmem_mlx.distillation.recipe import whole_numbers
 from allmem_mlx.distillation.sources import open_sources
 from allmem_mlx.distillation.torch.hybrid import Hybrid, load_base
@@ -28,9 +28,7 @@ def command(args: argparse.Namespace) -> None:
     config = replace(trained_config(args.run), updates="down")
     hybrid = Hybrid(model, config)
     source, _ = open_sources(args.data, args.held_out, args.validation, tokenizer, 0)
-    count, length = CALIBRATION
-    passages = torch.tensor([source.passage(length) for _ in range(count)])
-    layers, _ = measure(hybrid, passages)
+    layers, _ = measure(hybrid, torch.tensor(calibration(source)))
     memory = load_file(args.run / "memory.safetensors")
     names = [
         x.removesuffix("alpha") for x in hybrid.parameters() if x.endswith("alpha")

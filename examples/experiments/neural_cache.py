@@ -21,7 +21,7 @@ from torch import Tensor
 
 from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import AllMemConfig
-from allmem_mlx.distillation.initial import CALIBRATION, input_scale
+from allmem_mlx.distillation.initial import calibration, input_scale
 from allmem_mlx.distillation.sources import open_sources
 from allmem_mlx.distillation.torch.hybrid import TEACHER, Hybrid, load_base
 from allmem_mlx.distillation.torch.judge import VIEW, token_losses
@@ -48,8 +48,7 @@ def command(args: Any) -> None:
         args.data, args.held_out, args.validation, tokenizer, args.seed
     )
     hybrid = Hybrid(model, AllMemConfig(heads=1, head_dim=1, hidden_dim=1))
-    count, length = CALIBRATION
-    passages = torch.tensor([source.passage(length) for _ in range(count)])
+    passages = torch.tensor(calibration(source))
     states = hybrid.hidden(passages, VIEW).flatten(0, 1)
     whiten = torch.from_numpy(input_scale((states.T @ states / len(states)).numpy()))
 

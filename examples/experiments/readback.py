@@ -21,7 +21,7 @@ from torch import Tensor
 
 from allmem_mlx.cli.run import ArgumentParser, run
 from allmem_mlx.config import UPDATES, VALUES, AllMemConfig
-from allmem_mlx.distillation.initial import CALIBRATION
+from allmem_mlx.distillation.initial import calibration
 from allmem_mlx.distillation.recipe import whole_numbers
 from allmem_mlx.distillation.sources import Texts
 from allmem_mlx.distillation.torch.fast_weights import (
@@ -80,13 +80,9 @@ def prepared(args: Any) -> tuple[Hybrid, Texts]:
         )
     hybrid = Hybrid(model, config)
     if args.memory:
-        parameters = hybrid.parameters()
-        for name, x in load_file(args.memory / "memory.safetensors").items():
-            parameters[name].copy_(x)
+        hybrid.load(load_file(args.memory / "memory.safetensors"))
     elif args.start == "whitened":
-        count, length = CALIBRATION
-        passages = [texts.passage(length) for _ in range(count)]
-        measured = measure(hybrid, torch.tensor(passages))
+        measured = measure(hybrid, torch.tensor(calibration(texts)))
         initialize(hybrid, *measured, alpha=0.1, seed=args.seed)
     return hybrid, texts
 

@@ -24,7 +24,7 @@ from allmem_mlx.distillation.torch.hybrid import (
     load_base,
     window_attention,
 )
-from allmem_mlx.distillation.torch.judge import answered, token_losses
+from allmem_mlx.distillation.torch.judge import answered
 
 WINDOW = View(window=64, sinks=16)
 FACTS = 8  # in a document
@@ -43,13 +43,8 @@ class Seeing:
 
 def scores(hybrid: Hybrid, documents: list[Document]) -> str:
     """The mean loss of answers and the share that greedy decoding finds."""
-    losses, right, asked = [], 0, 0
-    for document in documents:
-        found = token_losses(hybrid, torch.tensor([document.tokens]), TEACHER)[0]
-        losses += [found[i - 1].item() for i in document.whole().answer_places]
-        right += answered(hybrid, document, TEACHER)
-        asked += len(document.answers)
-    return f"{sum(losses) / len(losses):.3f}  {right}/{asked}"
+    losses, right = answered(hybrid, documents, TEACHER)
+    return f"{losses.mean():.3f}  {sum(right)}/{len(right)}"
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from ...model import Model
 from ...variants import base_model
 from ...weight_files import safetensors_header
 from ..documents import Segment
-from ..initial import CALIBRATION, input_scales
+from ..initial import calibration, input_scales
 from ..optimizer import LOSSES
 from ..recipe import Recipe, Step
 from ..run import StepResult
@@ -99,9 +99,7 @@ class MLXTrainer:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def start(self) -> dict[str, Any]:
-        count, length = CALIBRATION
-        documents = [self.source.passage(length) for _ in range(count)]
-        layers, output = measure(self.model, self.base, documents)
+        layers, output = measure(self.model, self.base, calibration(self.source))
         if self.fresh:
             recipe = self.recipe
             initialize(self.model, layers, output, recipe.alpha, recipe.seed)

@@ -335,6 +335,13 @@ class Hybrid:
         """The trainable parameters, by their names in the model."""
         return {k: p for k, p in self.model.named_parameters() if p.requires_grad}
 
+    @torch.no_grad()
+    def load(self, memory: dict[str, Tensor]) -> None:
+        """Gives trainable parameters other values, by their names."""
+        parameters = self.parameters()
+        for name, x in memory.items():
+            parameters[name].copy_(x)
+
     def layers(self) -> list[HybridAttention]:
         attentions = (layer.self_attn for layer in self.model.model.layers)
         return [x for x in attentions if isinstance(x, HybridAttention)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..documents import Document, Source
 from .hybrid import TEACHER, Hybrid, View
-from .loss import next_token_loss
+from .loss import answer_losses, next_token_loss
 
 VIEW = View(window=128, sinks=16, chunk=64)
 TEXTS = 4, 1536  # documents of natural text, or twice as many as kinds; their tokens
@@ -30,16 +30,20 @@ def token_losses(hybrid: Hybrid, tokens: Tensor, view: View) -> Tensor:
 
 
 @torch.no_grad()
-def answered(hybrid: Hybrid, document: Document, view: View) -> int:
-    """The number of a document's questions that greedy decoding answers: every token of
-    the answer is the likeliest after those before it."""
-    tokens = torch.tensor([document.tokens], device=hybrid.device)
-    hidden = hybrid.hidden(tokens, view)[0]
-    correct = 0
-    for answer, _ in document.answers:
-        logits = hidden[answer.start - 1 : answer.stop - 1] @ hybrid.head.T
-        correct += torch.equal(logits.argmax(-1), tokens[0, answer.start : answer.stop])
-    return correct
+def answered(
+    hybrid: Hybrid, documents: list[Document], view: View
+) -> tuple[Tensor, list[bool]]:
+    """``-log p`` of each token of the answers in documents, and for each question
+    whether greedy decoding answers it: every token of the answer is the likeliest after
+    those before it."""
+    losses, right = [], []
+    for document in documents:
+        tokens = torch.tensor([document.tokens], device=hybrid.device)
+        hidden = hybrid.hidden(tokens, view)[0]
+        of_tokens, found = answer_losses(hidden, document.whole(), hybrid.head)
+        losses.append(of_tokens)
+        right += [answer for _, answer in found]
+    return torch.cat(losses), right
 
 
 class Judge:
@@ -84,11 +88,11 @@ class Judge:
     def scores(self, view: View) -> dict[str, float]:
         """Nats per token beyond the window in texts of each kind and in repeated
         passages, and the share of facts that greedy decoding finds."""
-        correct = sum(answered(self.hybrid, d, view) for d in self.facts)
+        _, right = answered(self.hybrid, self.facts, view)
         return {
             **self._texts(view),
             "repeats": self._loss(self.repeats, view),
-            "facts": round(correct / sum(len(d.answers) for d in self.facts), 4),
+            "facts": round(sum(right) / len(right), 4),
         }
 
     def _texts(self, view: View) -> dict[str, float]:

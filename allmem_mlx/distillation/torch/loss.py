@@ -47,6 +47,27 @@ def forward_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
     return _ForwardKL.apply(student, teacher, head)
 
 
+def answer_losses(
+    hidden: Tensor, segment: Segment, head: Tensor
+) -> tuple[Tensor, list[tuple[int, bool]]]:
+    """``-log p`` of each token of a segment's answers, and which answers are found.
+
+    Args:
+        hidden (Tensor): last hidden states of its tokens, ``[L, D]``.
+        segment (Segment): the segment.
+        head (Tensor): the output matrix, ``[V, D]``.
+
+    Returns:
+        tuple: the losses, and :meth:`Segment.found`.
+    """
+    places = segment.answer_places
+    logits = F.linear(hidden[[i - 1 for i in places]], head).float()
+    expected = [segment.tokens[i] for i in places]
+    targets = torch.tensor(expected, device=hidden.device)
+    right = (logits.argmax(-1) == targets).tolist()
+    return F.cross_entropy(logits, targets, reduction="none"), segment.found(right)
+
+
 class Losses(NamedTuple):
     """The losses of segments, each the mean over them.
 
@@ -88,11 +109,10 @@ def segment_losses(
         s, t, at = student[row], teacher[row], segment.targets
         if at:
             text = text + share * forward_kl(s[at], t[at], head) / len(at)
-        if places := segment.answer_places:
-            logits = F.linear(s[[i - 1 for i in places]], head).float()
-            expected = tokens[row, places]
-            answers = answers + share * F.cross_entropy(logits, expected)
-            found += segment.found((logits.argmax(-1) == expected).tolist())
+        if segment.answers:
+            losses, right = answer_losses(s, segment, head)
+            answers = answers + share * losses.mean()
+            found += right
     return Losses(text, answers if found else None, found), after
 
 

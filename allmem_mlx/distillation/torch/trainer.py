@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from ...config import AllMemConfig
 from ...errors import AllMemError, SettingError
 from ...files import read_json, replacing
-from ..initial import CALIBRATION, input_scales
+from ..initial import calibration, input_scales
 from ..recipe import Recipe, Step, whole_numbers
 from ..run import StepResult
 from ..sources import open_sources
@@ -138,14 +138,13 @@ class TorchTrainer:
             self.hybrid.checkpoint_activations()
 
     def start(self) -> dict[str, Any]:
-        count, length = CALIBRATION
-        passages = [self.source.passage(length) for _ in range(count)]
-        documents = torch.tensor(passages, device=self.hybrid.device)
+        texts = calibration(self.source)
+        documents = torch.tensor(texts, device=self.hybrid.device)
         layers, output = measure(self.hybrid, documents)
         memory, recipe = self._trained_memory(), self.recipe
         if memory.keys() != self.parameters.keys():
             initialize(self.hybrid, layers, output, recipe.alpha, recipe.seed)
-        self._load(memory)
+        self.hybrid.load(memory)
         scales = input_scales(self.parameters, layers, output)
         self.optimizer = Optimizer(self.parameters, recipe, scales)
         return {"base": self._judge.base()} if self.leads else {}
@@ -167,11 +166,6 @@ class TorchTrainer:
                 f"{file} does not fit: {wrong[0]} is missing, or not trained here"
             )
         return memory
-
-    @torch.no_grad()
-    def _load(self, memory: dict[str, Tensor]) -> None:
-        for name, x in memory.items():
-            self.parameters[name].copy_(x)
 
     def train_step(self, step: Step, rate: float) -> StepResult:
         if not step.goes_on:
@@ -258,7 +252,7 @@ class TorchTrainer:
         return saved, saved
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._load(state["memory"])
+        self.hybrid.load(state["memory"])
         self.optimizer = Optimizer(self.parameters, self.recipe, {})
         self.optimizer.load(state["optimizer"])
 
